@@ -1,0 +1,64 @@
+"""Lets `import torchvision` succeed beside a PyTorch build that its compiled operators do not fit.
+
+PyPI's torchvision for Linux is compiled against a CUDA build of PyTorch. Beside a CPU-only PyTorch its library cannot be
+loaded, so the operators `torchvision::nms` and `torchvision::qnms` are never defined, yet torchvision registers shape functions
+for them while it is imported and dies with "operator torchvision::nms does not exist". timm, which imports torchvision, dies too.
+
+This project uses no compiled operator of torchvision: models, transforms and data sets are Python. So it is enough that the two
+names exist. Where the library loads (every matching pair of builds) nothing is defined and torchvision is left exactly as it is.
+With the names alone, calling `torchvision.ops.nms` or `torchvision.io.decode_jpeg` still raises an error.
+
+Imported by `moco/__init__.py` before anything else, hence before any import of torchvision or timm in this project.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import torch
+
+_SIGNATURE = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+
+# A Library undoes its definitions when it is collected: it has to live as long as the process.
+_placeholders: torch.library.Library | None = None
+
+
+def _compiled_operators() -> Path | None:
+    """The file of torchvision's operators, or None without torchvision or without such a file. Does not import torchvision."""
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    folder = Path(next(iter(spec.submodule_search_locations)))
+    return next((path for name in ("_C.so", "_C.pyd") if (path := folder / name).exists()), None)
+
+
+def _defined(name: str) -> bool:
+    try:
+        getattr(torch.ops.torchvision, name)
+    except AttributeError:
+        return False
+    return True
+
+
+def ensure() -> bool:
+    """Define the missing operator names, once. True if placeholders are in place, False if torchvision needs none."""
+    global _placeholders
+    if _placeholders is not None:
+        return True
+    library = _compiled_operators()
+    if library is not None:
+        try:
+            torch.ops.load_library(str(library))
+        except OSError:
+            pass  # built for another PyTorch
+    missing = [name for name in ("nms", "qnms") if not _defined(name)]
+    if not missing:
+        return False
+    _placeholders = torch.library.Library("torchvision", "FRAGMENT")
+    for name in missing:
+        _placeholders.define(name + _SIGNATURE)
+    return True
+
+
+ensure()
