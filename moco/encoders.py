@@ -1,0 +1,258 @@
+"""Encoders by name: a network whose classifier is the projection head, as MoCo builds it (`num_classes` = feature dimension).
+
+What `build_encoder` returns is the plain torchvision or timm module, so that its state keys are those of the library
+(`conv1.weight`, ..., `fc.weight`) and checkpoints travel. Three families are not in those libraries: the small-image ResNets
+(3x3 stem of stride 1, no max-pool) of MoCo's CIFAR demo and Wang & Liu, the SmallAlexNet of Wang & Isola's STL-10 runs, and a
+four-layer net for images of 32 pixels.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torchvision import models
+
+from moco.errors import InputError
+
+_TIMM = "timm:"
+# Their last layer is a convolution followed by a ReLU: there is no linear classifier to replace or to leave out.
+_WITHOUT_LINEAR = ("squeezenet1_0", "squeezenet1_1")
+
+
+class SmallAlexNet(nn.Module):
+    """AlexNet for 64 x 64 images with BatchNorm and half the channels (Wang & Isola, ICML 2020, STL-10 and NYU-Depth).
+
+    `[N, 3, 64, 64] -> [N, num_classes]`. `blocks[i]` is layer i + 1 of the paper (conv1 ... conv5, fc6, fc7), `fc` its fc8.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+
+        def conv(c_in: int, c_out: int, pool: bool) -> nn.Sequential:
+            layers = [nn.Conv2d(c_in, c_out, 3, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True)]
+            return nn.Sequential(*layers, *([nn.MaxPool2d(3, 2)] if pool else []))
+
+        def dense(d_in: int, d_out: int) -> list[nn.Module]:
+            return [nn.Linear(d_in, d_out, bias=False), nn.BatchNorm1d(d_out), nn.ReLU(inplace=True)]
+
+        self.blocks = nn.Sequential(
+            conv(3, 96, pool=True),
+            conv(96, 192, pool=True),
+            conv(192, 384, pool=False),
+            conv(384, 384, pool=False),
+            conv(384, 192, pool=True),
+            nn.Sequential(nn.Flatten(), *dense(192 * 7 * 7, 4096)),  # 64 -> 31 -> 15 -> 7 pixels
+            nn.Sequential(*dense(4096, 4096)),
+        )
+        self.fc = nn.Linear(4096, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.blocks(x))
+
+
+class SmallCNN(nn.Module):
+    """Four 3x3 convolutions with BatchNorm and ReLU, the last three of stride 2, then the mean over all places.
+
+    `[N, 3, S, S] -> [N, num_classes]`, S = 32 in mind; quick enough to pretrain on the digits with two CPU cores.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for c_in, c_out, stride in ((3, 32, 1), (32, 64, 2), (64, 128, 2), (128, 128, 2)):
+            layers += [nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True)]
+        self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.fc = nn.Linear(128, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.features(x))
+
+
+def _small_resnet(name: str) -> Callable[[int], nn.Module]:
+    def build(num_classes: int) -> nn.Module:
+        encoder = models.get_model(name, weights=None, num_classes=num_classes)
+        encoder.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+        nn.init.kaiming_normal_(encoder.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's own convs
+        encoder.maxpool = nn.Identity()
+        return encoder
+
+    return build
+
+
+_OWN: dict[str, Callable[[int], nn.Module]] = {
+    "resnet18_small": _small_resnet("resnet18"),
+    "resnet34_small": _small_resnet("resnet34"),
+    "resnet50_small": _small_resnet("resnet50"),
+    "smallalexnet": SmallAlexNet,
+    "smallcnn": SmallCNN,
+}
+
+
+def available() -> list[str]:
+    """Names that `build_encoder` takes, beside `timm:NAME` for every name that timm knows."""
+    return sorted([*_OWN, *(name for name in models.list_models(module=models) if name not in _WITHOUT_LINEAR)])
+
+
+def build_encoder(arch: str, num_classes: int, mlp: bool = False, image_size: int | None = None) -> nn.Module:
+    """The network `arch`, untrained, `[N, 3, S, S] -> [N, num_classes]`.
+
+    `mlp` makes its classifier Linear(d, d)-ReLU-Linear(d, num_classes), without BatchNorm (MoCo v2). `image_size` S is given to
+    the networks that are built for one size (ViT, Swin, MaxViT), and the network is tried on one blank image of that size.
+    InputError: unknown arch (with near names), no linear classifier, an image size that the network does not take.
+    """
+    if num_classes < 1:
+        raise InputError(f"the encoder's output needs at least 1 dimension, not {num_classes}")
+    try:
+        encoder = _build_plain(arch, num_classes, image_size)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise InputError(
+            f"--arch {arch} cannot be built for images of {image_size} px: {_first_line(error)}"
+        ) from error
+    name = _find_classifier(encoder, arch)
+    encoder._moco_classifier = name  # type: ignore[assignment]
+    last = encoder.get_submodule(name)
+    if not torch.count_nonzero(last.weight):  # type: ignore[arg-type]
+        # torchvision's ViT starts its classifier at zero. A projection to the zero vector has no direction to normalise.
+        last.reset_parameters()  # type: ignore[operator]
+    if mlp:
+        if not isinstance(last, nn.Linear):
+            raise InputError(
+                f"--mlp needs a linear classifier, and that of {arch} is a {type(last).__name__}: leave --mlp out"
+            )
+        _replace(encoder, name, nn.Sequential(nn.Linear(last.in_features, last.in_features), nn.ReLU(), last))
+    if image_size is not None:
+        _try_on_blank(encoder, arch, image_size, num_classes)
+    return encoder
+
+
+def classifier_name(encoder: nn.Module) -> str:
+    """The dotted name of the encoder's last layer or `mlp` head: 'fc', 'head', 'heads.head', 'classifier.6', ..."""
+    name = getattr(encoder, "_moco_classifier", None)
+    return name if name is not None else _find_classifier(encoder, type(encoder).__name__)
+
+
+def feature_dim(encoder: nn.Module) -> int:
+    """Width of what the classifier reads: the dimension of the trunk's features."""
+    for module in encoder.get_submodule(classifier_name(encoder)).modules():
+        if isinstance(module, nn.Linear):
+            return module.in_features
+        if isinstance(module, nn.Conv2d):
+            return module.in_channels
+    raise TypeError(f"the classifier of {type(encoder).__name__} has no weights")
+
+
+def trunk(encoder: nn.Module) -> nn.Module:
+    """The encoder without its classifier: `[N, 3, S, S] -> [N, feature_dim]`, sharing every parameter and buffer with it.
+
+    Only the containers on the path to the classifier are copied; the encoder itself stays as it was.
+    """
+    view = _shallow_copy(encoder)
+    owner = view
+    *path, leaf = classifier_name(encoder).split(".")
+    for part in path:
+        owner._modules[part] = _shallow_copy(owner.get_submodule(part))
+        owner = owner.get_submodule(part)
+    owner._modules[leaf] = nn.Identity()
+    return view
+
+
+def _shallow_copy(module: nn.Module) -> nn.Module:
+    """The same parameters, buffers and children under a table of children of its own."""
+    view = copy.copy(module)
+    view._modules = dict(module._modules)
+    return view
+
+
+def _build_plain(arch: str, num_classes: int, image_size: int | None) -> nn.Module:
+    if arch.startswith(_TIMM):
+        return _build_timm(arch.removeprefix(_TIMM), num_classes, image_size)
+    if arch in _OWN:
+        return _OWN[arch](num_classes)
+    if arch in _WITHOUT_LINEAR:
+        raise InputError(
+            f"--arch {arch} has no linear classifier, so it cannot carry a projection head: choose another one"
+        )
+    if arch not in available():
+        raise _unknown(arch)
+    extra: dict[str, object] = {}
+    if arch in ("googlenet", "inception_v3"):
+        extra = {"aux_logits": False, "init_weights": True}  # with auxiliary classifiers their output is not one tensor
+    elif image_size is not None and arch.startswith("vit_"):
+        extra = {"image_size": image_size}
+    elif image_size is not None and arch.startswith("maxvit_"):
+        extra = {"input_size": (image_size, image_size)}
+    return models.get_model(arch, weights=None, num_classes=num_classes, **extra)
+
+
+def _build_timm(name: str, num_classes: int, image_size: int | None) -> nn.Module:
+    import timm  # here, because it takes half a second that the other names need not wait for
+
+    if not timm.is_model(name):
+        raise _unknown(_TIMM + name)
+    cfg = timm.models.get_pretrained_cfg(name, allow_unregistered=False)
+    fixed = image_size is not None and cfg is not None and cfg.fixed_input_size
+    return timm.create_model(
+        name, pretrained=False, num_classes=num_classes, **({"img_size": image_size} if fixed else {})
+    )
+
+
+def _unknown(arch: str) -> InputError:
+    """Names with their family's prefix, nearest first; also timm's, for `resnet18d` is there and not in torchvision."""
+    names = available()
+    try:
+        import timm
+
+        names += [_TIMM + name for name in timm.list_models()]
+    except ImportError:
+        pass
+    bare = {name.removeprefix(_TIMM): name for name in reversed(names)}  # torchvision's wins where both have the name
+    near = [bare[name] for name in difflib.get_close_matches(arch.removeprefix(_TIMM).lower(), bare, n=4, cutoff=0.5)]
+    hint = (
+        f"did you mean {', '.join(near)}?"
+        if near
+        else f"take a torchvision classification name, timm:NAME or one of {', '.join(_OWN)}"
+    )
+    return InputError(f"unknown --arch {arch!r}; {hint}")
+
+
+def _find_classifier(encoder: nn.Module, arch: str) -> str:
+    """timm says it; everywhere else it is the linear layer that was registered last."""
+    name = getattr(encoder, "default_cfg", {}).get("classifier") if hasattr(encoder, "default_cfg") else None
+    if name is None:
+        linear = [dotted for dotted, module in encoder.named_modules() if isinstance(module, nn.Linear)]
+        name = linear[-1] if linear else None
+    if not isinstance(name, str) or not name:
+        raise InputError(
+            f"--arch {arch} has no single linear classifier, so it cannot carry a projection head: choose another one"
+        )
+    return name
+
+
+def _replace(encoder: nn.Module, dotted: str, module: nn.Module) -> None:
+    owner, _, leaf = dotted.rpartition(".")
+    setattr(encoder.get_submodule(owner), leaf, module)
+
+
+def _try_on_blank(encoder: nn.Module, arch: str, image_size: int, num_classes: int) -> None:
+    """One forward pass in eval mode, so that BatchNorm's running statistics stay as they are."""
+    encoder.eval()
+    try:
+        with torch.no_grad():
+            out = encoder(torch.zeros(1, 3, image_size, image_size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise InputError(
+            f"--arch {arch} does not take images of {image_size} px ({_first_line(error)}): change --image-size or --arch"
+        ) from error
+    encoder.train()
+    if not isinstance(out, Tensor) or out.shape != (1, num_classes):
+        raise InputError(
+            f"--arch {arch} does not give one vector per image, so it cannot be an encoder: choose another one"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
