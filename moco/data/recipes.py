@@ -1,0 +1,182 @@
+"""What is done to the views of an image, recipe by recipe, as data: ranges and probabilities, never arithmetic.
+
+A recipe holds one `View` per view it treats differently (view v uses `views[v % len(views)]`), the crop that the loader
+cuts, the channel statistics that end the chain, and the source of its numbers. Horizontal flips commute with every
+photometric operation (and with the blur, whose kernel is symmetric), so recipes that differ only in where the flip stands
+are the same function and need no field for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+
+from moco.errors import InputError
+
+Triple = tuple[float, float, float]
+Range = tuple[float, float]
+
+IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
+IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
+CIFAR_MEAN: Triple = (0.4914, 0.4822, 0.4465)
+CIFAR_STD: Triple = (0.2023, 0.1994, 0.2010)
+STL10_MEAN: Triple = (0.44087801806139126, 0.42790631331699347, 0.3867879370752931)
+STL10_STD: Triple = (0.26826768628079806, 0.2610450402318512, 0.26866836876860795)
+DIGITS_MEAN: Triple = (0.306, 0.306, 0.306)  # of the 1,797 scans after the enlargement to 32 x 32
+DIGITS_STD: Triple = (0.324, 0.324, 0.324)
+
+
+@dataclass(frozen=True)
+class Jitter:
+    """ColorJitter: factors in [max(0, 1 - x), 1 + x] for the first three, a hue shift in [-hue, hue] turns; with odds `p`."""
+
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    p: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_odds(self.p)
+        if not 0 <= self.hue <= 0.5:
+            raise InputError(f"a hue shift of {self.hue} turns is outside [0, 0.5]; give at most half a turn")
+        if min(self.brightness, self.contrast, self.saturation) < 0:
+            raise InputError("a jitter strength below 0 has no meaning; give 0 to leave an operation out")
+
+    def ranges(self) -> tuple[Range, Range, Range, Range]:
+        """(low, high) of brightness, contrast, saturation (factors) and hue (turns): torchvision's rule."""
+        low, high = zip(*((max(0.0, 1 - x), 1 + x) for x in (self.brightness, self.contrast, self.saturation)))
+        return (low[0], high[0]), (low[1], high[1]), (low[2], high[2]), (-self.hue, self.hue)
+
+
+@dataclass(frozen=True)
+class View:
+    """One view's operations in the order they run; odds of 0 leave an operation out.
+
+    rotation (degrees, either way) -> [grayscale, if grayscale_first] -> jitter -> grayscale -> blur (sigma in pixels,
+    uniform in `sigma`) -> solarize (at half intensity) -> horizontal flip.
+    """
+
+    rotation: float = 0.0
+    jitter: Jitter | None = None
+    grayscale: float = 0.0
+    grayscale_first: bool = False
+    blur: float = 0.0
+    sigma: Range = (0.1, 2.0)
+    solarize: float = 0.0
+    flip: float = 0.0
+
+    def __post_init__(self) -> None:
+        for odds in (self.grayscale, self.blur, self.solarize, self.flip):
+            _check_odds(odds)
+        if not 0 < self.sigma[0] <= self.sigma[1]:
+            raise InputError(f"blur sigmas {self.sigma} must be two numbers above 0, the smaller first")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A named set of views; `scale` and `ratio` (area share and aspect of the random crop) are for the loader."""
+
+    name: str
+    source: str
+    views: tuple[View, ...]
+    scale: Range = (0.2, 1.0)
+    ratio: Range = (3 / 4, 4 / 3)
+    mean: Triple = IMAGENET_MEAN
+    std: Triple = IMAGENET_STD
+    probe_scale: Range = (0.08, 1.0)
+
+    def view(self, number: int) -> View:
+        return self.views[number % len(self.views)]
+
+    def for_probe(self) -> Recipe:
+        """The linear probe's training recipe for data of this recipe: crop and this recipe's flip, nothing photometric."""
+        flip = max(view.flip for view in self.views)
+        return replace(RECIPES["lincls"], name=f"lincls ({self.name})", views=(View(flip=flip),), scale=self.probe_scale,
+                       ratio=self.ratio, mean=self.mean, std=self.std)  # fmt: skip
+
+    def for_evaluation(self) -> Recipe:
+        """Normalisation alone, with this recipe's statistics."""
+        return replace(RECIPES["eval"], name=f"eval ({self.name})", mean=self.mean, std=self.std)
+
+
+def _check_odds(p: float) -> None:
+    if not 0 <= p <= 1:
+        raise InputError(f"a probability of {p} is outside [0, 1]")
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe called `name`; InputError with the known names otherwise."""
+    if name not in RECIPES:
+        near = get_close_matches(name, RECIPES, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise InputError(f"unknown augmentation recipe {name!r}{hint} Known: {', '.join(sorted(RECIPES))}.")
+    return RECIPES[name]
+
+
+_MILD = Jitter(0.4, 0.4, 0.4, 0.1, p=0.8)
+_BYOL = Jitter(0.4, 0.4, 0.2, 0.1, p=0.8)
+
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            "v1",
+            "MoCo v1 (He et al. 2020; facebookresearch/moco main_moco.py without --aug-plus): grey before jitter",
+            (View(grayscale=0.2, grayscale_first=True, jitter=Jitter(0.4, 0.4, 0.4, 0.4), flip=0.5),),
+        ),
+        Recipe(
+            "v2",
+            "MoCo v2 (Chen et al. 2020; facebookresearch/moco main_moco.py --aug-plus)",
+            (View(jitter=_MILD, grayscale=0.2, blur=0.5, flip=0.5),),
+        ),
+        Recipe(
+            "simclr",
+            "SimCLR (Chen et al. 2020, appendix A; colour strength 1). Normalised with ImageNet's statistics, as its ports to "
+            "PyTorch do; the original feeds [0, 1].",
+            (View(jitter=Jitter(0.8, 0.8, 0.8, 0.2, p=0.8), grayscale=0.2, blur=0.5, flip=0.5),),
+            scale=(0.08, 1.0),
+        ),
+        Recipe(
+            "byol",
+            "BYOL (Grill et al. 2020, table 6): view 0 always blurred, view 1 seldom blurred and sometimes solarized",
+            (
+                View(jitter=_BYOL, grayscale=0.2, blur=1.0, flip=0.5),
+                View(jitter=_BYOL, grayscale=0.2, blur=0.1, solarize=0.2, flip=0.5),
+            ),
+            scale=(0.08, 1.0),
+        ),
+        Recipe(
+            "supcon",
+            "SupCon (Khosla et al. 2020; HobbitLong/SupContrast main_supcon.py), with ImageNet's statistics",
+            (View(jitter=_MILD, grayscale=0.2, flip=0.5),),
+        ),
+        Recipe(
+            "stl10",
+            "Wang & Isola 2020 (SsnL/align_uniform, examples/stl10)",
+            (View(jitter=Jitter(0.4, 0.4, 0.4, 0.4), grayscale=0.2, flip=0.5),),
+            scale=(0.08, 1.0),
+            mean=STL10_MEAN,
+            std=STL10_STD,
+        ),
+        Recipe(
+            "cifar",
+            "MoCo's CIFAR-10 demo (facebookresearch/moco, colab notebook)",
+            (View(jitter=_MILD, grayscale=0.2, flip=0.5),),
+            scale=(0.08, 1.0),
+            mean=CIFAR_MEAN,
+            std=CIFAR_STD,
+        ),
+        Recipe(
+            "digits",
+            "this project: a mirrored or upside-down digit is another sign, and grey scans have no hue",
+            (View(rotation=15.0, jitter=Jitter(brightness=0.4, contrast=0.4, p=0.8)),),
+            scale=(0.4, 1.0),
+            mean=DIGITS_MEAN,
+            std=DIGITS_STD,
+            probe_scale=(0.8, 1.0),
+        ),
+        Recipe("lincls", "MoCo's linear probe (facebookresearch/moco main_lincls.py)", (View(flip=0.5),), scale=(0.08, 1.0)),
+        Recipe("eval", "normalisation alone", (View(),), scale=(1.0, 1.0)),
+    )
+}
