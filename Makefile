@@ -1,0 +1,44 @@
+# One-line descriptions after `##` are what `make help` prints. Everything runs from .venv, which install.sh makes and keeps.
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help quickstart test lint types pytest install install-dev clean distclean
+
+PY := .venv/bin/python
+CODE := moco tests examples $(wildcard main_moco.py main_lincls.py launch benchmarks)
+TYPED := moco $(wildcard main_moco.py main_lincls.py) examples
+# Extra arguments, as in: make pytest ARGS="-k queue -x"
+ARGS ?=
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | \
+	  while IFS='|' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
+
+quickstart: install ## install, pretrain on the digits with both heads, probe them; prints a table, draws a figure
+	@$(PY) examples/quickstart.py $(ARGS)
+
+test: lint types pytest ## install, then everything that needs no GPU: lint, types, tests
+
+lint: install-dev ## ruff: style, imports, likely bugs
+	@$(PY) -m ruff check $(CODE)
+	@$(PY) -m ruff format --check $(CODE)
+
+types: install-dev ## mypy over moco/, the mains and the examples
+	@$(PY) -m mypy $(TYPED)
+
+# One thread per process: several test processes share the cores, and the summation order stays the same everywhere.
+pytest: install-dev ## the tests alone (ARGS="-k queue -x" is passed on)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest $(ARGS)
+
+install: ## make .venv with requirements.txt (and, where possible, FFCV's system libraries)
+	@./install.sh
+
+install-dev: ## the same, with the tools that `make test` uses
+	@./install.sh dev
+
+clean: ## remove caches and build products (keeps .venv and runs/)
+	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -path ./.venv -prune -o -name __pycache__ -type d -print0 | xargs -0r rm -rf
+
+distclean: clean ## clean, and remove .venv too
+	@rm -rf .venv

@@ -1,0 +1,134 @@
+#!/usr/bin/env bash
+# Makes .venv and installs the tested set into it; starts at once when nothing has changed.
+#
+#   ./install.sh        what the trainer and the quickstart need (requirements.txt)
+#   ./install.sh dev    the same, and the tools of `make test` (requirements-dev.txt)
+#
+# FFCV is compiled on the spot and needs libraries of the system. As root, or with sudo that asks no password, they are installed
+# by apt-get first. Elsewhere the missing apt line is printed and everything but FFCV is installed: the trainer then reads images
+# through PIL. A later start notices when the libraries have come.
+#
+#   PYTHON=python3.12   the interpreter .venv is made from (default: the first of python3, python3.11 ... that is 3.11 or newer)
+#   SYSTEM_PACKAGES=no  leave apt-get alone even where it could be used
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+kind=${1:-run}
+case $kind in
+    run) files=(requirements.txt) ;;
+    dev) files=(requirements.txt requirements-dev.txt) ;;
+    *) echo "usage: ./install.sh [dev]" >&2; exit 2 ;;
+esac
+stamp=.venv/installed-$kind
+log=.venv/install.log
+
+say() { printf '\033[1m[install]\033[0m %s\n' "$*" >&2; }
+fail() { say "error: $*"; exit 1; }
+
+find_python() {
+    local name
+    for name in ${PYTHON:-python3 python3.11 python3.12 python3.13 python3.14}; do
+        if "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            command -v "$name"
+            return
+        fi
+    done
+    fail "no Python >= 3.11 found (looked for: ${PYTHON:-python3 python3.11 ... python3.14}); name one with PYTHON=/path/to/python"
+}
+
+# Debian packages that this machine lacks, on one line; $1 is the interpreter. Libraries are looked up as FFCV's build does it.
+missing_packages() {
+    local python=$1 lacking=()
+    "$python" -c 'import ensurepip, venv' 2>/dev/null || lacking+=("$(debian_python "$python")-venv")
+    "$python" -c 'import os, sysconfig, sys; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' ||
+        lacking+=("$(debian_python "$python")-dev")
+    command -v g++ >/dev/null || lacking+=(g++)
+    command -v pkg-config >/dev/null || lacking+=(pkg-config)
+    pkg-config --exists opencv4 2>/dev/null || lacking+=(libopencv-dev)
+    pkg-config --exists libturbojpeg 2>/dev/null || lacking+=(libturbojpeg0-dev)
+    echo "${lacking[*]-}"
+}
+
+debian_python() { "$1" -c 'import sys; print("python%d.%d" % sys.version_info[:2])'; }
+
+# How apt-get can be called here: "", "sudo -n", or not at all (status 1).
+apt_prefix() {
+    [ "${SYSTEM_PACKAGES:-yes}" != no ] && command -v apt-get >/dev/null || return 1
+    if [ "$(id -u)" = 0 ]; then echo "env"; return; fi
+    command -v sudo >/dev/null && sudo -n true 2>/dev/null && echo "sudo -n env"
+}
+
+apt_line() { echo "apt-get update && apt-get install -y --no-install-recommends $*"; }
+
+pip_install() {
+    if ! .venv/bin/python -m pip install --disable-pip-version-check --progress-bar off "$@" >>"$log" 2>&1; then
+        grep -v '^WARNING' "$log" | tail -n 15 >&2
+        return 1
+    fi
+}
+
+has_ffcv() { .venv/bin/python -c 'import ffcv.libffcv' 2>/dev/null; }
+
+# The stamp: a hash of what was asked for, then "ffcv" or "no-ffcv", then how apt-get could be called at the time.
+wanted=$(cat "${files[@]}" | sha256sum | cut -d' ' -f1)
+if [ -x .venv/bin/python ] && [ -f "$stamp" ]; then
+    read -r done_hash done_ffcv done_apt <"$stamp" || true
+    if [ "$done_hash" = "$wanted" ]; then
+        [ "$done_ffcv" = ffcv ] && exit 0
+        lacking=$(missing_packages .venv/bin/python)
+        if [ -n "$lacking" ] && [ "$done_apt" = "$(apt_prefix || echo none)" ]; then
+            say "FFCV is left out here (images are read through PIL). It needs, as root:  $(apt_line "$lacking")"
+            exit 0
+        fi
+    fi
+fi
+
+python=$(find_python)
+lacking=$(missing_packages "$python")
+apt=$(apt_prefix || echo none)
+if [ -n "$lacking" ] && [ "$apt" != none ]; then
+    say "system packages: $lacking"
+    # shellcheck disable=SC2086  # both are lists of words
+    if ! { $apt DEBIAN_FRONTEND=noninteractive apt-get -qq update &&
+           $apt DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $lacking; } >/dev/null; then
+        say "apt-get failed (see above)"
+    fi
+    lacking=$(missing_packages "$python")
+fi
+
+if [ ! -x .venv/bin/python ]; then
+    "$python" -c 'import ensurepip, venv' 2>/dev/null ||
+        fail "$python cannot make a virtual environment. Run, as root:  $(apt_line "$lacking")"
+    say "making .venv from $python"
+    "$python" -m venv .venv
+fi
+: >"$log"
+
+say "installing ${files[*]} (a minute or two; log: $log)"
+# torch by itself first: asked for beside packages that accept a range, the resolver may weigh other builds of it.
+pip_install "$(sed -n 's/^\(torch==[^ #]*\).*/\1/p' requirements.txt)" || fail "pip could not install torch; see $log"
+requirements=()
+for file in "${files[@]}"; do
+    sed '/^ffcv==/d' "$file" >".venv/${file%.txt}-without-ffcv.txt"
+    requirements+=(-r ".venv/${file%.txt}-without-ffcv.txt")
+done
+pip_install "${requirements[@]}" || fail "pip could not install ${files[*]}; see $log"
+
+ffcv=no-ffcv
+if [ -n "$lacking" ]; then
+    # pip may hold a build of FFCV from better days, and an older .venv an FFCV that no longer loads: neither is wanted here
+    has_ffcv || .venv/bin/python -m pip uninstall -qy ffcv >>"$log" 2>&1 || true
+    say "FFCV is left out: system libraries are missing, and apt-get cannot be used from here. Everything else is installed;"
+    say "images will be read through PIL. To have FFCV, run as root, then start again:"
+    say "    $(apt_line "$lacking")"
+elif ! pip_install "$(sed -n 's/^\(ffcv==[^ #]*\).*/\1/p' requirements.txt)" "${requirements[@]}"; then
+    say "FFCV did not build although its libraries are there (see $log). Everything else is installed; images will be read through PIL."
+elif ! has_ffcv; then
+    .venv/bin/python -m pip uninstall -qy ffcv >>"$log" 2>&1 || true
+    say "FFCV was built but does not load, and was taken out again. Everything else is installed; images will be read through PIL."
+fi
+has_ffcv && ffcv=ffcv
+echo "$wanted $ffcv $apt" >"$stamp"
+# `dev` holds all of `run`, so a later `make quickstart` has nothing to do
+[ "$kind" = dev ] && echo "$(sha256sum <requirements.txt | cut -d' ' -f1) $ffcv $apt" >.venv/installed-run
+say "done: $(.venv/bin/python -c 'import sys; print(sys.version.split()[0])') in .venv, $ffcv"

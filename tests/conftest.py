@@ -1,0 +1,20 @@
+"""Settings for all tests: tests marked `gpu` are skipped where there is none, and hypothesis does not judge by the clock."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+# No deadline: on a machine with busy cores one slow example is no failure. derandomize: a test run is repeatable.
+settings.register_profile("moco", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("moco")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device")
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(skip)
