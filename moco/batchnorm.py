@@ -1,0 +1,96 @@
+"""Keeping BatchNorm from telling which key belongs to a query (`--bn`).
+
+A query and its key that are normalised together share batch statistics, and the encoder learns to read the answer off them
+(He et al. 2020, §3.3). MoCo's cure is to shuffle the keys over the ranks, so that the two are normalised in different company.
+On one process there is no other rank: there, split the batch into virtual groups, and permute the keys over the groups.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moco.errors import InputError
+
+BN_MODES = ("shuffle", "split", "sync", "local")
+
+
+class _SplitBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Normalises every group of about `group_size` samples by itself, as that many samples per GPU would have it.
+
+    Sample i of n is in group i mod (n // group_size), so group sizes differ by at most one and any batch works. Running
+    statistics take the mean of the groups' statistics; parameters, buffers and evaluation are those of the plain layer.
+    """
+
+    def __init__(self, num_features: int, group_size: int = 32, **kwargs: Any) -> None:
+        super().__init__(num_features, **kwargs)
+        self.group_size = group_size
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"expected [N, C, ...], got {input.dim()} dimensions")
+
+    def forward(self, input: Tensor) -> Tensor:
+        groups = max(1, len(input) // self.group_size)
+        if not self.training or groups == 1:
+            return super().forward(input)
+        n, channels = input.shape[:2]
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        running = None
+        if self.running_mean is not None and self.running_var is not None:
+            running = self.running_mean.repeat(groups), self.running_var.repeat(groups)
+        if n % groups == 0:
+            # groups side by side in the channel axis: one call normalises them all
+            wide = input.reshape(n // groups, groups * channels, *input.shape[2:])
+            out = self._normalise(wide, running, groups).reshape(input.shape)
+        else:
+            out = torch.empty_like(input)
+            for g in range(groups):
+                part = None if running is None else tuple(r[g * channels : (g + 1) * channels] for r in running)
+                out[g::groups] = self._normalise(input[g::groups], part, 1)
+        if running is not None:
+            self.running_mean.copy_(running[0].view(groups, channels).mean(0))  # type: ignore[union-attr]
+            self.running_var.copy_(running[1].view(groups, channels).mean(0))  # type: ignore[union-attr]
+        return out
+
+    def _normalise(self, x: Tensor, running: Any, groups: int) -> Tensor:
+        mean, var = running or (None, None)
+        weight = None if self.weight is None else self.weight.repeat(groups)
+        bias = None if self.bias is None else self.bias.repeat(groups)
+        return F.batch_norm(x, mean, var, weight, bias, True, self.momentum or 0.1, self.eps)
+
+
+def isolate_batchnorm(encoder: nn.Module, mode: str, group_size: int, device: torch.device) -> nn.Module:
+    """`encoder` with its BatchNorm layers as `mode` asks: replaced for 'split' and 'sync', unchanged for 'shuffle' and 'local'."""
+    if mode not in BN_MODES:
+        raise InputError(f"--bn {mode} is unknown; choose one of {', '.join(BN_MODES)}")
+    if mode == "sync":
+        if device.type != "cuda":
+            raise InputError("--bn sync needs a GPU (torch has no SyncBatchNorm on the CPU); take --bn shuffle or --bn split")
+        return nn.SyncBatchNorm.convert_sync_batchnorm(encoder)
+    if mode == "split":
+        if group_size < 2:
+            raise InputError(f"--bn-group-size must be at least 2, not {group_size}: one sample has no statistics")
+        _replace_with_split(encoder, group_size)
+    return encoder
+
+
+def _replace_with_split(module: nn.Module, group_size: int) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d) and type(child) in (nn.BatchNorm1d, nn.BatchNorm2d):
+            split = _SplitBatchNorm(
+                child.num_features,
+                group_size,
+                eps=child.eps,
+                momentum=child.momentum,
+                affine=child.affine,
+                track_running_stats=child.track_running_stats,
+            )
+            split.load_state_dict(child.state_dict())
+            setattr(module, name, split)
+        else:
+            _replace_with_split(child, group_size)

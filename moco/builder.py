@@ -1,0 +1,133 @@
+"""MoCo's model: a query encoder, a key encoder that follows it as a moving average, and a queue of past keys.
+
+He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR 2020, Algorithm 1. One training step is
+
+    model.update_key_encoder()               # k follows q: once per optimiser step, before the keys
+    q, k = model(im_q, im_k)                 # unit-norm features
+    loss = head(q, k, model.queue).loss      # moco.losses
+    loss.backward(); optimizer.step()
+    model.enqueue(gather_rows(k))            # after backward: the loss was taken over the queue without these keys
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moco import distributed
+from moco.batchnorm import isolate_batchnorm
+from moco.errors import InputError
+from moco.randomness import Purpose, stream_key
+
+
+class MoCo(nn.Module):
+    """`encoder` maps images [N, 3, H, W] to features [N, dim]; its copy becomes the key encoder.
+
+    K: queue length. m: momentum of the key encoder. bn: how BatchNorm is kept from leaking (`moco.batchnorm`), None for
+    'shuffle' on several ranks and 'split' on one. seed: of the initial queue and the shuffles.
+    `state_dict` has the keys of facebookresearch/moco; what is ours beside it is in `queue_state`.
+    """
+
+    queue: Tensor
+    queue_ptr: Tensor
+    queue_labels: Tensor
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        dim: int = 128,
+        K: int = 65536,
+        m: float = 0.999,
+        bn: str | None = None,
+        bn_group_size: int = 32,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__()
+        if K < 1:
+            raise InputError(f"the queue must hold at least one key; --moco-k is {K}")
+        if not 0 <= m <= 1:
+            raise InputError(f"the key encoder's momentum lies between 0 and 1; --moco-m is {m:g}")
+        self.K, self.m, self.seed = K, m, seed
+        self.bn = bn or ("shuffle" if distributed.world_size() > 1 else "split")
+        device = torch.device(device)
+        self.encoder_q = isolate_batchnorm(encoder, self.bn, bn_group_size, device)
+        self.encoder_k = copy.deepcopy(self.encoder_q)
+        self.encoder_k.requires_grad_(False)
+
+        generator = torch.Generator().manual_seed(seed)
+        self.register_buffer("queue", F.normalize(torch.randn(dim, K, generator=generator), dim=0))
+        self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
+        self.register_buffer("queue_labels", torch.full((K,), -1), persistent=False)  # -1: no label, or never filled
+        self.filled = 0  # entries that hold a key; the others still hold the random start
+        self.step = 0  # optimiser steps begun: keys the shuffle
+        self.to(device)
+
+    @torch.no_grad()
+    def update_key_encoder(self) -> None:
+        """k ← m·k + (1 - m)·q over parameters (not BatchNorm buffers), Eq 2, in a few fused kernels."""
+        keys, queries = list(self.encoder_k.parameters()), [p.detach() for p in self.encoder_q.parameters()]
+        torch._foreach_lerp_(keys, queries, 1 - self.m)
+        self.step += 1
+
+    def forward(
+        self,
+        im_q: Tensor,
+        im_k: Any,
+        prepare_k: Callable[..., Tensor] | None = None,
+        sizes: list[int] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Two views of the same images -> their features q, k: [N, dim], fp32, unit norm; k without gradient.
+
+        `im_k` may be a tuple of per-sample tensors that `prepare_k` turns into images after the shuffle: uint8 crops that are
+        augmented where they are encoded cross the network at a quarter of the bytes. `sizes`: samples per rank, where uneven.
+        """
+        q = F.normalize(self.encoder_q(im_q).float(), dim=1)
+        with torch.no_grad():
+            parts = im_k if isinstance(im_k, tuple) else (im_k,)
+            shuffle = self._shuffle_for(len(parts[0]), sizes)
+            if shuffle:
+                parts = tuple(shuffle.shuffle(part) for part in parts)
+            k = self.encoder_k(prepare_k(*parts) if prepare_k else parts[0])
+            k = F.normalize(k.float(), dim=1)
+            if shuffle:
+                k = shuffle.unshuffle(k)
+        return q, k
+
+    def _shuffle_for(self, n: int, sizes: list[int] | None) -> distributed.RowShuffle | None:
+        if not self.training or self.bn not in ("shuffle", "split"):
+            return None
+        key = stream_key(self.seed, self.step, Purpose.SHUFFLE)
+        if self.bn == "split":  # over this rank's groups only
+            return distributed.RowShuffle(stream_key(key, 0, Purpose.SHUFFLE, view=distributed.rank()), [n])
+        return distributed.RowShuffle(key, sizes or [n] * distributed.world_size())
+
+    @torch.no_grad()
+    def enqueue(self, keys: Tensor, labels: Tensor | None = None) -> None:
+        """First in, first out: the keys of all ranks [n, dim] replace the n oldest entries; of n > K the last K stay.
+
+        Positions are computed on the device: no host-device synchronisation, and n need not divide K.
+        """
+        n = len(keys)
+        positions = (self.queue_ptr + torch.arange(n, device=keys.device)) % self.K
+        kept = slice(max(0, n - self.K), n)  # index_copy_ wants each position once
+        self.queue.index_copy_(1, positions[kept], keys[kept].to(self.queue.dtype).t())
+        if labels is None:
+            self.queue_labels.index_fill_(0, positions[kept], -1)
+        else:
+            self.queue_labels.index_copy_(0, positions[kept], labels[kept].to(self.queue_labels.dtype))
+        self.queue_ptr.copy_((self.queue_ptr + n) % self.K)
+        self.filled = min(self.K, self.filled + n)
+
+    def queue_state(self) -> dict[str, Any]:
+        """What a resumed run needs and MoCo's `state_dict` has no key for."""
+        return {"labels": self.queue_labels, "filled": self.filled, "step": self.step}
+
+    def load_queue_state(self, state: dict[str, Any]) -> None:
+        self.queue_labels.copy_(state["labels"])
+        self.filled, self.step = int(state["filled"]), int(state["step"])

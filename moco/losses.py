@@ -1,0 +1,185 @@
+"""The loss heads: what is done with queries, their keys and the queue. Pure maths: no ranks, no devices, no options.
+
+On the unit sphere ‖a - b‖² = 2 - 2a·b, so every head is a term in the positives q·k plus a log-sum-exp of scaled similarities
+to the queue. `queue_logsumexp` is that log-sum-exp; the rest of the file combines it.
+
+Shapes throughout: q, k [N, C] unit-norm queries and keys; queue [C, K] unit-norm columns, a constant (no gradient flows to it).
+Computed in fp32 at least, whatever the dtype of the inputs and whether or not autocast is on.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from moco.errors import InputError
+
+
+class LossOutput(NamedTuple):
+    """`loss`: scalar to call backward on. `logs`: its parts, detached scalars by name."""
+
+    loss: Tensor
+    logs: dict[str, Tensor]
+
+
+class Head(Protocol):
+    """What the trainer calls. `labels` [N] and `queue_labels` [K] are int64, -1 where unknown; heads that need none ignore them."""
+
+    def __call__(
+        self, q: Tensor, k: Tensor, queue: Tensor, labels: Tensor | None = None, queue_labels: Tensor | None = None
+    ) -> LossOutput: ...
+
+
+class Across(Protocol):
+    """The rest of a batch that is spread over processes; `moco.distributed.GlobalBatch` is the one with several."""
+
+    def gather(self, x: Tensor) -> tuple[Tensor, int]: ...
+    def logsumexp(self, x: Tensor) -> Tensor: ...
+
+
+class OneProcess:
+    """The whole batch is here."""
+
+    def gather(self, x: Tensor) -> tuple[Tensor, int]:
+        return x, 0
+
+    def logsumexp(self, x: Tensor) -> Tensor:
+        return x
+
+
+def full_precision(head: Callable[..., LossOutput]) -> Callable[..., LossOutput]:
+    """Casts bf16 and fp16 features to fp32 and switches autocast off: exp(q·k/0.07) has no bits to give away."""
+
+    @functools.wraps(head)
+    def wrapped(self: Any, q: Tensor, k: Tensor, queue: Tensor, *args: Any, **kwargs: Any) -> LossOutput:
+        with torch.autocast(q.device.type, enabled=False):
+            wide = torch.promote_types(q.dtype, torch.float32)
+            return head(self, q.to(wide), k.to(wide), queue.to(wide), *args, **kwargs)
+
+    return wrapped
+
+
+class _QueueLogSumExp(torch.autograd.Function):
+    """One pass over the queue gives the value and, since the queue is constant, the gradient: d lse/dq = scale · softmax · queueᵀ.
+
+    Both are accumulated chunk by chunk under a running maximum, so that N×K is never held and backward costs N×C.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, queue: Tensor, scale: float, chunk: int) -> Tensor:
+        top = q.new_full((len(q), 1), -math.inf)
+        total = q.new_zeros((len(q), 1))
+        weighted = torch.zeros_like(q)
+        for part in queue.split(chunk, dim=1):
+            similarity = (q @ part).mul_(scale)
+            new_top = torch.maximum(top, similarity.amax(dim=1, keepdim=True))
+            decay = (top - new_top).exp_()
+            share = similarity.sub_(new_top).exp_()
+            total = total * decay + share.sum(dim=1, keepdim=True)
+            weighted = (weighted * decay).addmm_(share, part.t())
+            top = new_top
+        ctx.save_for_backward(weighted * (scale / total))
+        return (top + total.log()).squeeze(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        (slope,) = ctx.saved_tensors
+        return grad[:, None] * slope, None, None, None
+
+
+def queue_logsumexp(q: Tensor, queue: Tensor, scale: float, chunk: int = 8192) -> Tensor:
+    """log Σ_j exp(scale · q_i·Q_j): [N, C], [C, K] -> [N], differentiable in q (once), exact, memory N × min(K, chunk)."""
+    return _QueueLogSumExp.apply(q, queue, scale, chunk)
+
+
+def contrastive_loss(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> Tensor:
+    """InfoNCE, MoCo (He et al. 2020) Eq 1, mean over queries: -log[e^{q·k/T} / (e^{q·k/T} + Σ_j e^{q·Q_j/T})]."""
+    positive = (q * k).sum(dim=1) / temperature
+    negatives = queue_logsumexp(q, queue, 1 / temperature)
+    return (torch.logaddexp(positive, negatives) - positive).mean()
+
+
+def align_loss(q: Tensor, k: Tensor, alpha: float = 2.0) -> Tensor:
+    """L_align (Wang & Isola 2020, §4.1): mean ‖q - k‖^α = mean (2 - 2 q·k)^{α/2}.
+
+    Below α = 2 the slope is infinite at q = k; the squared distance is clamped at the dtype's epsilon, where the slope becomes 0.
+    """
+    distance2 = 2 - 2 * (q * k).sum(dim=1)
+    if alpha == 2:
+        return distance2.mean()
+    return distance2.clamp_min(torch.finfo(q.dtype).eps).pow(alpha / 2).mean()
+
+
+def uniform_loss(
+    q: Tensor, queue: Tensor, t: float = 3.0, intra_batch: bool = True, across: Across | None = None
+) -> Tensor:
+    """L_uniform (Wang & Isola 2020, §4.1) over queue entries: log mean exp(-t‖a - b‖²), one mean over all pairs (a, b).
+
+    The pairs are the N·K query-queue ones and, `intra_batch`, the N(N-1)/2 unordered query-query ones, whose gradient flows to
+    both. `across` joins the batches of several processes: then N counts all their queries.
+    """
+    across = across or OneProcess()
+    exponents = [queue_logsumexp(q, queue, 2 * t)]
+    everyone, first = across.gather(q)
+    count = len(everyone) * queue.shape[1]
+    if intra_batch and len(everyone) > 1:
+        here = torch.arange(first, first + len(q), device=q.device)
+        there = torch.arange(len(everyone), device=q.device)
+        counted_before = there[None, :] <= here[:, None]  # each unordered pair once, and no query with itself
+        exponents.append((2 * t * q @ everyone.t()).masked_fill(counted_before, -math.inf).flatten())
+        count += len(everyone) * (len(everyone) - 1) // 2
+    return across.logsumexp(torch.cat(exponents).logsumexp(dim=0)) - 2 * t - math.log(count)
+
+
+@dataclass
+class WeightedHead:
+    """contr_w · InfoNCE(temperature) + align_w · align(align_alpha) + unif_w · uniform(unif_t): Wang & Isola's whole family.
+
+    A term of weight 0 is not computed. InfoNCE is (1, 0, 0); their MoCo variant is (0, 3, 1).
+    """
+
+    contr_w: float = 1.0
+    temperature: float = 0.07
+    align_w: float = 0.0
+    align_alpha: float = 2.0
+    unif_w: float = 0.0
+    unif_t: float = 3.0
+    intra_batch: bool = True
+    across: Across = field(default_factory=OneProcess)
+
+    def __post_init__(self) -> None:
+        for name, value in (("temperature", self.temperature), ("align alpha", self.align_alpha), ("uniformity t", self.unif_t)):
+            if not 0 < value < math.inf:
+                raise InputError(f"the {name} must be a positive number, not {value:g}")
+        weights = (self.contr_w, self.align_w, self.unif_w)
+        if not all(math.isfinite(w) and w >= 0 for w in weights) or not any(weights):
+            raise InputError(
+                "the weights of the contrastive, alignment and uniformity terms must not be negative, and at least one"
+                f" must be positive; they are {weights[0]:g}, {weights[1]:g}, {weights[2]:g}"
+            )
+
+    @full_precision
+    def __call__(
+        self, q: Tensor, k: Tensor, queue: Tensor, labels: Tensor | None = None, queue_labels: Tensor | None = None
+    ) -> LossOutput:
+        terms = {}
+        if self.contr_w:
+            terms["contrastive"] = (self.contr_w, contrastive_loss(q, k, queue, self.temperature))
+        if self.align_w:
+            terms["align"] = (self.align_w, align_loss(q, k, self.align_alpha))
+        if self.unif_w:
+            terms["uniform"] = (self.unif_w, uniform_loss(q, queue, self.unif_t, self.intra_batch, self.across))
+        loss = torch.stack([weight * value for weight, value in terms.values()]).sum()
+        return LossOutput(loss, {f"loss_{name}": value.detach() for name, (_, value) in terms.items()})
+
+
+PRESET_WEIGHTS = {"infonce": (1.0, 0.0, 0.0), "align-uniform": (0.0, 3.0, 1.0)}
+"""`--loss` by name: the weights of the contrastive, alignment and uniformity terms."""
