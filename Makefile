@@ -21,7 +21,6 @@ test: lint types pytest ## install, then everything that needs no GPU: lint, typ
 
 lint: install-dev ## ruff: style, imports, likely bugs
 	@$(PY) -m ruff check $(CODE)
-	@$(PY) -m ruff format --check $(CODE)
 
 types: install-dev ## mypy over moco/, the mains and the examples
 	@$(PY) -m mypy $(TYPED)
