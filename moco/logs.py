@@ -1,0 +1,333 @@
+"""What a run says while it trains: one JSON object a line on disk, a progress bar or plain lines, TensorBoard, wandb.
+
+`log.jsonl` is the record; everything else is a view of it. A record is
+
+    {"kind": "train"|"epoch"|"eval"|"start"|"warning", "epoch": 3, "step": 40, "global_step": 1040, <values>, "timing": {...}}
+
+with `global_step` the optimiser steps done when it was written. Everything outside "timing" is a function of data, options
+and seed, so two runs of the same command agree on it to the bit. Each line is handed to the system when written: a killed
+process loses none, and at most half a line, which readers drop, is lost with a machine. A number that is not finite is
+written as the string "NaN", "Infinity" or "-Infinity", because JSON has no such numbers; `read_log` turns it back.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from moco.errors import InputError
+
+Values = Mapping[str, Any]  # name -> int, float, bool, str, None or nested dicts and lists of them
+
+_NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+def _plain(value: Any) -> Any:
+    """`value` in JSON's types, NumPy's and torch's scalars included."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    number = value.item() if hasattr(value, "item") else value
+    if isinstance(number, int):
+        return number
+    number = float(number)
+    if math.isfinite(number):
+        return number
+    return "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"
+
+
+def _restored(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: _NOT_FINITE.get(value, value) if isinstance(value, str) else value for key, value in record.items()}
+
+
+def read_log(path: str | Path) -> list[dict[str, Any]]:
+    """The records of a `log.jsonl`. A last line without its end is one that a kill cut off, and is dropped.
+
+    InputError if the file is missing or any other line is not a JSON object.
+    """
+    try:
+        lines = Path(path).read_bytes().split(b"\n")[:-1]  # after the last newline: nothing, or half a record
+    except OSError as error:
+        raise InputError(f"cannot read the log {path}: {error.strerror or error}; check the path") from error
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line, object_hook=_restored)
+        except ValueError as error:
+            raise InputError(f"{path} is damaged in line {number}; delete that line to read the rest") from error
+        if not isinstance(record, dict):
+            raise InputError(f"{path} line {number} is not a record of a run; check the path")
+        records.append(record)
+    return records
+
+
+# name -> how the console shows it. What is not listed is shown as `name 0.1234`.
+_CONSOLE: dict[str, Callable[[float], str]] = {
+    "acc1": lambda v: f"acc1 {v:5.1f}",
+    "acc5": lambda v: f"acc5 {v:5.1f}",
+    "lr": lambda v: f"lr {v:.3g}",
+    "images_per_s": lambda v: f"{v:.0f} img/s" if v >= 10 else f"{v:.2f} img/s",
+    "data_wait": lambda v: f"data wait {v:.0%}",
+    "memory_gb": lambda v: f"{v:.1f} GB",
+    "eta_s": lambda v: f"ETA {_duration(v)}",
+}
+_FIRST = ("loss", "acc1", "eta_s")  # right after epoch and step, so that a narrow terminal shows what matters
+
+
+def _duration(seconds: float) -> str:
+    """1d03h, 2h05m, 7m30s or 12s."""
+    if not math.isfinite(seconds):
+        return "?"
+    s = round(max(0.0, seconds))
+    days, hours, minutes = s // 86400, s // 3600, s // 60
+    if days:
+        return f"{days}d{hours % 24:02d}h"
+    if hours:
+        return f"{hours}h{minutes % 60:02d}m"
+    return f"{minutes}m{s % 60:02d}s" if minutes else f"{s}s"
+
+
+def _shown(name: str, value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return f"{name} {value}"
+    if name in _CONSOLE:
+        return _CONSOLE[name](value)
+    return f"{name} {value}" if isinstance(value, int) else f"{name} {value:.4f}"
+
+
+def console_line(values: Values, timing: Values | None = None) -> str:
+    """The part of a console line that follows epoch and step: loss, acc1 and ETA first, then the rest in its own order."""
+    entries = {name: value for name, value in {**values, **(timing or {})}.items() if not isinstance(value, (dict, list))}
+    names = [name for name in _FIRST if name in entries] + [name for name in entries if name not in _FIRST]
+    return "  ".join(_shown(name, entries[name]) for name in names)
+
+
+def _open_wandb(project: str, folder: Path, options: Values) -> Any:
+    try:
+        import wandb  # type: ignore[import-not-found,unused-ignore]
+    except ImportError as error:
+        raise InputError("wandb was asked for but is not installed; pip install wandb, or leave --wandb out") from error
+    id_file = folder / "wandb_id"  # so that a resumed run goes on in the same curves
+    run_id = id_file.read_text().strip() if id_file.exists() else None
+    settings: dict[str, Any] = dict(project=project, dir=str(folder), config=dict(options), id=run_id, resume="allow")
+    try:
+        run = wandb.init(**settings)
+    except Exception as error:  # no network, no key: a run is not lost for want of a dashboard
+        print(f"warning: wandb cannot connect ({error}); recording offline, see `wandb sync`", file=sys.stderr, flush=True)
+        run = wandb.init(mode="offline", **settings)
+    id_file.write_text(run.id)
+    return run
+
+
+class RunLog:
+    """The log of one run in `folder`. On ranks other than 0 every method does nothing.
+
+    tensorboard: also write scalars for TensorBoard, if the package is installed. wandb: a project's name turns it on.
+    console: where plain lines go (default stdout). A progress bar replaces the "train" lines if stderr is a terminal and no
+    `console` is given.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        rank: int = 0,
+        tensorboard: bool = True,
+        wandb: str | None = None,
+        console: IO[str] | None = None,
+    ):
+        self.folder, self.path = Path(folder), Path(folder) / "log.jsonl"
+        self.active = rank == 0
+        self._tensorboard_wanted, self._wandb_project = tensorboard, wandb
+        self._console, self._on_terminal = console or sys.stdout, console is None and sys.stderr.isatty()
+        self._file: IO[bytes] | None = None
+        self._bar: Any = None
+        self._bar_epoch: int | None = None
+        self._writer: Any = None
+        self._wandb: Any = None
+        self._from_step = 0
+
+    # -- what the main calls --------------------------------------------------------------------------------------
+
+    def cut_back(self, global_step: int) -> int:
+        """Drops the records past `global_step`, the step resumed from; call it before anything is logged. Returns how many.
+
+        The file is replaced as a whole, so that a kill here leaves either the old one or the new one.
+        """
+        self._from_step = global_step
+        if not self.active or not self.path.exists():
+            return 0
+        assert self._file is None, "cut_back must come before the first record"
+        lines = self.path.read_bytes().splitlines(keepends=True)
+        kept = [line for line in lines if self._belongs(line, global_step)]
+        if len(kept) < len(lines):
+            temporary = self.path.with_name(".log.jsonl.saving")
+            with open(temporary, "wb") as file:
+                file.writelines(kept)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.path)
+        return len(lines) - len(kept)
+
+    @staticmethod
+    def _belongs(line: bytes, global_step: int) -> bool:
+        try:
+            return line.endswith(b"\n") and json.loads(line).get("global_step", 0) <= global_step
+        except (ValueError, AttributeError, TypeError):
+            return False  # a damaged line must not keep a run from going on
+
+    def start(self, values: Values, *, epoch: int = 0, global_step: int = 0) -> None:
+        """One record when a process begins or resumes: resolved options, world size, git sha, machine."""
+        if self.active:
+            if self._wandb_project is not None:
+                self._wandb = _open_wandb(self._wandb_project, self.folder, _plain(values))
+            self._record("start", dict(epoch=epoch, global_step=global_step), values, None)
+
+    def train(
+        self,
+        values: Values,
+        timing: Values | None = None,
+        *,
+        epoch: int,
+        step: int,
+        steps: int,
+        global_step: int,
+        epochs: int,
+    ) -> None:
+        """After step `step` (counted from 1) of `steps` in the 0-based `epoch`: the losses and what they are made of."""
+        if not self.active:
+            return
+        self._record("train", dict(epoch=epoch, step=step, global_step=global_step), values, timing)
+        line = console_line(values, timing)
+        if self._on_terminal:
+            self.advance(epoch=epoch, step=step, steps=steps, epochs=epochs)
+            self._bar.set_postfix_str(line)
+        else:
+            width, wide = len(str(epochs)), len(str(steps))
+            self._print(f"epoch {epoch + 1:{width}d}/{epochs}  step {step:{wide}d}/{steps}  {line}")
+
+    def advance(self, *, epoch: int, step: int, steps: int, epochs: int) -> None:
+        """Moves the progress bar; cheap enough for every step, and nothing where no terminal is."""
+        if not self.active or not self._on_terminal:
+            return
+        if self._bar_epoch != epoch:
+            self._close_bar()
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=steps, initial=0, desc=f"epoch {epoch + 1}/{epochs}", leave=True, dynamic_ncols=True)
+            self._bar_epoch = epoch
+        self._bar.update(step - self._bar.n)
+
+    def epoch(self, values: Values, timing: Values | None = None, *, epoch: int, global_step: int) -> None:
+        """At the end of the 0-based `epoch`: its means."""
+        self._summary("epoch", values, timing, epoch, global_step)
+
+    def eval(self, values: Values, timing: Values | None = None, *, epoch: int, global_step: int) -> None:
+        """What an evaluator found after the 0-based `epoch`."""
+        self._summary("eval", values, timing, epoch, global_step)
+
+    def warning(self, message: str, *, epoch: int, global_step: int, values: Values | None = None) -> None:
+        """Something the user should see; training goes on."""
+        if self.active:
+            self._record("warning", dict(epoch=epoch, global_step=global_step, message=message), values or {}, None)
+            self.say(f"warning: {message}")
+
+    def say(self, text: str) -> None:
+        """One line on the console alone."""
+        if self.active:
+            self._print(text)
+
+    def sync(self) -> None:
+        """On disk for good. Before a checkpoint is written, so that no power cut leaves a log behind its checkpoint."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Also what ends the bar, so that a traceback or the shell prompt gets a line of its own."""
+        self._close_bar()
+        for sink in (self._file, self._writer):
+            if sink is not None:
+                sink.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+        self._file = self._writer = self._wandb = None
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- how it is written ----------------------------------------------------------------------------------------
+
+    def _summary(self, kind: str, values: Values, timing: Values | None, epoch: int, global_step: int) -> None:
+        if self.active:
+            self._record(kind, dict(epoch=epoch, global_step=global_step), values, timing)
+            self._close_bar()
+            self._print(f"epoch {epoch + 1}  {kind}  {console_line(values, timing)}")
+
+    def _record(self, kind: str, where: dict[str, Any], values: Values, timing: Values | None) -> None:
+        record = {"kind": kind, **where, **_plain(values)}
+        if timing:
+            record["timing"] = _plain(timing)
+        if self._file is None:
+            self._file = self._open()
+        self._file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
+        if kind in ("train", "epoch", "eval"):
+            self._plot(kind, where["global_step"], {**values, **(timing or {})})
+
+    def _open(self) -> IO[bytes]:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = open(self.path, "ab", buffering=0)  # unbuffered: a record is one write, the system's from then on
+        whole = self.path.read_bytes().rfind(b"\n") + 1
+        if whole < file.tell():
+            file.truncate(whole)  # half a record of a killed process: the next one must not be glued to it
+        return file
+
+    def _plot(self, kind: str, global_step: int, values: Values) -> None:
+        scalars = dict(_numbers(values))
+        if self._tensorboard_wanted:
+            if self._writer is None:
+                self._writer = self._open_tensorboard()
+            if self._writer is not None:
+                for name, number in scalars.items():
+                    self._writer.add_scalar(f"{kind}/{name}", number, global_step)
+        if self._wandb is not None:
+            self._wandb.log({f"{kind}/{name}": number for name, number in scalars.items()}, step=global_step)
+
+    def _open_tensorboard(self) -> Any:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            self._tensorboard_wanted = False
+            self.say("TensorBoard is not installed (pip install tensorboard): its curves are not written, log.jsonl is")
+            return None
+        # purge_step hides what a killed process had plotted past the step this one goes on from
+        return SummaryWriter(str(self.folder / "tensorboard"), purge_step=self._from_step + 1)
+
+    def _print(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.write(text, file=self._console)
+        else:
+            print(text, file=self._console, flush=True)
+
+    def _close_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        self._bar = self._bar_epoch = None
+
+
+def _numbers(values: Values) -> Iterator[tuple[str, float]]:
+    for name, value in values.items():
+        plain = _plain(value)
+        plain = _NOT_FINITE.get(plain, plain) if isinstance(plain, str) else plain
+        if isinstance(plain, (int, float)) and not isinstance(plain, bool):
+            yield name, float(plain)
