@@ -1,4 +1,4 @@
-"""Momentum Contrast with a swappable loss head: pretraining, evaluation and data, as used by `main_moco.py` and `main_lincls.py`."""
+"""Momentum Contrast with a swappable loss head: pretraining, evaluation, data."""
 
 from moco import _torchvision_ops as _torchvision_ops  # first: makes `import torchvision` work in every module below
 

@@ -1,12 +1,13 @@
 """Lets `import torchvision` succeed beside a PyTorch build that its compiled operators do not fit.
 
-PyPI's torchvision for Linux is compiled against a CUDA build of PyTorch. Beside a CPU-only PyTorch its library cannot be
-loaded, so the operators `torchvision::nms` and `torchvision::qnms` are never defined, yet torchvision registers shape functions
-for them while it is imported and dies with "operator torchvision::nms does not exist". timm, which imports torchvision, dies too.
+PyPI's torchvision for Linux is compiled against a CUDA build of PyTorch. Beside a CPU-only PyTorch its library cannot
+be loaded, so the operators `torchvision::nms` and `torchvision::qnms` are never defined, yet torchvision registers
+shape functions for them while it is imported and dies with "operator torchvision::nms does not exist". timm, which
+imports torchvision, dies too.
 
-This project uses no compiled operator of torchvision: models, transforms and data sets are Python. So it is enough that the two
-names exist. Where the library loads (every matching pair of builds) nothing is defined and torchvision is left exactly as it is.
-With the names alone, calling `torchvision.ops.nms` or `torchvision.io.decode_jpeg` still raises an error.
+This project uses no compiled operator of torchvision: models, transforms and data sets are Python. So it is enough that
+the two names exist. Where the library loads (every matching pair of builds) nothing is defined and torchvision is left
+exactly as it is. With the names alone, calling `torchvision.ops.nms` or `torchvision.io.decode_jpeg` still raises.
 
 Imported by `moco/__init__.py` before anything else, hence before any import of torchvision or timm in this project.
 """
@@ -25,7 +26,7 @@ _placeholders: torch.library.Library | None = None
 
 
 def _compiled_operators() -> Path | None:
-    """The file of torchvision's operators, or None without torchvision or without such a file. Does not import torchvision."""
+    """The file of torchvision's operators, or None if there is none. Does not import torchvision."""
     spec = importlib.util.find_spec("torchvision")
     if spec is None or not spec.submodule_search_locations:
         return None

@@ -1,4 +1,4 @@
-"""Settings for all tests: tests marked `gpu` are skipped where there is none, and hypothesis does not judge by the clock."""
+"""Settings for all tests: those marked `gpu` are skipped without one, and hypothesis does not judge by the clock."""
 
 from __future__ import annotations
 
