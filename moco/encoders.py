@@ -1,9 +1,9 @@
-"""Encoders by name: a network whose classifier is the projection head, as MoCo builds it (`num_classes` = feature dimension).
+"""Encoders by name: networks whose classifier is the projection head, as MoCo builds them (`num_classes` = dimension).
 
 What `build_encoder` returns is the plain torchvision or timm module, so that its state keys are those of the library
-(`conv1.weight`, ..., `fc.weight`) and checkpoints travel. Three families are not in those libraries: the small-image ResNets
-(3x3 stem of stride 1, no max-pool) of MoCo's CIFAR demo and Wang & Liu, the SmallAlexNet of Wang & Isola's STL-10 runs, and a
-four-layer net for images of 32 pixels.
+(`conv1.weight`, ..., `fc.weight`) and checkpoints travel. Three families are not in those libraries: the small-image
+ResNets (3x3 stem of stride 1, no max-pool) of MoCo's CIFAR demo and Wang & Liu, the SmallAlexNet of Wang & Isola's
+STL-10 runs, and a four-layer net for images of 32 pixels.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import difflib
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ _WITHOUT_LINEAR = ("squeezenet1_0", "squeezenet1_1")
 class SmallAlexNet(nn.Module):
     """AlexNet for 64 x 64 images with BatchNorm and half the channels (Wang & Isola, ICML 2020, STL-10 and NYU-Depth).
 
-    `[N, 3, 64, 64] -> [N, num_classes]`. `blocks[i]` is layer i + 1 of the paper (conv1 ... conv5, fc6, fc7), `fc` its fc8.
+    `[N, 3, 64, 64] -> [N, num_classes]`. `blocks[i]` is layer i + 1 of the paper (conv1 ... conv5, fc6, fc7), `fc` fc8.
     """
 
     def __init__(self, num_classes: int) -> None:
@@ -100,8 +101,8 @@ def available() -> list[str]:
 def build_encoder(arch: str, num_classes: int, mlp: bool = False, image_size: int | None = None) -> nn.Module:
     """The network `arch`, untrained, `[N, 3, S, S] -> [N, num_classes]`.
 
-    `mlp` makes its classifier Linear(d, d)-ReLU-Linear(d, num_classes), without BatchNorm (MoCo v2). `image_size` S is given to
-    the networks that are built for one size (ViT, Swin, MaxViT), and the network is tried on one blank image of that size.
+    `mlp` makes its classifier Linear(d, d)-ReLU-Linear(d, num_classes), without BatchNorm (MoCo v2). `image_size` S is
+    given to the networks that are built for one size (ViT, MaxViT), and the network is tried on one blank image of it.
     InputError: unknown arch (with near names), no linear classifier, an image size that the network does not take.
     """
     if num_classes < 1:
@@ -116,7 +117,7 @@ def build_encoder(arch: str, num_classes: int, mlp: bool = False, image_size: in
     encoder._moco_classifier = name  # type: ignore[assignment]
     last = encoder.get_submodule(name)
     if not torch.count_nonzero(last.weight):  # type: ignore[arg-type]
-        # torchvision's ViT starts its classifier at zero. A projection to the zero vector has no direction to normalise.
+        # torchvision's ViT starts its classifier at zero, and a projection to the zero vector has no direction.
         last.reset_parameters()  # type: ignore[operator]
     if mlp:
         if not isinstance(last, nn.Linear):
@@ -146,7 +147,7 @@ def feature_dim(encoder: nn.Module) -> int:
 
 
 def trunk(encoder: nn.Module) -> nn.Module:
-    """The encoder without its classifier: `[N, 3, S, S] -> [N, feature_dim]`, sharing every parameter and buffer with it.
+    """The encoder without its classifier: `[N, 3, S, S] -> [N, feature_dim]`, sharing every parameter and buffer.
 
     Only the containers on the path to the classifier are copied; the encoder itself stays as it was.
     """
@@ -178,7 +179,7 @@ def _build_plain(arch: str, num_classes: int, image_size: int | None) -> nn.Modu
         )
     if arch not in available():
         raise _unknown(arch)
-    extra: dict[str, object] = {}
+    extra: dict[str, Any] = {}
     if arch in ("googlenet", "inception_v3"):
         extra = {"aux_logits": False, "init_weights": True}  # with auxiliary classifiers their output is not one tensor
     elif image_size is not None and arch.startswith("vit_"):
@@ -194,10 +195,8 @@ def _build_timm(name: str, num_classes: int, image_size: int | None) -> nn.Modul
     if not timm.is_model(name):
         raise _unknown(_TIMM + name)
     cfg = timm.models.get_pretrained_cfg(name, allow_unregistered=False)
-    fixed = image_size is not None and cfg is not None and cfg.fixed_input_size
-    return timm.create_model(
-        name, pretrained=False, num_classes=num_classes, **({"img_size": image_size} if fixed else {})
-    )
+    extra: dict[str, Any] = {"img_size": image_size} if image_size is not None and cfg and cfg.fixed_input_size else {}
+    return timm.create_model(name, pretrained=False, num_classes=num_classes, **extra)
 
 
 def _unknown(arch: str) -> InputError:
@@ -245,7 +244,7 @@ def _try_on_blank(encoder: nn.Module, arch: str, image_size: int, num_classes: i
             out = encoder(torch.zeros(1, 3, image_size, image_size))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise InputError(
-            f"--arch {arch} does not take images of {image_size} px ({_first_line(error)}): change --image-size or --arch"
+            f"--arch {arch} does not take images of {image_size} px: change --image-size ({_first_line(error)})"
         ) from error
     encoder.train()
     if not isinstance(out, Tensor) or out.shape != (1, num_classes):

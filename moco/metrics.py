@@ -1,0 +1,173 @@
+"""What is measured on features: pure functions on tensors, exact, in chunks, without gradients, ranks or files.
+
+Features are [n, C] rows, of unit length where it says so; bf16 and fp16 are widened to fp32, sums over pairs run in
+fp64. Accuracies are in percent, as MoCo prints them. Scalars come back as tensors on the features' device, so that a
+training step can log them without waiting for the device; InputError where a figure does not exist (no pairs, ...).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from moco.errors import InputError
+
+_PAIRS_AT_ONCE = 1 << 24  # similarities held at a time: 64 MiB of fp32
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.detach().to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _rows_at_once(columns: int) -> int:
+    return max(1, _PAIRS_AT_ONCE // max(1, columns))
+
+
+@torch.no_grad()
+def alignment(q: Tensor, k: Tensor, alpha: float = 2.0) -> Tensor:
+    """mean_i ‖q_i - k_i‖^α of paired unit rows (Wang & Isola, Eq 5): 0 if pairs coincide, 2^(α/2) at right angles."""
+    return torch.linalg.vector_norm(_wide(q) - _wide(k), dim=1).pow(alpha).mean()
+
+
+@torch.no_grad()
+def uniformity(x: Tensor, t: float = 2.0) -> Tensor:
+    """log mean exp(-t‖x_i - x_j‖²) over all pairs i < j of unit rows (Wang & Isola, Eq 6; Wang & Liu, Eq 10).
+
+    0 for collapsed features; more negative is more uniform (`uniformity_bounds`). Wang & Liu's tables print it negated.
+    """
+    x, n = _wide(x), len(x)
+    if n < 2:
+        raise InputError(f"uniformity is a mean over pairs and needs 2 samples, not {n}")
+    columns = torch.arange(n, device=x.device)
+    total = x.new_full((), -math.inf, dtype=torch.float64)
+    step = _rows_at_once(n)
+    for start in range(0, n, step):
+        part = x[start : start + step]
+        squared = (2 - 2 * part @ x[start:].T).clamp_(min=0)  # rounding must not make coinciding points repel
+        pair = columns[start:] > columns[start : start + len(part), None]
+        total = torch.logaddexp(total, (-t * squared).double().masked_fill_(~pair, -math.inf).logsumexp((0, 1)))
+    return (total - math.log(n * (n - 1) / 2)).to(x.dtype)
+
+
+def uniformity_bounds(dim: int, t: float = 2.0) -> tuple[float, float]:
+    """(lowest, highest) uniformity of a distribution on the unit sphere of R^dim: (-2t + log ₀F₁(; dim/2; t²), 0).
+
+    The uniform distribution has the lowest (Wang & Isola, Proposition 1 and its proof), a single point the highest. An
+    estimate from finitely many points may lie a little below the lowest. The series Σ_k z^k / ((b)_k k!) has only
+    positive terms, which are added up as logarithms so that no dim and no t overflows.
+    """
+    b, log_z = dim / 2, 2 * math.log(t)
+    total, log_term, k = 0.0, 0.0, 0
+    # until terms are below fp64 (e⁻³⁷ of the sum), and not before their peak
+    while log_term > total - 40 or (b + k) * (k + 1) < t * t:
+        log_term += log_z - math.log((b + k) * (k + 1))
+        top, low = max(total, log_term), min(total, log_term)
+        total = top + math.log1p(math.exp(low - top))
+        k += 1
+    return -2 * t + total, 0.0
+
+
+@torch.no_grad()
+def tolerance(x: Tensor, labels: Tensor) -> Tensor:
+    """Mean of x_i·x_j over pairs i ≠ j of the same class (Wang & Liu, Eq 11). `labels` int64 [n]; -1 is left out.
+
+    Exact without a loop over pairs: within a class of sum s, Σ_{i≠j} x_i·x_j = ‖s‖² - Σ_i ‖x_i‖².
+    """
+    known = labels >= 0
+    x, labels = _wide(x)[known].double(), labels[known]
+    if not len(x):
+        raise InputError("tolerance needs labelled samples, and there are none")
+    classes = int(labels.max()) + 1
+    sums = x.new_zeros((classes, x.shape[1])).index_add_(0, labels, x)
+    count = torch.bincount(labels, minlength=classes).double()
+    pairs = (count * (count - 1)).sum()
+    if not pairs > 0:
+        raise InputError("tolerance needs at least one class with 2 samples")
+    return ((sums.square().sum() - x.square().sum()) / pairs).to(torch.float32)
+
+
+@torch.no_grad()
+def contrastive_accuracy(q: Tensor, k: Tensor, queue: Tensor, topk: tuple[int, ...] = (1, 5)) -> dict[str, Tensor]:
+    """Percent of queries whose key is among the `topk` most similar of key and queue: {'top1': ..., 'top5': ...}.
+
+    q, k [N, C] and queue [C, K] of unit vectors. A queue entry that ties with the key counts as nearer: collapsed
+    features must not look perfect.
+    """
+    q, k, queue = _wide(q), _wide(k), _wide(queue)
+    positive = (q * k).sum(1, keepdim=True)
+    nearer = torch.zeros(len(q), dtype=torch.int64, device=q.device)
+    for part in queue.split(_rows_at_once(len(q)), dim=1):
+        nearer += (~(q @ part < positive)).sum(1)  # "not less", so that NaN never counts as a success
+    return {f"top{n}": (nearer < n).float().mean() * 100 for n in topk}
+
+
+@torch.no_grad()
+def topk_correct(logits: Tensor, labels: Tensor, topk: tuple[int, ...] = (1, 5)) -> Tensor:
+    """Rows of `logits` [n, classes] with their label among the k highest: int64 [len(topk)]. Ties count against."""
+    own = logits.gather(1, labels[:, None])
+    rank = (~(logits < own)).sum(1) - 1  # minus the label itself
+    return torch.stack([(rank < k).sum() for k in topk])
+
+
+def topk_accuracy(logits: Tensor, labels: Tensor, topk: tuple[int, ...] = (1, 5)) -> Tensor:
+    """`topk_correct` in percent of the rows: float32 [len(topk)]. With k ≥ classes it is 100."""
+    return topk_correct(logits, labels, topk).float() * (100 / max(1, len(labels)))
+
+
+@torch.no_grad()
+def feature_std(x: Tensor) -> Tensor:
+    """Mean over dimensions of the standard deviation over samples: 1/√C for rows all over the sphere, 0 collapsed."""
+    return _wide(x).std(dim=0, correction=0).mean()
+
+
+@torch.no_grad()
+def effective_rank(x: Tensor) -> Tensor:
+    """exp of the entropy of the singular values as shares of their sum (Roy & Vetterli, EUSIPCO 2007): in [1, C].
+
+    The values are the roots of the eigenvalues of XᵀX [C, C], in fp64, so that n may be large.
+    """
+    x = _wide(x)
+    gram = x.new_zeros((x.shape[1], x.shape[1]), dtype=torch.float64)
+    for part in x.split(_rows_at_once(x.shape[1])):
+        gram += part.double().T @ part.double()
+    singular = torch.linalg.eigvalsh(gram).clamp_(min=0).sqrt()
+    share = singular / singular.sum()
+    return torch.special.entr(share).sum().exp().to(torch.float32)
+
+
+@torch.no_grad()
+def knn_predict(
+    train_x: Tensor,
+    train_y: Tensor,
+    test_x: Tensor,
+    classes: int,
+    k: int = 200,
+    t: float = 0.1,
+    chunk: int | None = None,
+) -> Tensor:
+    """Class of each test row by a vote of its `k` most similar training rows, weighted exp(similarity / t): int64 [n].
+
+    The weighting of MoCo's CIFAR demo (after Wu et al., CVPR 2018). Unit rows; `train_y` in 0 ... classes - 1. With
+    fewer than `k` training rows all of them vote. `chunk`: test rows at a time; changes the memory, not the answer.
+    """
+    if not len(train_x):
+        raise InputError("kNN needs labelled training samples, and there are none")
+    train_x, test_x, k = _wide(train_x), _wide(test_x), min(k, len(train_x))
+    predicted = []
+    for part in test_x.split(chunk or _rows_at_once(len(train_x))):
+        similarity, neighbour = (part @ train_x.T).topk(k, dim=1)
+        weight = (
+            (similarity - similarity[:, :1]) / t
+        ).exp()  # a common factor changes no vote, and e^(1/t) may overflow
+        votes = weight.new_zeros((len(part), classes)).scatter_add_(1, train_y[neighbour], weight)
+        predicted.append(votes.argmax(dim=1))
+    return torch.cat(predicted) if predicted else train_y.new_zeros(0)
+
+
+def knn_accuracy(
+    train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, classes: int, k: int = 200, t: float = 0.1
+) -> Tensor:
+    """Percent of test rows for which `knn_predict` gives `test_y`."""
+    return (knn_predict(train_x, train_y, test_x, classes, k, t) == test_y).float().mean() * 100
