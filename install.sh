@@ -22,7 +22,8 @@ esac
 stamp=.venv/installed-$kind
 log=.venv/install.log
 
-say() { printf '\033[1m[install]\033[0m %s\n' "$*" >&2; }
+if [ -t 2 ]; then tag=$'\033[1m[install]\033[0m'; else tag='[install]'; fi
+say() { printf '%s %s\n' "$tag" "$*" >&2; }
 fail() { say "error: $*"; exit 1; }
 
 find_python() {
