@@ -1,13 +1,13 @@
-"""Checkpoint files that are either whole or refused, written so that a crash at any moment leaves the previous one intact.
+"""Checkpoint files that are whole or refused, written so that a crash at any moment leaves the previous one intact.
 
-torch.save writes a zip archive whose reader does not look at the CRC32 fields, so a flipped bit in a weight loads without a
-word, and a kill in mid-save leaves half a file under the final name. Here a file is written beside its final name, synced,
-renamed, and the SHA-256 of all its bytes is carried as the zip archive's comment, the one place where a sum can live in the
-same file without any other reader noticing: plain `torch.load` still opens it.
+torch.save writes a zip archive whose reader does not look at the CRC32 fields, so a flipped bit in a weight loads
+without a word, and a kill in mid-save leaves half a file under the final name. Here a file is written beside its
+final name, synced, renamed, and the SHA-256 of all its bytes is carried as the zip archive's comment, the one place
+where a sum can live in the same file without any other reader noticing: plain `torch.load` still opens it.
 
-    file = zip archive of torch.save, whose end record says "comment follows" | b"sha256-of-all-bytes-before:" hex digest
+    file = torch.save's zip archive, its end record announcing a comment | b"sha256-of-all-bytes-before:" hex digest
 
-Errors: whatever is wrong with a file that is read, or keeps one from being written, is an InputError that names the fix.
+Whatever is wrong with a file that is read, or keeps one from being written, is an InputError that names the fix.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def position(path: str | Path) -> tuple[int, int] | None:
 
 
 class _SummingWriter(io.RawIOBase):
-    """Passes an archive on to `file` and sums it on the way; the end record is held back, for it must announce the comment.
+    """Passes an archive on to `file` and sums it on the way; the end record is held back: it must announce the comment.
 
     An error of `file` is kept and the rest swallowed: raised inside torch's C++ writer, it would meet a destructor that
     writes too, and end the process.
@@ -128,8 +128,8 @@ def save(path: str | Path, state: dict[str, Any]) -> None:
         _sync_folder(path.parent)
     except OSError as error:
         raise InputError(
-            f"cannot write {path}: {error.strerror or error}; make room or fix the folder's permissions, then go on with "
-            "--resume auto (earlier checkpoints are untouched)"
+            f"cannot write {path}: {error.strerror or error}; make room or fix the folder's permissions, then go on "
+            "with --resume auto (earlier checkpoints are untouched)"
         ) from error
     finally:
         try:
@@ -172,7 +172,7 @@ def _check_bytes(path: Path, file: IO[bytes], size: int) -> bool:
             left -= len(block)
         if total.hexdigest().encode() != digest:
             raise InputError(
-                f"{path} is damaged: its bytes do not match its checksum; use an earlier checkpoint (--resume auto does)"
+                f"{path} is damaged: its bytes do not match its checksum; use an earlier one (--resume auto does)"
             )
         return True
     file.seek(0)
@@ -194,9 +194,9 @@ def _check_bytes(path: Path, file: IO[bytes], size: int) -> bool:
 
 
 def load(path: str | Path) -> dict[str, Any]:
-    """The dict in a checkpoint file, on the CPU. Ours are verified first; other projects' as far as their format allows.
+    """The dict in a checkpoint file, on the CPU. Ours are verified first, other projects' as far as their format lets.
 
-    InputError: missing, a folder, empty, damaged, not a checkpoint, or a pickle that would run code (weights_only=True).
+    InputError: missing, a folder, empty, damaged, no checkpoint, or a pickle that would run code (weights_only=True).
     """
     path = Path(path)
     try:
@@ -226,8 +226,8 @@ def _unpickle(path: Path, file: IO[bytes], vouched: bool) -> Any:
         if names or "nsupported" in str(error):
             what = f" ({names[0]})" if names else ""
             raise InputError(
-                f"{path} is refused: it holds Python objects other than tensors and plain values{what}, and loading them "
-                "could run code; save it again with tensors, numbers, strings, lists and dicts only"
+                f"{path} is refused: it holds Python objects other than tensors and plain values{what}, and loading "
+                "them could run code; save it again with tensors, numbers, strings, lists and dicts only"
             ) from error
         raise InputError(f"{path} is not a checkpoint that torch can read; check the path") from error
     except Exception as error:  # bytes that are no checkpoint make torch raise nearly anything
@@ -248,7 +248,7 @@ def verify(path: str | Path) -> None:
 
 
 def checkpoints(folder: str | Path) -> list[Path]:
-    """The files in `folder` that bear a checkpoint's name, in the order of the positions in training that those tell."""
+    """The files in `folder` that bear a checkpoint's name, in the order of the positions that those tell."""
     folder = Path(folder)
     if not folder.is_dir():
         return []
@@ -256,7 +256,7 @@ def checkpoints(folder: str | Path) -> list[Path]:
 
 
 def latest(folder: str | Path) -> tuple[Path | None, list[tuple[Path, str]]]:
-    """The newest checkpoint in `folder` that verifies (None: there is none), and each newer one with why it was skipped."""
+    """The newest checkpoint in `folder` that verifies (None: there is none); each newer one with why it was skipped."""
     skipped: list[tuple[Path, str]] = []
     for path in reversed(checkpoints(folder)):
         try:
@@ -271,7 +271,7 @@ def latest(folder: str | Path) -> tuple[Path | None, list[tuple[Path, str]]]:
 def set_aside(folder: str | Path, after: tuple[int, int]) -> list[Path]:
     """Renames the checkpoints past `after` (the position resumed from) to *.aside, and returns their new names.
 
-    They are damaged, or belong to a future that will now be trained again; under their old names `latest` would find them.
+    They are damaged, or belong to a future that is now trained again; under their old names `latest` would find them.
     """
     renamed = []
     for path in checkpoints(folder):

@@ -1,13 +1,15 @@
-"""What a run says while it trains: one JSON object a line on disk, a progress bar or plain lines, TensorBoard, wandb.
+"""What a run says while it trains: one JSON object a line on disk, the console, TensorBoard, wandb.
 
 `log.jsonl` is the record; everything else is a view of it. A record is
 
-    {"kind": "train"|"epoch"|"eval"|"start"|"warning", "epoch": 3, "step": 40, "global_step": 1040, <values>, "timing": {...}}
+    {"kind": "train" | "epoch" | "eval" | "start" | "warning",
+     "epoch": 3, "step": 40, "global_step": 1040, <values>, "timing": {...}}
 
-with `global_step` the optimiser steps done when it was written. Everything outside "timing" is a function of data, options
-and seed, so two runs of the same command agree on it to the bit. Each line is handed to the system when written: a killed
-process loses none, and at most half a line, which readers drop, is lost with a machine. A number that is not finite is
-written as the string "NaN", "Infinity" or "-Infinity", because JSON has no such numbers; `read_log` turns it back.
+with `global_step` the optimiser steps done when it was written. Except in "start" records, everything outside
+"timing" is a function of data, options and seed, so two runs of the same command agree on it to the bit. Each line is
+handed to the system when written, so a killed process loses none; a machine that dies can leave half a line, which
+readers drop. A number that is not finite is written as the string "NaN", "Infinity" or "-Infinity", because JSON has
+no such numbers; `read_log` turns it back.
 """
 
 from __future__ import annotations
@@ -16,10 +18,11 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from moco.console import Console
 from moco.errors import InputError
 
 Values = Mapping[str, Any]  # name -> int, float, bool, str, None or nested dicts and lists of them
@@ -69,47 +72,6 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
     return records
 
 
-# name -> how the console shows it. What is not listed is shown as `name 0.1234`.
-_CONSOLE: dict[str, Callable[[float], str]] = {
-    "acc1": lambda v: f"acc1 {v:5.1f}",
-    "acc5": lambda v: f"acc5 {v:5.1f}",
-    "lr": lambda v: f"lr {v:.3g}",
-    "images_per_s": lambda v: f"{v:.0f} img/s" if v >= 10 else f"{v:.2f} img/s",
-    "data_wait": lambda v: f"data wait {v:.0%}",
-    "memory_gb": lambda v: f"{v:.1f} GB",
-    "eta_s": lambda v: f"ETA {_duration(v)}",
-}
-_FIRST = ("loss", "acc1", "eta_s")  # right after epoch and step, so that a narrow terminal shows what matters
-
-
-def _duration(seconds: float) -> str:
-    """1d03h, 2h05m, 7m30s or 12s."""
-    if not math.isfinite(seconds):
-        return "?"
-    s = round(max(0.0, seconds))
-    days, hours, minutes = s // 86400, s // 3600, s // 60
-    if days:
-        return f"{days}d{hours % 24:02d}h"
-    if hours:
-        return f"{hours}h{minutes % 60:02d}m"
-    return f"{minutes}m{s % 60:02d}s" if minutes else f"{s}s"
-
-
-def _shown(name: str, value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return f"{name} {value}"
-    if name in _CONSOLE:
-        return _CONSOLE[name](value)
-    return f"{name} {value}" if isinstance(value, int) else f"{name} {value:.4f}"
-
-
-def console_line(values: Values, timing: Values | None = None) -> str:
-    """The part of a console line that follows epoch and step: loss, acc1 and ETA first, then the rest in its own order."""
-    entries = {name: value for name, value in {**values, **(timing or {})}.items() if not isinstance(value, (dict, list))}
-    names = [name for name in _FIRST if name in entries] + [name for name in entries if name not in _FIRST]
-    return "  ".join(_shown(name, entries[name]) for name in names)
-
-
 def _open_wandb(project: str, folder: Path, options: Values) -> Any:
     try:
         import wandb  # type: ignore[import-not-found,unused-ignore]
@@ -121,7 +83,7 @@ def _open_wandb(project: str, folder: Path, options: Values) -> Any:
     try:
         run = wandb.init(**settings)
     except Exception as error:  # no network, no key: a run is not lost for want of a dashboard
-        print(f"warning: wandb cannot connect ({error}); recording offline, see `wandb sync`", file=sys.stderr, flush=True)
+        print(f"warning: wandb cannot connect ({error}); recording offline, for `wandb sync`", file=sys.stderr)
         run = wandb.init(mode="offline", **settings)
     id_file.write_text(run.id)
     return run
@@ -131,8 +93,7 @@ class RunLog:
     """The log of one run in `folder`. On ranks other than 0 every method does nothing.
 
     tensorboard: also write scalars for TensorBoard, if the package is installed. wandb: a project's name turns it on.
-    console: where plain lines go (default stdout). A progress bar replaces the "train" lines if stderr is a terminal and no
-    `console` is given.
+    console: where plain lines go instead of stdout.
     """
 
     def __init__(
@@ -147,18 +108,16 @@ class RunLog:
         self.folder, self.path = Path(folder), Path(folder) / "log.jsonl"
         self.active = rank == 0
         self._tensorboard_wanted, self._wandb_project = tensorboard, wandb
-        self._console, self._on_terminal = console or sys.stdout, console is None and sys.stderr.isatty()
+        self._console = Console(console)
         self._file: IO[bytes] | None = None
-        self._bar: Any = None
-        self._bar_epoch: int | None = None
         self._writer: Any = None
         self._wandb: Any = None
         self._from_step = 0
 
-    # -- what the main calls --------------------------------------------------------------------------------------
+    # -- what the main calls -----------------------------------------------------------------------------------------
 
     def cut_back(self, global_step: int) -> int:
-        """Drops the records past `global_step`, the step resumed from; call it before anything is logged. Returns how many.
+        """Drops the records past `global_step`, the step resumed from; before anything is logged. Returns how many.
 
         The file is replaced as a whole, so that a kill here leaves either the old one or the new one.
         """
@@ -167,7 +126,7 @@ class RunLog:
             return 0
         assert self._file is None, "cut_back must come before the first record"
         lines = self.path.read_bytes().splitlines(keepends=True)
-        kept = [line for line in lines if self._belongs(line, global_step)]
+        kept = [line for line in lines if _belongs(line, global_step)]
         if len(kept) < len(lines):
             temporary = self.path.with_name(".log.jsonl.saving")
             with open(temporary, "wb") as file:
@@ -176,13 +135,6 @@ class RunLog:
                 os.fsync(file.fileno())
             os.replace(temporary, self.path)
         return len(lines) - len(kept)
-
-    @staticmethod
-    def _belongs(line: bytes, global_step: int) -> bool:
-        try:
-            return line.endswith(b"\n") and json.loads(line).get("global_step", 0) <= global_step
-        except (ValueError, AttributeError, TypeError):
-            return False  # a damaged line must not keep a run from going on
 
     def start(self, values: Values, *, epoch: int = 0, global_step: int = 0) -> None:
         """One record when a process begins or resumes: resolved options, world size, git sha, machine."""
@@ -202,29 +154,15 @@ class RunLog:
         global_step: int,
         epochs: int,
     ) -> None:
-        """After step `step` (counted from 1) of `steps` in the 0-based `epoch`: the losses and what they are made of."""
-        if not self.active:
-            return
-        self._record("train", dict(epoch=epoch, step=step, global_step=global_step), values, timing)
-        line = console_line(values, timing)
-        if self._on_terminal:
-            self.advance(epoch=epoch, step=step, steps=steps, epochs=epochs)
-            self._bar.set_postfix_str(line)
-        else:
-            width, wide = len(str(epochs)), len(str(steps))
-            self._print(f"epoch {epoch + 1:{width}d}/{epochs}  step {step:{wide}d}/{steps}  {line}")
+        """After step `step` (counted from 1) of `steps` in the 0-based `epoch`: the losses and their parts."""
+        if self.active:
+            self._record("train", dict(epoch=epoch, step=step, global_step=global_step), values, timing)
+            self._console.step({**values, **(timing or {})}, epoch=epoch, epochs=epochs, step=step, steps=steps)
 
     def advance(self, *, epoch: int, step: int, steps: int, epochs: int) -> None:
-        """Moves the progress bar; cheap enough for every step, and nothing where no terminal is."""
-        if not self.active or not self._on_terminal:
-            return
-        if self._bar_epoch != epoch:
-            self._close_bar()
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=steps, initial=0, desc=f"epoch {epoch + 1}/{epochs}", leave=True, dynamic_ncols=True)
-            self._bar_epoch = epoch
-        self._bar.update(step - self._bar.n)
+        """Moves the progress bar; cheap enough for every step, and nothing where there is no terminal."""
+        if self.active:
+            self._console.advance(epoch=epoch, epochs=epochs, step=step, steps=steps)
 
     def epoch(self, values: Values, timing: Values | None = None, *, epoch: int, global_step: int) -> None:
         """At the end of the 0-based `epoch`: its means."""
@@ -243,7 +181,7 @@ class RunLog:
     def say(self, text: str) -> None:
         """One line on the console alone."""
         if self.active:
-            self._print(text)
+            self._console.line(text)
 
     def sync(self) -> None:
         """On disk for good. Before a checkpoint is written, so that no power cut leaves a log behind its checkpoint."""
@@ -251,8 +189,8 @@ class RunLog:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Also what ends the bar, so that a traceback or the shell prompt gets a line of its own."""
-        self._close_bar()
+        """Also ends the progress bar, so that a traceback or the shell's prompt gets a line of its own."""
+        self._console.close()
         for sink in (self._file, self._writer):
             if sink is not None:
                 sink.close()
@@ -266,13 +204,12 @@ class RunLog:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # -- how it is written ----------------------------------------------------------------------------------------
+    # -- how it is written -------------------------------------------------------------------------------------------
 
     def _summary(self, kind: str, values: Values, timing: Values | None, epoch: int, global_step: int) -> None:
         if self.active:
             self._record(kind, dict(epoch=epoch, global_step=global_step), values, timing)
-            self._close_bar()
-            self._print(f"epoch {epoch + 1}  {kind}  {console_line(values, timing)}")
+            self._console.summary(kind, {**values, **(timing or {})}, epoch=epoch)
 
     def _record(self, kind: str, where: dict[str, Any], values: Values, timing: Values | None) -> None:
         record = {"kind": kind, **where, **_plain(values)}
@@ -289,40 +226,35 @@ class RunLog:
         file = open(self.path, "ab", buffering=0)  # unbuffered: a record is one write, the system's from then on
         whole = self.path.read_bytes().rfind(b"\n") + 1
         if whole < file.tell():
-            file.truncate(whole)  # half a record of a killed process: the next one must not be glued to it
+            file.truncate(whole)  # half a record of a dead machine: the next one must not be glued to it
         return file
 
     def _plot(self, kind: str, global_step: int, values: Values) -> None:
-        scalars = dict(_numbers(values))
-        if self._tensorboard_wanted:
-            if self._writer is None:
-                self._writer = self._open_tensorboard()
-            if self._writer is not None:
-                for name, number in scalars.items():
-                    self._writer.add_scalar(f"{kind}/{name}", number, global_step)
+        if self._tensorboard_wanted and self._writer is None:
+            self._writer = self._open_tensorboard()
+        scalars = {f"{kind}/{name}": number for name, number in _numbers(values)}
+        if self._writer is not None:
+            for name, number in scalars.items():
+                self._writer.add_scalar(name, number, global_step)
         if self._wandb is not None:
-            self._wandb.log({f"{kind}/{name}": number for name, number in scalars.items()}, step=global_step)
+            self._wandb.log(scalars, step=global_step)
 
     def _open_tensorboard(self) -> Any:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             self._tensorboard_wanted = False
-            self.say("TensorBoard is not installed (pip install tensorboard): its curves are not written, log.jsonl is")
+            self.say("TensorBoard is not installed (pip install tensorboard): there is log.jsonl, but no curves")
             return None
         # purge_step hides what a killed process had plotted past the step this one goes on from
         return SummaryWriter(str(self.folder / "tensorboard"), purge_step=self._from_step + 1)
 
-    def _print(self, text: str) -> None:
-        if self._bar is not None:
-            self._bar.write(text, file=self._console)
-        else:
-            print(text, file=self._console, flush=True)
 
-    def _close_bar(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-        self._bar = self._bar_epoch = None
+def _belongs(line: bytes, global_step: int) -> bool:
+    try:
+        return line.endswith(b"\n") and json.loads(line).get("global_step", 0) <= global_step
+    except (ValueError, AttributeError, TypeError):
+        return False  # a damaged line must not keep a run from going on
 
 
 def _numbers(values: Values) -> Iterator[tuple[str, float]]:

@@ -1,0 +1,101 @@
+"""How a run shows itself to whoever watches: a progress bar on a terminal, aligned plain lines anywhere else.
+
+Epoch, step, loss, accuracy and time left come first, so that a narrow window shows what matters.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Mapping
+from typing import IO, Any
+
+FIRST = ("loss", "acc1", "eta_s")
+
+
+def duration(seconds: float) -> str:
+    """1d03h, 2h05m, 7m30s or 12s."""
+    if not math.isfinite(seconds):
+        return "?"
+    s = round(max(0.0, seconds))
+    minutes, hours, days = s // 60, s // 3600, s // 86400
+    if days:
+        return f"{days}d{hours % 24:02d}h"
+    if hours:
+        return f"{hours}h{minutes % 60:02d}m"
+    return f"{minutes}m{s % 60:02d}s" if minutes else f"{s}s"
+
+
+def _percent(name: str) -> Callable[[float], str]:
+    return lambda value: f"{name} {value:5.1f}"
+
+
+# name of a value -> how it is shown. One that is not listed is shown as `name 0.1234`.
+SHOWN: dict[str, Callable[[float], str]] = {
+    **{name: _percent(name) for name in ("acc1", "acc5", "knn_top1")},
+    "loss": lambda value: f"loss {value:7.4f}",
+    "lr": lambda value: f"lr {value:.4g}",
+    "images_per_s": lambda value: f"{value:.0f} img/s" if value >= 10 else f"{value:.2f} img/s",
+    "data_wait": lambda value: f"data wait {value:.0%}",
+    "memory_gb": lambda value: f"{value:.2f} GB",
+    "eta_s": lambda value: f"ETA {duration(value):>6}",
+}
+
+
+def _one(name: str, value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return f"{name} {value}"
+    if name in SHOWN:
+        return SHOWN[name](value)
+    return f"{name} {value}" if isinstance(value, int) else f"{name} {value:.4f}"
+
+
+def line(values: Mapping[str, Any]) -> str:
+    """`values` on one line: FIRST's first, the rest in its own order; nested ones are left to the log file."""
+    names = [name for name in FIRST if name in values] + [name for name in values if name not in FIRST]
+    return "  ".join(_one(name, values[name]) for name in names if not isinstance(values[name], (dict, list)))
+
+
+class Console:
+    """Plain lines go to `stream` (default stdout); if none is given and stderr is a terminal, steps move a bar."""
+
+    def __init__(self, stream: IO[str] | None = None):
+        self._stream = stream
+        self._terminal = stream is None and sys.stderr.isatty()
+        self._bar: Any = None
+        self._bar_epoch = -1
+
+    def step(self, values: Mapping[str, Any], *, epoch: int, epochs: int, step: int, steps: int) -> None:
+        if self._terminal:
+            self.advance(epoch=epoch, epochs=epochs, step=step, steps=steps)
+            self._bar.set_postfix_str(line(values))
+        else:
+            place = f"epoch {epoch + 1:{len(str(epochs))}d}/{epochs}  step {step:{len(str(steps))}d}/{steps}"
+            self.line(f"{place}  {line(values)}")
+
+    def advance(self, *, epoch: int, epochs: int, step: int, steps: int) -> None:
+        if not self._terminal:
+            return
+        if self._bar is None or self._bar_epoch != epoch:
+            from tqdm import tqdm  # only a terminal needs it
+
+            self.close()
+            self._bar = tqdm(total=steps, desc=f"epoch {epoch + 1}/{epochs}", dynamic_ncols=True)
+            self._bar_epoch = epoch
+        self._bar.update(step - self._bar.n)
+
+    def summary(self, kind: str, values: Mapping[str, Any], *, epoch: int) -> None:
+        self.close()
+        self.line(f"epoch {epoch + 1}  {kind}  {line(values)}")
+
+    def line(self, text: str) -> None:
+        stream = self._stream or sys.stdout
+        if self._bar is not None:
+            self._bar.write(text, file=stream)  # above the bar, not through it
+        else:
+            print(text, file=stream, flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

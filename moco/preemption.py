@@ -1,0 +1,49 @@
+"""Notice that the machine is about to be taken away.
+
+Slurm sends SIGTERM before it ends or preempts a job, `sbatch --signal=USR1@120` asks for SIGUSR1 two minutes ahead, and
+submitit sends SIGUSR2. The handler does one thing: it stores a number. Whatever else it did would run between two
+arbitrary byte codes, in the middle of a collective or of a save. The training loop asks at its step boundaries, and
+the ranks agree there (the signal may reach one of them first), save, and exit with EXIT_PREEMPTED.
+
+Data is loaded by threads, which never receive signals in Python, so there are no children that must be told to ignore
+them.
+"""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+from typing import Any
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class Preemption:
+    """Within `with Preemption() as preemption:` a signal of SIGNALS sets `preemption.signal`; a second changes nothing.
+
+    Handlers found at entry are put back at exit, so it nests. Only the main thread may enter (Python's rule for
+    handlers).
+    """
+
+    def __init__(self) -> None:
+        self.signal = 0  # the first signal's number
+        self._previous: dict[int, Any] = {}
+
+    def __bool__(self) -> bool:
+        return self.signal != 0
+
+    @property
+    def name(self) -> str:
+        """SIGTERM, SIGUSR1 or SIGUSR2; empty if none came."""
+        return signal.Signals(self.signal).name if self.signal else ""
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.signal = self.signal or number
+
+    def __enter__(self) -> Preemption:
+        self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

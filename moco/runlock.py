@@ -1,0 +1,174 @@
+"""One run per folder: a lock file that a dead run cannot leave closed.
+
+flock would be simpler but is silently local, or missing, on many network file systems, which is where clusters keep
+their runs. So the lock is a file `.lock` that says who holds it, made by link(2), which succeeds for exactly one
+caller on NFS too. It stands in nobody's way if its holder
+
+- ran on this machine, and no process has its id and start time any more (killed; so also torchrun --max-restarts);
+- ran on this machine before it was last started;
+- was an earlier start of this Slurm job (same SLURM_JOB_ID, other SLURM_RESTART_COUNT: requeued, maybe to another
+  node);
+- has not refreshed the file for STALE_S seconds (a dead node). A thread refreshes it every BEAT_S. The age is taken
+  by the file server's clock, so nodes need not agree on the time.
+
+Otherwise the second run is refused with an InputError that names the first.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+from moco.errors import InputError
+
+BEAT_S = 20.0
+STALE_S = 300.0
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""
+
+
+def process_start(pid: int) -> str:
+    """The kernel's start time of process `pid` (a reused id is not taken for the old process); "" if it is dead."""
+    fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()  # the name before ")" may hold anything
+    if fields:
+        return "" if fields[0] in ("Z", "X") else fields[19]  # a zombie, killed but not yet asked about, is dead
+    if Path("/proc/self/stat").exists():
+        return ""
+    try:  # no /proc (macOS): whether the id is in use is all that can be known
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return ""
+    except PermissionError:
+        pass
+    return "unknown"
+
+
+def _namespace() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid")  # containers: ids of one say nothing about processes of another
+    except OSError:
+        return ""
+
+
+class RunLock:
+    """`with RunLock(folder):` holds `folder` for this process (global rank 0). InputError if a living run holds it."""
+
+    def __init__(self, folder: str | Path):
+        self.path = Path(folder) / ".lock"
+        self.taken_from: str | None = None  # why an old lock did not block, for the log
+        self._me = {
+            "host": socket.gethostname(),
+            "boot": _read("/proc/sys/kernel/random/boot_id"),
+            "namespace": _namespace(),
+            "pid": os.getpid(),
+            "started": process_start(os.getpid()),
+            "job": os.environ.get("SLURM_JOB_ID", ""),
+            "restart": os.environ.get("SLURM_RESTART_COUNT", "0"),
+            "token": secrets.token_hex(8),
+        }
+        self._stop = threading.Event()
+        self._beating: threading.Thread | None = None
+
+    def acquire(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        mine = self.path.with_name(f".lock.{self._me['token']}")
+        mine.write_text(json.dumps(self._me))
+        try:
+            while not self._link(mine):
+                self._remove_dead(mine)
+        finally:
+            mine.unlink(missing_ok=True)
+        self._beating = threading.Thread(target=self._beat, name="lock", daemon=True)
+        self._beating.start()
+
+    def release(self) -> None:
+        self._stop.set()
+        if self._beating is not None:
+            self._beating.join()
+            self._beating = None
+            if self.held():
+                self.path.unlink(missing_ok=True)
+
+    def held(self) -> bool:
+        """False if another run took the lock, as it may after this machine stood still for STALE_S."""
+        return _holder(self.path).get("token") == self._me["token"]
+
+    def __enter__(self) -> RunLock:
+        self.acquire()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def _link(self, mine: Path) -> bool:
+        try:
+            os.link(mine, self.path)  # unlike open + write, the content is there from the first moment
+        except FileExistsError:
+            return False
+        return True
+
+    def _remove_dead(self, mine: Path) -> None:
+        holder = _holder(self.path)
+        if not holder and not self.path.exists():
+            return  # released in the meantime
+        why = self._dead(holder, mine)
+        if why is None:
+            job = f", Slurm job {holder['job']}" if holder.get("job") else ""
+            raise InputError(
+                f"{self.path.parent} is in use by another run (host {holder.get('host', '?')}, process "
+                f"{holder.get('pid', '?')}{job}); give this one its own --output-dir, or delete {self.path} if "
+                "that run is dead"
+            )
+        # Others may have come to the same conclusion, and one may already hold a new lock: take away what is there, and
+        # put it back if it is not the one that was judged.
+        aside = self.path.with_name(f".lock.{self._me['token']}.aside")
+        try:
+            os.rename(self.path, aside)
+        except FileNotFoundError:
+            return
+        if _holder(aside) != holder:
+            self._link(aside)
+        else:
+            self.taken_from = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}: {why}"
+        aside.unlink(missing_ok=True)
+
+    def _dead(self, holder: dict[str, Any], mine: Path) -> str | None:
+        """Why the holder cannot be running any more; None if it may be."""
+        me = self._me
+        if holder.get("host") == me["host"] and holder.get("namespace") == me["namespace"]:
+            if holder.get("boot") != me["boot"]:
+                return "the machine has been restarted since"
+            started = process_start(holder.get("pid", 0))
+            return None if started and started == holder.get("started") else "the process is gone"
+        if me["job"] and holder.get("job") == me["job"] and holder.get("restart") != me["restart"]:
+            return f"Slurm job {me['job']} was requeued"
+        os.utime(mine)
+        age = mine.stat().st_mtime - self.path.stat().st_mtime
+        return f"no sign of life for {age:.0f} s" if age > STALE_S else None
+
+    def _beat(self) -> None:
+        while not self._stop.wait(BEAT_S):
+            try:
+                if self.held():
+                    os.utime(self.path)
+            except OSError:  # a file server that is away for a while; the next beat tries again
+                pass
+
+
+def _holder(path: Path) -> dict[str, Any]:
+    """What a lock file says; {} if it is gone or not one of ours."""
+    try:
+        holder = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return holder if isinstance(holder, dict) else {}

@@ -1,0 +1,86 @@
+"""Saving behind the next steps: the copy to host is taken where `submit` is called, a thread does the writing.
+
+PyTorch's own asynchronous checkpointing belongs to its distributed format of many files; here one file in MoCo's layout
+is written by one thread of global rank 0.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moco.checkpoint import checkpoints, position, remove_temporaries, save
+
+
+def host_copy(state: Any) -> Any:
+    """`state` with every tensor copied to the CPU, where later steps cannot change it; one wait for the GPU in all."""
+    copied, on_gpu = _copied(state)
+    if on_gpu:
+        torch.cuda.current_stream().synchronize()
+    return copied
+
+
+def _copied(value: Any) -> tuple[Any, bool]:
+    if isinstance(value, torch.Tensor):
+        value = value.detach()
+        if not value.is_cuda:
+            return value.clone(), False
+        pinned = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)  # torch keeps the block for the next save
+        return pinned.copy_(value, non_blocking=True), True
+    if isinstance(value, dict):
+        pairs = {key: _copied(entry) for key, entry in value.items()}
+        return {key: entry for key, (entry, _) in pairs.items()}, any(on_gpu for _, on_gpu in pairs.values())
+    if isinstance(value, (list, tuple)):
+        parts = [_copied(entry) for entry in value]
+        return type(value)(entry for entry, _ in parts), any(on_gpu for _, on_gpu in parts)
+    return value, False
+
+
+class Saver:
+    """Writes checkpoints into `folder`, keeping the last `keep_last` (0: all) and those of the epochs in `milestones`.
+
+    Epochs in `milestones` are counted as the files' `epoch` entry counts them: the number done. A file newer than the
+    one just written, which a run resumed from further back can find, is left alone. What a killed run's save left
+    behind is removed first, so the folder's RunLock must be held. An error in the thread is raised by the next
+    `submit` or `wait`.
+    """
+
+    def __init__(self, folder: str | Path, keep_last: int = 0, milestones: Collection[int] = ()):
+        self.folder, self.keep_last, self.milestones = Path(folder), keep_last, milestones
+        remove_temporaries(self.folder)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="save")
+        self._writing: Future[None] | None = None
+
+    def submit(self, state: dict[str, Any], name: str) -> float:
+        """Starts to write `state` as `name`; returns the seconds that the caller was held up (earlier write, copy)."""
+        start = time.perf_counter()
+        self.wait()
+        copied = host_copy(state)
+        self._writing = self._thread.submit(self._write, copied, self.folder / name)
+        return time.perf_counter() - start
+
+    def wait(self) -> None:
+        """Returns when what was submitted is on disk; raises what went wrong (InputError if it was not writable)."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _write(self, state: dict[str, Any], path: Path) -> None:
+        save(path, state)
+        self._prune(path)
+
+    def _prune(self, newest: Path) -> None:
+        written = position(newest)
+        if self.keep_last <= 0 or written is None:
+            return
+        places = {path: position(path) or written for path in checkpoints(self.folder)}
+        older = sorted((path for path, place in places.items() if place <= written), key=places.__getitem__)
+        for path in older[: -self.keep_last]:
+            epochs, step = places[path]
+            if step or epochs not in self.milestones:
+                path.unlink(missing_ok=True)
