@@ -1,36 +1,24 @@
 """Checkpoint files that are whole or refused, written so that a crash at any moment leaves the previous one intact.
 
-torch.save writes a zip archive whose reader does not look at the CRC32 fields, so a flipped bit in a weight loads
-without a word, and a kill in mid-save leaves half a file under the final name. Here a file is written beside its
-final name, synced, renamed, and the SHA-256 of all its bytes is carried as the zip archive's comment, the one place
-where a sum can live in the same file without any other reader noticing: plain `torch.load` still opens it.
-
-    file = torch.save's zip archive, its end record announcing a comment | b"sha256-of-all-bytes-before:" hex digest
-
-Whatever is wrong with a file that is read, or keeps one from being written, is an InputError that names the fix.
+A file is written beside its final name, synced, and renamed; its own SHA-256 travels inside it (moco/checksum.py). It
+is in MoCo's layout and opens with plain `torch.load` anywhere. Whatever is wrong with a file that is read, or keeps
+one from being written, is an InputError that names the fix.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
 import os
 import pickle
 import re
 import socket
-import struct
-import zipfile
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 
+from moco.checksum import SummingWriter, check_bytes
 from moco.errors import InputError
 
-_TAG = b"sha256-of-all-bytes-before:"
-_COMMENT = len(_TAG) + 64  # bytes: the tag and a hex digest
-_END_RECORD = 22  # bytes of zip's "end of central directory", which starts with:
-_END_SIGNATURE = b"PK\x05\x06"
 _NAME = re.compile(r"checkpoint_(\d{4,})(?:_(\d{6,}))?\.pth\.tar")
 _TEMPORARY = ".saving"
 
@@ -47,49 +35,6 @@ def position(path: str | Path) -> tuple[int, int] | None:
         return None
     epoch, step = match.groups()
     return (int(epoch) + 1, 0) if step is None else (int(epoch), int(step))
-
-
-class _SummingWriter(io.RawIOBase):
-    """Passes an archive on to `file` and sums it on the way; the end record is held back: it must announce the comment.
-
-    An error of `file` is kept and the rest swallowed: raised inside torch's C++ writer, it would meet a destructor that
-    writes too, and end the process.
-    """
-
-    def __init__(self, file: IO[bytes]):
-        self.file, self.sum, self.tail = file, hashlib.sha256(), b""
-        self.error: OSError | None = None
-
-    def writable(self) -> bool:
-        return True
-
-    def _pass_on(self, data: bytes | memoryview) -> None:
-        if self.error is None:
-            self.sum.update(data)
-            try:
-                self.file.write(data)
-            except OSError as error:
-                self.error = error
-
-    def write(self, data: Any) -> int:
-        view = memoryview(data).cast("B")
-        if len(view) >= _END_RECORD:
-            self._pass_on(self.tail)
-            self._pass_on(view[:-_END_RECORD])
-            self.tail = bytes(view[-_END_RECORD:])
-        else:
-            joined = self.tail + bytes(view)
-            self._pass_on(joined[:-_END_RECORD])
-            self.tail = joined[-_END_RECORD:]
-        return len(view)
-
-    def finish(self) -> None:
-        bare = self.tail[:4] == _END_SIGNATURE and self.tail[20:] == b"\0\0"
-        assert bare or self.error, "torch.save no longer ends with a bare zip end record"
-        self._pass_on(self.tail[:20] + struct.pack("<H", _COMMENT))
-        self._pass_on(_TAG + self.sum.hexdigest().encode())
-        if self.error is not None:
-            raise self.error
 
 
 def _sync_folder(folder: Path) -> None:
@@ -119,7 +64,7 @@ def save(path: str | Path, state: dict[str, Any]) -> None:
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{_TEMPORARY}")
     try:
         with open(temporary, "wb") as file:
-            writer = _SummingWriter(file)
+            writer = SummingWriter(file)
             torch.save(state, writer)  # type: ignore[arg-type]  # it needs `write` alone
             writer.finish()
             file.flush()
@@ -140,57 +85,8 @@ def save(path: str | Path, state: dict[str, Any]) -> None:
 
 def remove_temporaries(folder: str | Path) -> None:
     """Deletes what killed saves left in `folder`. For the one run that holds the folder's RunLock."""
-    for path in Path(folder).glob(f".checkpoint_*{_TEMPORARY}"):
+    for path in Path(folder).glob(f".*{_TEMPORARY}"):
         path.unlink(missing_ok=True)
-
-
-def _stored_sum(file: IO[bytes], size: int) -> tuple[int, bytes] | None:
-    """(how many bytes are summed, hex digest) if `file` ends as ours do, else None."""
-    start = size - _COMMENT - _END_RECORD
-    if start < 0:
-        return None
-    file.seek(start)
-    tail = file.read()
-    comment = tail[_END_RECORD:]
-    if tail[:4] != _END_SIGNATURE or tail[20:22] != struct.pack("<H", _COMMENT) or not comment.startswith(_TAG):
-        return None
-    return size - _COMMENT, comment[len(_TAG) :]
-
-
-def _check_bytes(path: Path, file: IO[bytes], size: int) -> bool:
-    """InputError if the bytes are known to be damaged. True if a checksum of ours vouches for them."""
-    stored = _stored_sum(file, size)
-    if stored is not None:
-        length, digest = stored
-        file.seek(0)
-        total, left = hashlib.sha256(), length
-        while left:
-            block = file.read(min(left, 1 << 22))
-            if not block:
-                break
-            total.update(block)
-            left -= len(block)
-        if total.hexdigest().encode() != digest:
-            raise InputError(
-                f"{path} is damaged: its bytes do not match its checksum; use an earlier one (--resume auto does)"
-            )
-        return True
-    file.seek(0)
-    if file.read(4) != b"PK\x03\x04":
-        return False  # torch's format before 1.6, which carries no sums at all
-    file.seek(max(0, size - _END_RECORD))
-    end = file.read()
-    if end[:4] != _END_SIGNATURE or end[20:] != b"\0\0":
-        raise InputError(f"{path} is cut short or damaged at its end; use an earlier checkpoint (--resume auto does)")
-    file.seek(0)
-    try:  # an archive of another project: torch wrote CRC32s that torch does not check
-        with zipfile.ZipFile(file) as archive:
-            broken = archive.testzip()
-    except Exception as error:  # zipfile raises whatever the damaged bytes lead it to
-        raise InputError(f"{path} is damaged ({error}); fetch or write it again") from error
-    if broken is not None:
-        raise InputError(f"{path} is damaged: the CRC32 of its part {broken} is wrong; fetch or write it again")
-    return False
 
 
 def load(path: str | Path) -> dict[str, Any]:
@@ -201,10 +97,9 @@ def load(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     try:
         with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size == 0:
-                raise InputError(f"{path} is empty; use an earlier checkpoint (--resume auto does)")
-            vouched = _check_bytes(path, file, size)
+            if os.fstat(file.fileno()).st_size == 0:
+                raise InputError(f"{path} is empty; use an earlier checkpoint")
+            vouched = check_bytes(path, file)
             file.seek(0)
             state = _unpickle(path, file, vouched)
     except FileNotFoundError as error:
@@ -239,8 +134,7 @@ def verify(path: str | Path) -> None:
     """InputError unless `load(path)` would succeed; for our own files by their checksum alone."""
     try:
         with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size and _check_bytes(Path(path), file, size):
+            if check_bytes(Path(path), file):
                 return
     except OSError:
         pass  # load says it better
