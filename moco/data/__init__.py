@@ -1,0 +1,7 @@
+"""Images to batches. Read in this order: boxes, decode, source, folder, beton_file, datasets, beton, sampler, loader,
+augment.
+
+`datasets.open_split` says which images and labels, a `Source` reads one of them, the `Sampler` gives the order, the
+`Loader` cuts uint8 crops on threads, and `Augment` does everything photometric on whole batches on the training
+device.
+"""

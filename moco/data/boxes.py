@@ -1,0 +1,76 @@
+"""Where the crops lie: boxes as functions of (random numbers, image size), in pixels of the upright original.
+
+A box is (top, left, height, width). Every source draws its boxes here, from the original's size, so that a folder and a
+.beton written from it cut the same ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+
+Box = tuple[int, int, int, int]
+Size = tuple[int, int]  # (height, width)
+
+ATTEMPTS = 10
+DRAWS = 4 * ATTEMPTS  # random numbers that one random box may use
+
+# A JPEG is decoded at 1/k of its size if the smallest crop still is this many times the output then. 2 is Pillow's
+# "fair" reducing_gap; `tests/data/test_loader.py` holds what it may cost against decoding in full.
+REDUCING_GAP = 2.0
+
+
+def random_box(draws: Sequence[float], size: Size, scale: tuple[float, float], ratio: tuple[float, float]) -> Box:
+    """Inception's random crop as torchvision's RandomResizedCrop draws it, from `DRAWS` given numbers in [0, 1).
+
+    A share of the area uniform in `scale`, an aspect ratio log-uniform in `ratio`, a uniform position; ten attempts,
+    then the largest central box whose aspect ratio is allowed.
+    """
+    height, width = size
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    for attempt in range(ATTEMPTS):
+        a, r, y, x = draws[4 * attempt : 4 * attempt + 4]
+        area = height * width * (scale[0] + (scale[1] - scale[0]) * a)
+        aspect = math.exp(low + (high - low) * r)
+        h, w = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return int(y * (height - h + 1)), int(x * (width - w + 1)), h, w
+    w = min(width, max(1, round(height * ratio[1])))
+    h = min(height, max(1, round(width / ratio[0])))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def centre_box(size: Size, fraction: float) -> Box:
+    """The central square whose side is `fraction` of the shorter side: .875 is the usual "resize to 256, cut 224"."""
+    side = max(1, round(min(size) * fraction))
+    return (size[0] - side) // 2, (size[1] - side) // 2, side, side
+
+
+def reduction(boxes: Sequence[Box], output: int) -> int:
+    """The largest k of 1, 2, 4, 8 at which decoding at 1/k loses nothing that crops of `output` px would show."""
+    smallest = min(min(h, w) for _, _, h, w in boxes)
+    for k in (8, 4, 2):
+        if smallest >= REDUCING_GAP * k * output:
+            return k
+    return 1
+
+
+def snap(box: Box, k: int) -> Box:
+    """The box with its edges moved, by less than k px, to multiples of k: whole pixels in an image of 1/k the size."""
+    top, left, h, w = box
+    bottom, right = (top + h) // k * k, (left + w) // k * k
+    top, left = top // k * k, left // k * k
+    return top, left, bottom - top, right - left
+
+
+def rescale(box: Box, size: Size, stored: Size) -> Box:
+    """The box, drawn in an image of `size`, in the same image stored at another size; each edge within half a pixel."""
+    if size == stored:
+        return box
+    top, left, h, w = box
+    down, across = Fraction(stored[0], size[0]), Fraction(stored[1], size[1])
+    y0, y1 = round(top * down), round((top + h) * down)
+    x0, x1 = round(left * across), round((left + w) * across)
+    y0, x0 = min(y0, stored[0] - 1), min(x0, stored[1] - 1)
+    return y0, x0, max(1, y1 - y0), max(1, x1 - x0)

@@ -1,0 +1,70 @@
+"""Threads that end: a few daemon threads that run tasks from a queue, and stop at once when told.
+
+concurrent.futures waits at exit until a thread has returned, so one read that hangs (a dead network disk) would hang
+the process; and plain daemon threads that are inside native code when the interpreter goes away abort it. Here the
+threads are told to stop and joined at exit, and only those that are stuck are left behind.
+"""
+
+from __future__ import annotations
+
+import atexit
+import queue
+import threading
+import weakref
+from collections.abc import Callable
+from types import TracebackType
+
+Task = Callable[[], None]  # must not raise: it delivers its errors itself
+
+JOIN_SECONDS = 5.0  # a thread that is not done with one image by then is stuck
+
+_open_crews: weakref.WeakSet[Crew] = weakref.WeakSet()
+
+
+class Crew:
+    """`size` threads that run tasks in the order given. A context manager: leaving it drops the tasks not yet begun."""
+
+    def __init__(self, size: int, name: str = "loader") -> None:
+        self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
+        self._stop = threading.Event()
+        self._threads = [
+            threading.Thread(target=_work, args=(self._tasks, self._stop), name=f"{name}-{i}", daemon=True)
+            for i in range(size)
+        ]
+        _open_crews.add(self)
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, task: Task) -> None:
+        self._tasks.put(task)
+
+    def close(self) -> None:
+        """Ends the threads; a stuck one is left to itself after JOIN_SECONDS."""
+        self._stop.set()
+        for _ in self._threads:
+            self._tasks.put(None)
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(JOIN_SECONDS)
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        _open_crews.discard(self)
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, where: TracebackType | None) -> None:
+        self.close()
+
+
+def _work(tasks: queue.SimpleQueue[Task | None], stop: threading.Event) -> None:
+    # no reference to the crew, so that a forgotten crew can be collected
+    while (task := tasks.get()) is not None:
+        if not stop.is_set():
+            task()
+        del task  # it holds a batch
+
+
+@atexit.register
+def _close_all() -> None:
+    for crew in list(_open_crews):
+        crew.close()

@@ -1,0 +1,199 @@
+"""Which images and which labels: `open_split` turns the command line's `data` and `--dataset` into a source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from moco import distributed
+from moco.data.folder import FolderSource
+from moco.data.source import ArraySource, Source
+from moco.data.wnids import IMAGENET100
+from moco.errors import InputError
+from moco.randomness import Purpose, permutation, stream_key
+
+# image size in px, recipe of moco.data.recipes
+DATASET_DEFAULTS: dict[str, tuple[int, str]] = {
+    "folder": (224, "v1"),
+    "imagenet100": (224, "v1"),
+    "digits": (32, "digits"),
+    "cifar10": (32, "cifar"),
+    "cifar100": (32, "cifar"),
+    "stl10": (64, "stl10"),
+    "svhn": (32, "cifar"),
+}
+DATASETS = tuple(DATASET_DEFAULTS)
+SPLITS = ("train", "val")
+LOADERS = ("auto", "ffcv", "folder")
+DOWNLOADS = "data"  # where torchvision's data sets go if no place is given; git ignores it
+
+
+def open_split(
+    data: str | None,
+    dataset: str = "folder",
+    split: str = "train",
+    *,
+    loader: str = "auto",
+    subset: str | None = None,
+    labels_required: bool = True,
+    cache: str = "os",
+) -> Source:
+    """The source of one split. Raises InputError with the fix if it is not there.
+
+    `data`: a folder with train/ and val/, a .beton file, a folder with train.beton and val.beton, or for
+    torchvision's data sets where they are (downloaded to if they are not). `subset`: "imagenet100" or a file of class
+    names, one a line, which also gives the order of the labels. `labels_required` False is for pretraining:
+    unlabelled images are welcome, and STL-10 gives train + unlabeled. `loader` insists on FFCV or on a folder;
+    `cache` (ram, os, none) is for .beton files.
+    """
+    if dataset not in DATASETS:
+        raise InputError(f"unknown data set {dataset!r}: choose one of {', '.join(DATASETS)}")
+    if split not in SPLITS:
+        raise InputError(f"unknown split {split!r}: train or val")
+    if loader not in LOADERS:
+        raise InputError(f"unknown loader {loader!r}: choose one of {', '.join(LOADERS)}")
+    if data is not None and (beton := find_beton(data, split)) is not None:
+        if loader == "folder":
+            raise InputError(f"--loader folder cannot read {beton}: give the folder of images, or --loader ffcv")
+        return _open_beton(beton, cache, labels_required)
+    if loader == "ffcv":
+        raise InputError(
+            f"--loader ffcv needs a .beton file, and {data or dataset} is none: "
+            "write one with `python -m moco.data.beton write SRC OUT.beton`"
+        )
+    if dataset in _IN_MEMORY:
+        return _IN_MEMORY[dataset](data or DOWNLOADS, split, labels_required)
+    if data is None:
+        raise InputError(f"--dataset {dataset} needs the folder that holds train/ and val/")
+    names = IMAGENET100 if dataset == "imagenet100" else subset_classes(subset)
+    return FolderSource(split_folder(data, split, labels_required), subset=names, labels_required=labels_required)
+
+
+def find_beton(data: str, split: str) -> Path | None:
+    """The .beton file of a split: `data` itself (val: NAME.val.beton beside it), or train.beton in the folder."""
+    path = Path(data)
+    if path.suffix == ".beton":
+        return path if split == "train" else path.with_suffix(f".{split}.beton")
+    if path.is_dir() and any((path / f"{name}.beton").exists() for name in SPLITS):
+        return path / f"{split}.beton"
+    return None
+
+
+def _open_beton(path: Path, cache: str, labels_required: bool) -> Source:
+    from moco.data.beton_file import BetonSource  # FFCV takes seconds to import
+
+    source = BetonSource(path, cache=cache)
+    if labels_required and (source.labels < 0).any():
+        raise InputError(f"{path} has samples without labels, and labels are needed here: write it from class folders")
+    return source
+
+
+def split_folder(data: str, split: str, labels_required: bool = True) -> Path:
+    """DATA/split; or DATA itself for pretraining on a plain folder of photos."""
+    root = Path(data)
+    if not root.is_dir():
+        raise InputError(f"there is no folder {root}: check the path of the data")
+    if (root / split).is_dir():
+        return root / split
+    has_splits = any((root / name).is_dir() for name in SPLITS)
+    has_files = any(entry.is_file() and not entry.name.startswith(".") for entry in root.iterdir())
+    if split == "train" and not labels_required and has_files and not has_splits:
+        return root
+    raise InputError(f"there is no {root / split}: expected {root}/{split}/<class>/<image>")
+
+
+def has_split(data: str | None, dataset: str, split: str) -> bool:
+    """Whether there is something to open; a broken split still counts as there."""
+    if data is not None and (beton := find_beton(data, split)) is not None:
+        return beton.exists()
+    return dataset in _IN_MEMORY or (data is not None and (Path(data) / split).is_dir())
+
+
+def subset_classes(subset: str | None) -> Sequence[str] | None:
+    """Class names of --subset: imagenet100, or a file with one name a line."""
+    if subset is None:
+        return None
+    if subset == "imagenet100":
+        return IMAGENET100
+    try:
+        names = Path(subset).read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as problem:
+        raise InputError(f"--subset {subset} is neither imagenet100 nor a list of classes: {problem}") from None
+    if not names or len(set(names)) != len(names):
+        raise InputError(f"--subset {subset} must hold one class name a line, each once")
+    return names
+
+
+def _digits(data: str, split: str, labels_required: bool) -> ArraySource:
+    """scikit-learn's 1,797 scans of 8×8 px, enlarged to 32×32 RGB; a fixed fifth of each class is `val`."""
+    from sklearn.datasets import load_digits
+
+    scans = load_digits()
+    labels = scans.target.astype(np.int64)
+    chosen = []
+    for digit in range(10):
+        members = np.flatnonzero(labels == digit)
+        members = members[permutation(stream_key(0, digit, Purpose.ORDER), len(members))]
+        cut = len(members) // 5
+        chosen.append(members[:cut] if split == "val" else members[cut:])
+    index = np.sort(np.concatenate(chosen))
+    grey = (scans.images[index] * (255 / 16)).round().astype(np.uint8)
+    large = [np.asarray(Image.fromarray(scan).resize((32, 32), Image.Resampling.BILINEAR)) for scan in grey]
+    images = np.repeat(np.stack(large)[..., None], 3, axis=-1)
+    return ArraySource(images, labels[index], [str(digit) for digit in range(10)], f"digits/{split}")
+
+
+def _cifar(name: str) -> Callable[[str, str, bool], ArraySource]:
+    def load(data: str, split: str, labels_required: bool) -> ArraySource:
+        from torchvision import datasets
+
+        kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+        found = _download(name, data, lambda download: kind(data, train=split == "train", download=download))
+        return ArraySource(found.data, np.array(found.targets), list(found.classes), f"{name}/{split}")
+
+    return load
+
+
+def _stl10(data: str, split: str, labels_required: bool) -> ArraySource:
+    from torchvision import datasets
+
+    part = "test" if split == "val" else "train" if labels_required else "train+unlabeled"
+    found = _download("stl10", data, lambda download: datasets.STL10(data, split=part, download=download))
+    images = np.ascontiguousarray(found.data.transpose(0, 2, 3, 1))
+    return ArraySource(images, found.labels, list(found.classes), f"stl10/{part}")
+
+
+def _svhn(data: str, split: str, labels_required: bool) -> ArraySource:
+    from torchvision import datasets
+
+    part = "test" if split == "val" else "train"
+    found = _download("svhn", data, lambda download: datasets.SVHN(data, split=part, download=download))
+    images = np.ascontiguousarray(found.data.transpose(0, 2, 3, 1))
+    return ArraySource(images, found.labels, [str(digit) for digit in range(10)], f"svhn/{part}")
+
+
+def _download(name: str, data: str, load: Callable[[bool], object]):  # type: ignore[no-untyped-def]  # torchvision's classes
+    """Rank 0 downloads what is missing; then every rank loads. All ranks raise InputError if that fails."""
+    problem: str | None = None
+    found = None
+    if distributed.rank() == 0:
+        try:
+            found = load(True)
+        except Exception as error:  # no network, no space, a broken archive: torchvision raises many kinds
+            problem = f"{name} could not be loaded from or downloaded to {data}: {error}"
+    problem = distributed.broadcast_object(problem)
+    if problem is not None:
+        raise InputError(problem)
+    return found if found is not None else load(False)
+
+
+_IN_MEMORY: dict[str, Callable[[str, str, bool], ArraySource]] = {
+    "digits": _digits,
+    "cifar10": _cifar("cifar10"),
+    "cifar100": _cifar("cifar100"),
+    "stl10": _stl10,
+    "svhn": _svhn,
+}

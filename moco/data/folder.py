@@ -1,0 +1,154 @@
+"""A folder of images, read with Pillow: ROOT/<class>/**/<image>, or images without class folders for pretraining."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from moco.data.boxes import Size
+from moco.data.decode import BadImage, decode, open_image, upright_size
+from moco.data.source import Pixels
+from moco.errors import InputError
+
+_SUFFIXES = ".jpg .jpeg .jpe .jfif .png .ppm .pgm .bmp .tif .tiff .webp .gif .jp2 .avif"
+IMAGE_SUFFIXES = frozenset(_SUFFIXES.split())
+
+
+class FolderSource:
+    """Images under `root`, in the order of torchvision's ImageFolder: sorted classes, in each the sorted relative
+    paths.
+
+    `subset` names the classes to take, in the order their labels get. Hidden files are ignored. A file without an
+    image suffix is taken if it holds an image all the same, else left out and named in `notes`. Without class folders
+    the images are unlabelled (-1), which `labels_required` forbids. Raises InputError where there is nothing to train
+    on.
+    """
+
+    def __init__(self, root: str | Path, *, subset: Sequence[str] | None = None, labels_required: bool = True) -> None:
+        self.root = Path(root)
+        if not self.root.is_dir():
+            raise InputError(f"there is no folder {self.root}: check the path")
+        self.notes: list[str] = []
+        self._foreign: list[str] = []
+        folders, loose = _entries(self.root)
+        if subset is not None:
+            _check_subset(self.root, folders, subset)
+            folders = list(subset)
+        if folders:
+            self._read_classes(folders)
+            if any(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in loose) and subset is None:
+                raise InputError(
+                    f"{self.root} holds class folders and images beside them, such as {loose[0]}: "
+                    "move those images into a class folder"
+                )
+        else:
+            self._read_unlabelled(loose, labels_required)
+        if self._foreign:
+            names, more = ", ".join(self._foreign[:5]), len(self._foreign) - 5
+            names += f" and {more} more" if more > 0 else ""
+            self.notes.append(f"left out {len(self._foreign)} files that are not images: {names}")
+
+    def _read_classes(self, folders: list[str]) -> None:
+        paths: list[str] = []
+        labels: list[int] = []
+        empty = []
+        for label, folder in enumerate(folders):
+            found = [f"{folder}/{name}" for name in self._images(self.root / folder)]
+            if not found:
+                empty.append(folder)
+            paths += found
+            labels += [label] * len(found)
+        if empty:
+            raise InputError(
+                f"no image in {len(empty)} of the {len(folders)} classes of {self.root}: {', '.join(empty[:5])}; "
+                "fill or remove these folders"
+            )
+        self.paths, self.labels, self.classes = paths, np.array(labels, dtype=np.int64), folders
+
+    def _read_unlabelled(self, loose: list[str], labels_required: bool) -> None:
+        paths = [name for name in loose if self._is_image(self.root / name, name)]
+        if not paths:
+            raise InputError(f"there are no images in {self.root}: expected {self.root}/<class>/<image>")
+        if labels_required:
+            raise InputError(
+                f"{self.root} has images but no class folders, and labels are needed here: "
+                f"sort them into {self.root}/<class>/<image>"
+            )
+        self.paths, self.labels, self.classes = paths, np.full(len(paths), -1, dtype=np.int64), []
+
+    def _images(self, folder: Path) -> list[str]:
+        found = []
+        for where, folders, names in os.walk(folder, followlinks=True):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            inner = os.path.relpath(where, folder)
+            for name in names:
+                path = name if inner == "." else f"{inner}/{name}"
+                if not name.startswith(".") and self._is_image(folder / path, f"{folder.name}/{path}"):
+                    found.append(path)
+        return sorted(found)
+
+    def _is_image(self, path: Path, shown: str) -> bool:
+        if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES:  # a million times: no Path here
+            return True
+        try:
+            with Image.open(path):
+                return True
+        except Exception:  # whatever Pillow makes of a file that never claimed to be an image
+            self._foreign.append(shown)
+            return False
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def name(self, index: int) -> str:
+        return str(self.root / self.paths[index])
+
+    def open(self, index: int) -> FolderPicture:
+        try:
+            data = (self.root / self.paths[index]).read_bytes()
+        except OSError as problem:
+            raise BadImage(problem.strerror or str(problem)) from None
+        return FolderPicture(open_image(data))
+
+    def decode(self, index: int) -> np.ndarray:
+        return self.open(index).decode().array
+
+
+class FolderPicture:
+    """An encoded image in memory."""
+
+    def __init__(self, image: Image.Image) -> None:
+        self.image = image
+        self.size: Size = upright_size(image)
+
+    @property
+    def stored(self) -> Size:
+        return self.size
+
+    def decode(self, reduction: int = 1, rows: tuple[int, int] | None = None) -> Pixels:
+        # Pillow has no region decode; libjpeg would have to entropy-decode everything above and left of it all the same
+        return Pixels(decode(self.image, reduction), reduction)
+
+
+def _entries(root: Path) -> tuple[list[str], list[str]]:
+    """Sorted names of the visible folders and files in `root`."""
+    folders: list[str] = []
+    files: list[str] = []
+    with os.scandir(root) as entries:
+        for entry in entries:
+            if not entry.name.startswith("."):
+                (folders if entry.is_dir() else files).append(entry.name)
+    return sorted(folders), sorted(files)
+
+
+def _check_subset(root: Path, folders: list[str], subset: Sequence[str]) -> None:
+    missing = [name for name in subset if name not in set(folders)]
+    if missing:
+        raise InputError(
+            f"{len(missing)} of the {len(subset)} classes asked for are not in {root}: {' '.join(missing)}; "
+            "download these classes or point at the full data set"
+        )

@@ -1,0 +1,258 @@
+"""The one loader: uint8 crops, sample indices and labels of any source, cut on threads, in an order that is a function.
+
+Threads, not processes: decoding and resizing release the interpreter lock, so threads do them at the speed of
+processes, and there is nothing to fork, to pickle or to share, no signal for a child to miss, and an error arrives
+where the batch was asked for. One decode per sample, V crops of it. What a sample looks like depends on (seed, epoch,
+index, view) alone.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moco.data.boxes import DRAWS, Box, Size, centre_box, random_box, reduction, rescale, snap
+from moco.data.crew import Crew
+from moco.data.decode import BadImage, resample
+from moco.data.sampler import Sampler
+from moco.data.source import Source
+from moco.distributed import local_world_size
+from moco.errors import InputError
+from moco.randomness import Purpose, stream_key, uniform
+
+ROWS_PER_TASK = 4  # samples a thread takes at a time: enough to hide the queue, few enough to spread a batch
+MOST_BAD_IN_A_ROW = 100
+
+
+@dataclass(frozen=True)
+class Batch:
+    """n samples, V crops of each, on the loader's device."""
+
+    crops: Tensor  # uint8 [n, V, S, S, 3]
+    index: Tensor  # int64 [n], positions in the source
+    labels: Tensor  # int64 [n], -1 where there is none
+
+
+def worker_count(wished: int | None = None) -> int:
+    """Threads for this process: the cores it may run on, shared by the processes of this node, and at most `wished`."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    fair = max(1, cores // local_world_size())
+    return fair if wished is None else max(1, min(wished, fair))
+
+
+class Loader:
+    """Batches of crops, epoch by epoch; see `epoch`.
+
+    Training: `views` random-resized crops per sample (`scale`, `ratio` as in torchvision). Evaluation: `eval_crop` is
+    the share of the shorter side that the central square has. `workers` is a wish, capped by `worker_count`; what it
+    came to is `loader.workers`. With `skip_bad_images`, a sample that cannot be read is replaced by the next readable
+    one of the source (so batches keep their shapes, and the stream stays a function), and `loader.bad_samples` counts
+    such samples.
+
+    Memory on the host, at most: (prefetch + 2) · n · V · S² · 3 bytes for batches of n, and per worker one file and
+    about seven bytes per decoded pixel (Pillow holds four, the array three).
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        sampler: Sampler,
+        *,
+        size: int,
+        views: int = 2,
+        scale: tuple[float, float] = (0.2, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        eval_crop: float | None = None,
+        workers: int | None = None,
+        device: str | torch.device = "cpu",
+        seed: int = 0,
+        prefetch: int = 2,
+        skip_bad_images: bool = False,
+        timeout: float = 600.0,
+    ) -> None:
+        if len(source) != sampler.n:
+            raise ValueError(f"a sampler of {sampler.n} samples for a source of {len(source)}")
+        self.source, self.sampler = source, sampler
+        self.size, self.views, self.scale, self.ratio, self.eval_crop = size, views, scale, ratio, eval_crop
+        self.workers = worker_count(workers)
+        self.device = torch.device(device)
+        self.seed, self.prefetch, self.timeout = seed, max(1, prefetch), timeout
+        self.skip_bad_images = skip_bad_images
+        self.bad: dict[int, str] = {}  # index -> why it could not be read
+        self._side_stream: torch.cuda.Stream | None = None
+        if self.device.type == "cuda":
+            self._side_stream = torch.cuda.Stream(self.device)
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        return self.sampler.steps
+
+    @property
+    def bad_samples(self) -> int:
+        """How many samples could not be read so far, in this process."""
+        return len(self.bad)
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch, from `start_step` on: exactly those that an uninterrupted epoch gives there.
+
+        May be left at any time. Raises InputError, naming the sample, if one cannot be read or a thread is stuck.
+        """
+        waiting: deque[_Filling] = deque()
+        steps = iter(range(start_step, len(self)))
+        with Crew(self.workers) as crew:
+            for step in islice(steps, self.prefetch):
+                waiting.append(self._begin(crew, epoch, step))
+            while waiting:
+                filling = waiting.popleft()
+                for step in islice(steps, 1):
+                    waiting.append(self._begin(crew, epoch, step))
+                filling.wait(self.timeout, self.source)
+                batch = filling.deliver()
+                del filling  # the consumer alone decides how long the batch lives
+                yield batch
+                del batch
+
+    def _begin(self, crew: Crew, epoch: int, step: int) -> _Filling:
+        filling = _Filling(self, epoch, self.sampler.batch(epoch, step))
+        for start in range(0, len(filling.index), ROWS_PER_TASK):
+            crew.submit(partial(filling.fill, range(start, min(start + ROWS_PER_TASK, len(filling.index)))))
+        return filling
+
+    def draws(self, epoch: int, index: np.ndarray) -> np.ndarray:
+        """The random numbers behind the boxes: float32 [n, V, DRAWS], a function of (seed, epoch, index, view)."""
+        if self.eval_crop is not None:
+            return np.empty((len(index), self.views, 0), np.float32)
+        keys = [stream_key(self.seed, epoch, Purpose.CROP, view) for view in range(self.views)]
+        return np.stack([uniform(key, index, DRAWS) for key in keys], axis=1)
+
+    def boxes(self, draws: np.ndarray, size: Size) -> list[Box]:
+        """One box per view, in pixels of the upright original. draws: [V, DRAWS]."""
+        if self.eval_crop is not None:
+            return [centre_box(size, self.eval_crop)] * self.views
+        return [random_box(row, size, self.scale, self.ratio) for row in draws.tolist()]
+
+    def cut(self, index: int, draws: np.ndarray, out: Tensor) -> None:
+        """Decodes one sample and writes its crops into `out` (uint8 [V, S, S, 3])."""
+        picture = self.source.open(index)
+        boxes = [rescale(box, picture.size, picture.stored) for box in self.boxes(draws, picture.size)]
+        k = reduction(boxes, self.size)
+        boxes = [snap(box, k) for box in boxes]
+        rows = (min(top for top, *_ in boxes), max(top + h for top, _, h, _ in boxes))
+        pixels = picture.decode(k, rows)
+        k = pixels.reduction
+        for (top, left, h, w), crop in zip(boxes, out.unbind(), strict=True):
+            resample(pixels.array, (top // k - pixels.top, left // k, h // k, w // k), crop)
+
+
+class _Filling:
+    """A batch that threads are working on."""
+
+    def __init__(self, loader: Loader, epoch: int, index: np.ndarray) -> None:
+        self.loader, self.epoch = loader, epoch
+        self.index = index.copy()  # a bad sample's place is taken by another
+        self.draws = loader.draws(epoch, index)
+        shape = (len(index), loader.views, loader.size, loader.size, 3)
+        self.crops = torch.empty(shape, dtype=torch.uint8, pin_memory=loader.device.type == "cuda")
+        self.errors: dict[int, BaseException] = {}
+        self.at_work: dict[int, int] = {}  # thread -> the sample it is at
+        self.left = len(index)
+        self.lock = threading.Lock()
+        self.done = threading.Event()
+        self.batch: Batch | None = None
+        self.shipped: torch.cuda.Event | None = None
+        if not self.left:
+            self._ship()
+
+    def fill(self, rows: range) -> None:
+        """A thread's task. Errors go to whoever waits for the batch."""
+        for row in rows:
+            try:
+                self._fill_one(row)
+            except BaseException as error:
+                self.errors[row] = error
+        with self.lock:
+            self.at_work.pop(threading.get_ident(), None)
+            self.left -= len(rows)
+            last = self.left == 0
+        if last:
+            try:
+                if not self.errors:
+                    self._ship()
+            except BaseException as error:
+                self.errors[0] = error
+            self.done.set()
+
+    def _fill_one(self, row: int) -> None:
+        loader, source = self.loader, self.loader.source
+        index, draws = int(self.index[row]), self.draws[row]
+        for _ in range(MOST_BAD_IN_A_ROW):
+            self.at_work[threading.get_ident()] = index
+            try:
+                loader.cut(index, draws, self.crops[row])
+            except BadImage as problem:
+                if not loader.skip_bad_images:
+                    raise InputError(
+                        f"image {index} ({source.name(index)}) cannot be read: {problem}. "
+                        "Repair or remove it, or pass --skip-bad-images to go on without such files"
+                    ) from problem
+                loader.bad[index] = str(problem)
+                index = (index + 1) % len(source)
+                draws = loader.draws(self.epoch, np.array([index]))[0]
+            except Exception as error:
+                error.add_note(f"while loading image {index} ({source.name(index)})")
+                raise
+            else:
+                self.index[row] = index
+                return
+        raise InputError(
+            f"{MOST_BAD_IN_A_ROW} images in a row cannot be read, up to {source.name(index)}: check the data"
+        )
+
+    def _ship(self) -> None:
+        """Host to device, by the thread that cut the last crop: the copy runs while earlier steps compute."""
+        loader = self.loader
+        index = torch.from_numpy(self.index)
+        labels = torch.from_numpy(loader.source.labels[self.index])
+        if loader._side_stream is None:
+            self.batch = Batch(*(x.to(loader.device) for x in (self.crops, index, labels)))
+        else:
+            with torch.cuda.stream(loader._side_stream):
+                host = (self.crops, index.pin_memory(), labels.pin_memory())
+                self.batch = Batch(*(x.to(loader.device, non_blocking=True) for x in host))
+                self.shipped = loader._side_stream.record_event()
+        self.done.set()
+
+    def wait(self, timeout: float, source: Source) -> None:
+        """Until all samples are in. Raises the error of the first bad one, or InputError after `timeout` idle
+        seconds.
+        """
+        left = -1
+        while not self.done.wait(timeout):
+            if self.left == left:
+                names = ", ".join(source.name(index) for index in list(self.at_work.values())[:4])
+                raise InputError(
+                    f"no image could be read for {timeout:.0f} s (at {names or 'nothing'}): "
+                    "the loader is stuck; check the disk or network that holds the data"
+                )
+            left = self.left
+        if self.errors:
+            raise self.errors[min(self.errors)]
+
+    def deliver(self) -> Batch:
+        """The batch, safe to use on the current stream."""
+        assert self.batch is not None
+        if self.shipped is not None:
+            current = torch.cuda.current_stream(self.loader.device)
+            current.wait_event(self.shipped)
+            for x in (self.batch.crops, self.batch.index, self.batch.labels):
+                x.record_stream(current)
+        return self.batch

@@ -1,0 +1,77 @@
+"""Which samples make up which batch: a function of (seed, epoch, step), with no state to save or to replay."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from moco.distributed import shares
+from moco.errors import InputError
+from moco.randomness import Purpose, permutation, stream_key
+
+
+class Sampler:
+    """Order of n samples in batches. The global batch does not depend on how many ranks share it.
+
+    Step s of an epoch takes perm[s·B : (s+1)·B] of a permutation drawn from (seed, epoch); each rank gets a
+    contiguous part, and the parts differ by at most one sample. With `drop_last` a short last batch is left out
+    (MoCo); otherwise it is kept as it is (a rank's part may then be empty) or, with `pad_last`, filled up from the
+    start of the epoch's order.
+    """
+
+    def __init__(
+        self,
+        n: int,
+        batch_size: int,
+        seed: int,
+        *,
+        shuffle: bool = True,
+        drop_last: bool = True,
+        pad_last: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if n < 1:
+            raise InputError("the data set is empty: there is nothing to load")
+        if batch_size < 1:
+            raise InputError(f"a batch of {batch_size} holds no image: pass --batch-size 1 or more")
+        if batch_size < world_size:
+            raise InputError(
+                f"a batch of {batch_size} leaves some of the {world_size} processes without an image: "
+                f"pass --batch-size {world_size} or more, or start fewer processes"
+            )
+        if drop_last and not pad_last and n < batch_size:
+            raise InputError(
+                f"the data set has {n} images, fewer than one batch of {batch_size}: pass --batch-size {n} or less"
+            )
+        self.n, self.batch_size, self.seed, self.shuffle = n, batch_size, seed, shuffle
+        self.rank, self.world_size = rank, world_size
+        self.pad_last = pad_last
+        self.steps = n // batch_size if drop_last and not pad_last else -(-n // batch_size)
+        self._order: tuple[int, np.ndarray] = (-1, np.arange(n)) if shuffle else (0, np.arange(n))
+
+    def order(self, epoch: int) -> np.ndarray:
+        """All sample indices in this epoch's order: int64 [n]."""
+        if self.shuffle and self._order[0] != epoch:
+            self._order = (epoch, permutation(stream_key(self.seed, epoch, Purpose.ORDER), self.n))
+        return self._order[1]
+
+    def global_batch(self, epoch: int, step: int) -> np.ndarray:
+        """Sample indices of step `step` over all ranks: int64 [<= batch_size]."""
+        if not 0 <= step < self.steps:
+            raise IndexError(f"step {step} of an epoch of {self.steps}")
+        order = self.order(epoch)
+        start = step * self.batch_size
+        if self.pad_last:
+            return order[np.arange(start, start + self.batch_size) % self.n]
+        return order[start : start + self.batch_size]
+
+    def sizes(self, step: int) -> list[int]:
+        """How many samples of the global batch each rank gets."""
+        size = self.batch_size if self.pad_last else min(self.batch_size, self.n - step * self.batch_size)
+        return shares(size, self.world_size)
+
+    def batch(self, epoch: int, step: int) -> np.ndarray:
+        """This rank's sample indices: int64 [sizes(step)[rank]]."""
+        sizes = self.sizes(step)
+        start = sum(sizes[: self.rank])
+        return self.global_batch(epoch, step)[start : start + sizes[self.rank]]
