@@ -1,77 +1,41 @@
 """The batched half of the augmentations: uint8 crops in, normalised float images out, on the device the crops are on.
 
-Workers decode and crop; everything photometric happens here, for the whole batch at once, with parameters of its own for each
-sample. torchvision's transforms draw once per call (so once per batch, on a batch) from a generator that is a state; here each
-parameter is a function of (seed, epoch, sample index, view), so a sample looks the same in any batch, on any rank, after any
-resume. Results equal torchvision's functional ops on float images, sample by sample, in the drawn order.
+Workers decode and crop; everything photometric happens here, for a whole batch, with parameters of its own for each sample.
+torchvision's transforms draw once per call (so once per batch, on a batch) from a generator that is a state; here each parameter is
+a function of (seed, epoch, sample index, view), so a sample looks the same in any batch, on any rank, after any resume. Results
+equal torchvision's functional ops on float images, sample by sample, in the drawn order.
+
+Two ways to the same numbers (to rounding). An accelerator runs every operation on every sample and selects, because choosing
+samples would mean waiting for it. A CPU sorts the samples by what they need, cuts them into blocks that fit its cache and runs on
+each block only what is due there.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from moco.data import pixels
-from moco.data.recipes import RECIPES, Jitter, Range, Recipe, View, find_recipe
+from moco.data.parameters import BRIGHTNESS, CONTRAST, HUE, NO_JITTER, SATURATION, Parameters, draw
+from moco.data.recipes import RECIPES, Recipe, View, find_recipe
 from moco.errors import InputError
-from moco.randomness import Purpose, stream_key, uniform
 
-__all__ = ["RECIPES", "Augment", "Jitter", "Parameters", "Recipe", "View", "draw", "find_recipe"]
+__all__ = ["RECIPES", "Augment", "Parameters", "Recipe", "View", "draw", "find_recipe"]
 
-BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # torchvision's numbering of ColorJitter's operations
+BLOCK_PIXELS = 1 << 16  # of a CPU's block: one image at 224 pixels; as float32 planes 768 KiB, within one core's L2 cache
 
-
-@dataclass(frozen=True)
-class Parameters:
-    """What happens to each of n samples. None: the recipe never does it. A sample left out has the identity's value."""
-
-    order: Tensor | None  # int64 [n, 4]: the jitter's operations, first to last
-    factors: Tensor | None  # float32 [n, 4]: brightness, contrast, saturation (1 = none) and hue (turns, 0 = none)
-    grayscale: Tensor | None  # bool [n]
-    sigma: Tensor | None  # float32 [n]: standard deviation of the blur in pixels (0 = none)
-    solarize: Tensor | None  # bool [n]
-    degrees: Tensor | None  # float32 [n]: counter-clockwise
-    flip: Tensor | None  # bool [n]
-
-
-def draw(view: View, seed: int, epoch: int, index: Tensor, number: int) -> Parameters:
-    """The parameters of view `number` for the samples `index` (int64 [n]): f(seed, epoch, index, number) alone."""
-
-    def numbers(purpose: Purpose, count: int) -> Tensor:
-        return uniform(stream_key(seed, epoch, purpose, number), index, count)
-
-    def happens(purpose: Purpose, odds: float) -> Tensor | None:
-        return numbers(purpose, 1)[:, 0] < odds if odds > 0 else None
-
-    order = factors = sigma = degrees = None
-    if view.jitter is not None:
-        u = numbers(Purpose.JITTER, 9)  # applied?, 4 sort keys of the order, 4 strengths
-        order = torch.argsort(u[:, 1:5], dim=1, stable=True)
-        strengths = [_within(u[:, 5 + k], bounds) for k, bounds in enumerate(view.jitter.ranges())]
-        applied = u[:, :1] < view.jitter.p
-        identity = [1.0, 1.0, 1.0, 0.0]
-        columns = [torch.where(applied[:, 0], s, torch.full_like(s, one)) for s, one in zip(strengths, identity)]
-        factors = torch.stack(columns, 1)
-    if view.blur > 0:
-        u = numbers(Purpose.BLUR, 2)  # applied?, sigma
-        sigma = torch.where(u[:, 0] < view.blur, _within(u[:, 1], view.sigma), torch.zeros_like(u[:, 1]))
-    if view.rotation > 0:
-        degrees = _within(numbers(Purpose.ROTATION, 1)[:, 0], (-view.rotation, view.rotation))
-    return Parameters(
-        order,
-        factors,
-        happens(Purpose.GRAYSCALE, view.grayscale),
-        sigma,
-        happens(Purpose.SOLARIZE, view.solarize),
-        degrees,
-        happens(Purpose.FLIP, view.flip),
-    )
-
-
-def _within(u: Tensor, bounds: Range) -> Tensor:
-    return bounds[0] + u * (bounds[1] - bounds[0])
+Operation = Callable[[Tensor, Tensor], Tensor]
+JITTER: dict[int, Operation] = {
+    BRIGHTNESS: pixels.brighten,
+    CONTRAST: pixels.contrast,
+    SATURATION: pixels.saturate,
+    HUE: pixels.shift_hue,
+}
 
 
 class Augment:
@@ -79,7 +43,8 @@ class Augment:
 
     crops: uint8 [n, S, S, 3]; index: int64 [n], the samples' numbers in the data set, on the crops' device.
     Returns `dtype` [n, 3, S, S] in channels_last memory format, normalised by the recipe's mean and std. Arithmetic is float32
-    throughout, whatever `dtype` and autocast say; only the result is rounded. InputError for crops that are not uint8 [n, S, S, 3].
+    throughout, whatever `dtype` and autocast say; only the result is rounded. `compile` fuses the passes on an accelerator; where
+    that fails, and on a CPU, it changes nothing. InputError for crops that are not uint8 [n, S, S, 3].
     """
 
     def __init__(self, recipe: Recipe, seed: int, *, compile: bool = False, dtype: torch.dtype = torch.float32) -> None:
@@ -90,55 +55,147 @@ class Augment:
     @torch.no_grad()
     def __call__(self, crops: Tensor, index: Tensor, epoch: int, view: int = 0) -> Tensor:
         _check(crops, index)
-        recipe = self.recipe.view(view)
+        operations = self.recipe.view(view)
+        parameters = draw(operations, self.seed, epoch, index, view)
+        std = torch.tensor(self.recipe.std).view(3, 1)
+        scale = 1 / (pixels.WHITE * std)
+        shift = -torch.tensor(self.recipe.mean).view(3, 1) / std
+        out = torch.empty(crops.shape, dtype=self.dtype, device=crops.device)
         with torch.autocast(crops.device.type, enabled=False):
-            x = crops.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format) / 255
-            x = apply(x, draw(recipe, self.seed, epoch, index, view), recipe)
-            mean = torch.tensor(self.recipe.mean).view(3, 1, 1).to(x.device, non_blocking=True)
-            std = torch.tensor(self.recipe.std).view(3, 1, 1).to(x.device, non_blocking=True)
-            return ((x - mean) / std).to(self.dtype, memory_format=torch.channels_last)
-
-
-def apply(x: Tensor, parameters: Parameters, view: View) -> Tensor:
-    """The view's operations on planar float images [n, 3, H, W] in [0, 1]; see `View` for their order."""
-    p = parameters
-    if p.degrees is not None:
-        x = pixels.rotate(x, p.degrees)
-    if p.grayscale is not None and view.grayscale_first:
-        x = _grayscale(x, p.grayscale)
-    if p.order is not None and p.factors is not None:
-        x = _jitter(x, p.order, p.factors)
-    if p.grayscale is not None and not view.grayscale_first:
-        x = _grayscale(x, p.grayscale)
-    if p.sigma is not None:
-        x = pixels.blur(x, p.sigma, pixels.blur_radius(view.sigma[1], x.shape[-1]))
-    if p.solarize is not None:
-        x = torch.where(pixels.per_sample(p.solarize), pixels.solarize(x), x)
-    if p.flip is not None:
-        x = pixels.flip(x, p.flip)
-    return x
-
-
-def _grayscale(x: Tensor, chosen: Tensor) -> Tensor:
-    return torch.where(pixels.per_sample(chosen), pixels.luma(x), x)
-
-
-def _jitter(x: Tensor, order: Tensor, factors: Tensor) -> Tensor:
-    """Four rounds; in each, every sample undergoes the operation that its order puts there. Without branches on data: the three
-    blends differ in their base only, and the hue shift is taken where it is due."""
-    for place in range(4):
-        operation = order[:, place]
-        factor = pixels.per_sample(factors.gather(1, operation[:, None]))
-        due = pixels.per_sample(operation)
-        grey = pixels.luma(x)
-        base = torch.where(due == SATURATION, grey, torch.where(due == CONTRAST, pixels.spatial_mean(grey), 0.0))
-        blended = pixels.blend(x, base, factor)
-        x = torch.where(due == HUE, pixels.shift_hue(x, factors[:, HUE, None, None]), blended)
-    return x
+            if crops.device.type == "cpu":
+                _in_blocks(crops, parameters, operations, scale, shift, out)
+            else:
+                scale, shift = (t.to(crops.device, non_blocking=True) for t in (scale, shift))
+                x = everywhere(crops, parameters, operations)
+                out.copy_((x * scale + shift).transpose(2, 3))
+        return out.permute(0, 3, 1, 2)
 
 
 def _check(crops: Tensor, index: Tensor) -> None:
-    if crops.dtype != torch.uint8 or crops.ndim != 4 or crops.shape[-1] != 3:
+    if crops.dtype != torch.uint8 or crops.ndim != 4 or crops.shape[-1] != 3 or crops.shape[1] != crops.shape[2]:
         raise InputError(f"augmentation takes uint8 crops [n, S, S, 3], not {crops.dtype} {list(crops.shape)}")
     if index.shape != crops.shape[:1]:
-        raise InputError(f"augmentation takes one sample index per crop: {crops.shape[0]} crops, {list(index.shape)} indices")
+        raise InputError(f"augmentation takes one index per crop, not {list(index.shape)} for {crops.shape[0]} crops")
+
+
+# On an accelerator ----------------------------------------------------------------------------------------------------------------
+
+
+def everywhere(crops: Tensor, p: Parameters, view: View) -> Tensor:
+    """uint8 [n, S, S, 3] -> float32 [n, S, 3, S] in [0, 255]; no value is read back from the device."""
+    if p.flip is not None:
+        crops = torch.where(pixels.per_sample(p.flip), crops.flip(2), crops)
+    x = crops.transpose(2, 3).to(torch.float32, memory_format=torch.contiguous_format)
+    if p.degrees is not None:
+        x = pixels.rotate(x, _mirrored(p.degrees, p.flip))
+    if p.grayscale is not None and view.grayscale_first:
+        x = torch.where(pixels.per_sample(p.grayscale), pixels.luma(x), x)
+    if p.order is not None and p.factors is not None:
+        for operation in p.order.unbind(1):
+            due = pixels.per_sample(operation)
+            for which, run in JITTER.items():
+                changed = run(x, p.factors[:, which])
+                chosen = changed if which == 0 else torch.where(due == which, changed, chosen)
+            x = chosen
+    if p.grayscale is not None and not view.grayscale_first:
+        x = torch.where(pixels.per_sample(p.grayscale), pixels.luma(x), x)
+    if p.sigma is not None:
+        x = pixels.blur(x, p.sigma, pixels.blur_radius(view.sigma[1], x.shape[1]))
+    if p.solarize is not None:
+        x = torch.where(pixels.per_sample(p.solarize), pixels.solarize(x), x)
+    return x
+
+
+def _mirrored(degrees: Tensor, flip: Tensor | None) -> Tensor:
+    """The flip runs first, on bytes, though the view puts it last: it commutes with all but the rotation, whose sense it turns."""
+    return degrees if flip is None else torch.where(flip, -degrees, degrees)
+
+
+# On a CPU -------------------------------------------------------------------------------------------------------------------------
+
+
+def _in_blocks(crops: Tensor, p: Parameters, view: View, scale: Tensor, shift: Tensor, out: Tensor) -> None:
+    """Augment into `out` [n, S, S, 3]. Each block holds samples of one jitter order, so no operation runs for nothing."""
+    limit = max(1, BLOCK_PIXELS // (crops.shape[1] * crops.shape[2]))
+    sequences: dict[tuple[int, ...], list[int]] = {}
+    for i, sequence in enumerate(_sequences(p, view, len(crops))):
+        sequences.setdefault(sequence, []).append(i)
+    blocks = [(s, rows[k : k + limit]) for s, rows in sequences.items() for k in range(0, len(rows), limit)]
+
+    def run(block: tuple[tuple[int, ...], list[int]]) -> None:
+        sequence, rows = block
+        with torch.no_grad():
+            x = _block(crops, p, view, sequence, rows).mul_(scale).add_(shift).transpose(2, 3)
+            if len(rows) == 1:
+                out[rows[0]].copy_(x[0])
+            else:
+                out[torch.tensor(rows)] = x.to(out.dtype)
+
+    threads = min(torch.get_num_threads(), len(blocks))
+    if threads == 1:
+        for block in blocks:
+            run(block)
+    else:
+        for _ in _pool(threads).map(run, blocks):
+            pass
+
+
+def _sequences(p: Parameters, view: View, n: int) -> list[tuple[int, ...]]:
+    """The jitter operations that each of n samples undergoes, first to last; operations of no strength are left out."""
+    if p.order is None or p.factors is None or view.jitter is None:
+        return [()] * n
+    none = torch.tensor(NO_JITTER)
+    idle = {which for which, bounds in enumerate(view.jitter.ranges()) if bounds == (NO_JITTER[which],) * 2}
+    untouched = (p.factors == none).all(1).tolist()
+    orders = p.order.tolist()
+    return [() if u else tuple(o for o in order if o not in idle) for u, order in zip(untouched, orders, strict=True)]
+
+
+def _block(crops: Tensor, p: Parameters, view: View, sequence: tuple[int, ...], rows: list[int]) -> Tensor:
+    """The samples `rows`, jittered by `sequence`: float32 [len(rows), S, 3, S] in [0, 255]."""
+    crops = crops[rows[0] : rows[0] + 1] if len(rows) == 1 else crops[torch.tensor(rows)]
+    own = Parameters(**{k: None if v is None else v[torch.tensor(rows)] for k, v in vars(p).items()})
+    if own.flip is not None and own.flip.any():
+        crops = crops.flip(2) if own.flip.all() else torch.where(pixels.per_sample(own.flip), crops.flip(2), crops)
+    x = torch.empty(crops.transpose(2, 3).shape).copy_(crops.transpose(2, 3))
+    if own.degrees is not None:
+        x = pixels.rotate(x, _mirrored(own.degrees, own.flip))
+    if own.grayscale is not None and view.grayscale_first:
+        _each(x, own.grayscale, pixels.luma)
+    for which in sequence:
+        assert own.factors is not None
+        x = JITTER[which](x, own.factors[:, which])
+    if own.grayscale is not None and not view.grayscale_first:
+        _each(x, own.grayscale, pixels.luma)
+    if own.sigma is not None:
+        radius = pixels.blur_radius(view.sigma[1], x.shape[1])
+        for i, sigma in enumerate(own.sigma.tolist()):
+            if sigma > 0:
+                pixels.blur_banded_(x[i], own.sigma[i : i + 1], radius)
+    if own.solarize is not None:
+        _each(x, own.solarize, pixels.solarize)
+    return x
+
+
+def _each(x: Tensor, chosen: Tensor, operation: Callable[[Tensor], Tensor]) -> None:
+    """Replace the chosen samples of x by what the operation makes of them."""
+    for i, yes in enumerate(chosen.tolist()):
+        if yes:
+            x[i : i + 1] = operation(x[i : i + 1])
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads that each run their torch operations alone: a block is too small to share, blocks are many.
+
+    torch's thread count belongs to the thread that sets it, and is also what threads started later begin with; so set it in
+    each worker, then set the caller's again.
+    """
+    here = torch.get_num_threads()
+    started = threading.Barrier(threads + 1)
+    pool = ThreadPoolExecutor(threads, "augment", initializer=lambda: torch.set_num_threads(1))
+    for _ in range(threads):
+        pool.submit(started.wait)
+    started.wait()
+    torch.set_num_threads(here)
+    return pool

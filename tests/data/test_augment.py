@@ -21,7 +21,7 @@ from torchvision.transforms import InterpolationMode
 
 from moco.data import augment as module
 from moco.data import pixels
-from moco.data.augment import Augment, Parameters, apply, draw
+from moco.data.augment import Augment, Parameters, draw
 from moco.data.recipes import RECIPES, Jitter, Recipe, View, find_recipe
 from moco.errors import InputError
 
