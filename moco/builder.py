@@ -36,6 +36,7 @@ class MoCo(nn.Module):
     queue: Tensor
     queue_ptr: Tensor
     queue_labels: Tensor
+    filled: Tensor
 
     def __init__(
         self,
@@ -64,7 +65,8 @@ class MoCo(nn.Module):
         self.register_buffer("queue", F.normalize(torch.randn(dim, K, generator=generator), dim=0))
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
         self.register_buffer("queue_labels", torch.full((K,), -1), persistent=False)  # -1: no label, or never filled
-        self.filled = 0  # entries that hold a key; the others still hold the random start
+        # entries that hold a key; the others still hold the random start
+        self.register_buffer("filled", torch.zeros(1, dtype=torch.long), persistent=False)
         self.step = 0  # optimiser steps begun: keys the shuffle
         self.to(device)
 
@@ -116,13 +118,14 @@ class MoCo(nn.Module):
         n = len(keys)
         positions = (self.queue_ptr + torch.arange(n, device=keys.device)) % self.K
         kept = slice(max(0, n - self.K), n)  # index_copy_ wants each position once
-        self.queue.index_copy_(1, positions[kept], keys[kept].to(self.queue.dtype).t())
-        if labels is None:
-            self.queue_labels.index_fill_(0, positions[kept], -1)
-        else:
-            self.queue_labels.index_copy_(0, positions[kept], labels[kept].to(self.queue_labels.dtype))
-        self.queue_ptr.copy_((self.queue_ptr + n) % self.K)
-        self.filled = min(self.K, self.filled + n)
+        positions, keys = positions[kept], keys[kept].to(self.queue.dtype)
+        labels = torch.full_like(positions, -1) if labels is None else labels[kept]
+        # keys that are not finite would poison every later loss: such a batch leaves the queue as it was
+        good = keys.isfinite().all()
+        self.queue.index_copy_(1, positions, torch.where(good, keys.t(), self.queue[:, positions]))
+        self.queue_labels.index_copy_(0, positions, torch.where(good, labels, self.queue_labels[positions]))
+        self.queue_ptr.copy_((self.queue_ptr + n * good) % self.K)
+        self.filled.copy_((self.filled + n * good).clamp_max(self.K))
 
     def queue_state(self) -> dict[str, Any]:
         """What a resumed run needs and MoCo's `state_dict` has no key for."""
@@ -130,4 +133,5 @@ class MoCo(nn.Module):
 
     def load_queue_state(self, state: dict[str, Any]) -> None:
         self.queue_labels.copy_(state["labels"])
-        self.filled, self.step = int(state["filled"]), int(state["step"])
+        self.filled.copy_(state["filled"])
+        self.step = int(state["step"])

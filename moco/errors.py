@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Callable
+
 EXIT_OK = 0
 EXIT_INPUT = 2  # the command line or the data: starting again without a change cannot help
 EXIT_NUMERICS = 3  # a loss or a gradient that is not finite
@@ -12,5 +16,22 @@ class InputError(Exception):
     """Bad input: the message is one sentence that names the fix. The mains print it and exit with 2."""
 
 
+class SampleError(InputError):
+    """An image that cannot be read: only the rank it was dealt to knows, so that rank prints it."""
+
+
 class NumericsError(Exception):
     """Numbers gone wrong: the message names the step. The mains print it and exit with 3."""
+
+
+def exit_code(run: Callable[[], int]) -> int:
+    """Calls `run` and turns this file's exceptions into one line on stderr and an exit code.
+
+    Every rank meets the same bad input, so rank 0 speaks for all.
+    """
+    try:
+        return run()
+    except (InputError, NumericsError) as error:
+        if int(os.environ.get("RANK", 0)) == 0 or isinstance(error, SampleError):
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        return EXIT_INPUT if isinstance(error, InputError) else EXIT_NUMERICS

@@ -12,7 +12,6 @@ import difflib
 import json
 import math
 import os
-import random
 import types
 import typing
 from dataclasses import dataclass, field
@@ -23,10 +22,10 @@ import yaml
 
 from moco import distributed
 from moco.batchnorm import BN_MODES
-from moco.data.augment import RECIPES
 from moco.data.datasets import DATASET_DEFAULTS, DATASETS
+from moco.data.recipes import RECIPES
 from moco.errors import InputError
-from moco.losses import PRESET_WEIGHTS, WeightedHead
+from moco.losses import PRESET_WEIGHTS, Across, OneProcess, WeightedHead
 
 RESULTS, EVALUATION, RUNNING = "changes results", "evaluation", "does not change results"
 
@@ -51,7 +50,7 @@ class CommonOptions:
     loader: str = option("auto", "insist on a way to read the data (new)", choices=("auto", "ffcv", "folder"))
     device: str = option("auto", "where to train: cuda if there is one (new)", choices=("auto", "cuda", "cpu"))
     print_freq: int = option(10, "steps between two log lines", "-p")
-    output_dir: str | None = option(None, "where checkpoints, logs and options go; default: a name under runs/ (new)")
+    output_dir: str = option("", "where checkpoints, logs and options go; default: a name under runs/ (new)")
     config: str | None = option(None, "YAML file with defaults: option name: value. Flags override it (new)")
     dry_run: bool = option(False, "print the resolved options and stop (new)")
 
@@ -231,13 +230,12 @@ def parse_pretrain(argv: list[str] | None = None) -> PretrainOptions:
     resolved = dataclasses.replace(
         o,
         image_size=o.image_size or size,
-        recipe=o.recipe or (recipe or ("v2" if o.aug_plus else "v1")),
+        recipe=o.recipe or ("v2" if o.aug_plus else recipe),
         loss=loss,
         moco_contr_w=weights[0],
         moco_align_w=weights[1],
         moco_unif_w=weights[2],
         bn=o.bn or ("shuffle" if distributed.world_size() > 1 else "split"),
-        seed=_seed(o.seed),
         output_dir=o.output_dir or os.path.join("runs", f"{o.dataset}-{o.arch.replace(':', '-')}-{loss}"),
     )
     _check(resolved)
@@ -260,12 +258,12 @@ def parse_lincls(argv: list[str] | None = None) -> LinclsOptions:
     import sys
 
     o = _parse(LinclsOptions, "Linear classification on frozen features.", sys.argv[1:] if argv is None else argv)
-    o = dataclasses.replace(o, seed=_seed(o.seed))
     _check(o)
     return o
 
 
-def loss_head(o: PretrainOptions) -> WeightedHead:
+def loss_head(o: PretrainOptions, across: Across | None = None) -> WeightedHead:
+    """The head that the options describe. `across`: the other ranks, for --unif-global."""
     assert o.moco_contr_w is not None and o.moco_align_w is not None and o.moco_unif_w is not None  # resolved
     return WeightedHead(
         contr_w=o.moco_contr_w,
@@ -275,6 +273,7 @@ def loss_head(o: PretrainOptions) -> WeightedHead:
         unif_w=o.moco_unif_w,
         unif_t=o.moco_unif_t,
         intra_batch=not o.moco_unif_no_intra_batch,
+        across=across if across and o.unif_global else OneProcess(),
     )
 
 
@@ -300,10 +299,14 @@ def _positive(o: Any, *names: str) -> None:
             raise InputError(f"--{name.replace('_', '-')} must be greater than 0, not {value:g}")
 
 
-def _seed(seed: int | None) -> int:
-    """The seed given, or one drawn from the system; the ranks agree on it when they have joined (`main_moco.py`)."""
-    return random.SystemRandom().randrange(2**31) if seed is None else seed
+def result_options(options: type[CommonOptions]) -> list[str]:
+    """Names of the options that change results."""
+    return [f.name for f in dataclasses.fields(options) if f.metadata["group"] == RESULTS]
+
+
+def as_dict(o: CommonOptions) -> dict[str, Any]:
+    return dataclasses.asdict(o)
 
 
 def as_json(o: CommonOptions) -> str:
-    return json.dumps(dataclasses.asdict(o), indent=2)
+    return json.dumps(as_dict(o), indent=2)

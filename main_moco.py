@@ -1,0 +1,247 @@
+#!/usr/bin/env python
+"""Momentum-contrast pretraining.
+
+    torchrun --nproc_per_node=8 main_moco.py --mlp --aug-plus --cos --moco-t 0.2 /data/imagenet     # MoCo v2
+    torchrun --nproc_per_node=8 main_moco.py --loss align-uniform imagenet100.beton                 # another head, another loader
+    python main_moco.py --dataset digits -a smallcnn --resume auto                                  # one process, any device
+
+Read downwards: `train` builds and resumes, `Training` loops. One step is in moco/step.py, the losses in moco/losses.py, the
+pair and its queue in moco/builder.py, what a checkpoint holds in moco/resume.py. Exit codes (moco/errors.py): 0 done,
+2 bad input, 3 numbers gone wrong, 75 preempted and saved: start the same command again with --resume auto.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from moco import checkpoint, distributed, resume
+from moco.builder import MoCo
+from moco.data.augment import Augment
+from moco.data.datasets import open_split
+from moco.data.loader import Loader
+from moco.data.recipes import find_recipe
+from moco.data.sampler import Sampler
+from moco.encoders import build_encoder
+from moco.errors import EXIT_OK, EXIT_PREEMPTED, InputError, exit_code
+from moco.evaluate import OnlineEvaluation, online_evaluation
+from moco.logs import RunLog
+from moco.meter import Clock, Meter
+from moco.options import PretrainOptions, as_dict, as_json, loss_head, parse_pretrain
+from moco.preemption import Preemption
+from moco.provenance import git_state, machine
+from moco.runlock import RunLock
+from moco.saver import Saver
+from moco.schedules import learning_rate
+from moco.step import TrainingStep
+
+COLLAPSED = -0.1  # uniformity (t = 2) of features whose mean squared distance is below about 0.05
+
+
+def main(argv: list[str] | None = None) -> int:
+    def run() -> int:
+        options = parse_pretrain(argv)
+        if options.dry_run:
+            print(as_json(options))
+            return EXIT_OK
+        device = distributed.pick_device(options.device)
+        with distributed.session(device), Preemption() as preemption:
+            return train(options, device, preemption)
+
+    return exit_code(run)
+
+
+def train(options: PretrainOptions, device: torch.device, preemption: Preemption) -> int:
+    rank, world = distributed.rank(), distributed.world_size()
+    folder = Path(options.output_dir)
+
+    # What is there to go on from? A checkpoint that cannot be used ends here, before anything is built.
+    path, notes = resume.find(options.resume, folder)
+    saved = checkpoint.load(path) if path else None
+    options = dataclasses.replace(options, seed=distributed.broadcast_object(resume.seed(options.seed, saved)))
+    torch.manual_seed(options.seed)
+    torch.use_deterministic_algorithms(options.deterministic)
+    torch.backends.cudnn.benchmark = not options.deterministic
+
+    # Data: uint8 crops from threads; everything photometric happens on the device.
+    source = open_split(options.data, options.dataset, "train", loader=options.loader, labels_required=False)
+    recipe = find_recipe(options.recipe)
+    loader = Loader(
+        source,
+        Sampler(len(source), options.batch_size, options.seed, rank=rank, world_size=world),
+        size=options.image_size,
+        scale=recipe.scale,
+        ratio=recipe.ratio,
+        workers=options.workers,
+        device=device,
+        seed=options.seed,
+        skip_bad_images=options.skip_bad_images,
+    )
+    evaluation, remark = online_evaluation(options, source, recipe, device)
+
+    # Model, loss, optimiser.
+    encoder = build_encoder(options.arch, options.moco_dim, mlp=options.mlp, image_size=options.image_size)
+    if options.channels_last:
+        encoder = encoder.to(memory_format=torch.channels_last)
+    model = MoCo(
+        encoder,
+        dim=options.moco_dim,
+        K=options.moco_k,
+        m=options.moco_m,
+        bn=options.bn,
+        bn_group_size=options.bn_group_size,
+        seed=options.seed,
+        device=device,
+    )
+    across = distributed.GlobalBatch()
+    optimizer = torch.optim.SGD(  # the key encoder's parameters are listed as in MoCo's files; they never have a gradient
+        model.parameters(), options.lr, momentum=options.momentum, weight_decay=options.weight_decay, fused=True
+    )
+    step = TrainingStep(
+        distributed.data_parallel(model, device),
+        loss_head(options, across),
+        optimizer,
+        Augment(recipe, options.seed),
+        across,
+        accum_steps=options.accum_steps,
+        amp=options.amp,
+        grad_clip=options.grad_clip,
+        channels_last=options.channels_last,
+    )
+
+    position = resume.Position(epoch=options.start_epoch)
+    if saved is not None and path is not None:
+        position, more = resume.restore(saved, path, model, optimizer, step.scaler, options)
+        notes += more
+    del saved
+
+    with only_run_in(folder), RunLog(folder, rank=rank, tensorboard=options.tensorboard, wandb=options.wandb) as log:
+        log.cut_back(position.global_step)
+        begin = {"options": as_dict(options), "world_size": world, "git": git_state(), "machine": machine(device)}
+        log.start(begin, epoch=position.epoch, global_step=position.global_step)
+        for note in (*notes, *source.notes, *remark):
+            log.say(note)
+        log.say(
+            f"{len(source)} images, {len(loader)} steps of {options.batch_size} an epoch, on {world} x {device.type} with"
+            f" {loader.workers} decoding threads each; --bn {options.bn}, --seed {options.seed}; output in {folder}"
+        )
+        if rank == 0:
+            (folder / "options.json").write_text(as_json(options) + "\n")
+        return Training(options, device, loader, model, step, position, evaluation, log, preemption).run()
+
+
+@contextlib.contextmanager
+def only_run_in(folder: Path) -> Iterator[None]:
+    """Rank 0 takes the folder's lock; if it cannot, all ranks end."""
+    lock, refusal = RunLock(folder), None
+    if distributed.rank() == 0:
+        try:
+            lock.acquire()
+        except InputError as error:
+            refusal = str(error)
+    if refusal := distributed.broadcast_object(refusal):
+        raise InputError(refusal)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@dataclass
+class Training:
+    """The loop. `position` says where it is; everything it changes is in `resume.snapshot`."""
+
+    options: PretrainOptions
+    device: torch.device
+    loader: Loader
+    model: MoCo
+    step: TrainingStep
+    position: resume.Position
+    evaluation: OnlineEvaluation | None
+    log: RunLog
+    preemption: Preemption
+
+    def run(self) -> int:
+        options = self.options
+        self.saver = Saver(options.output_dir) if distributed.rank() == 0 else None
+        while self.position.epoch < options.epochs:
+            if not self.one_epoch():
+                return EXIT_PREEMPTED
+            epoch = self.position.epoch
+            self.position = resume.Position(epoch + 1, 0, self.position.global_step)
+            last = epoch + 1 == options.epochs
+            if self.evaluation and ((epoch + 1) % self.evaluation.every == 0 or last):
+                found = dict(self.evaluation(self.model.encoder_q))
+                self.log.eval(found, epoch=epoch, global_step=self.position.global_step)
+            if (epoch + 1) % options.save_freq == 0 or last:
+                self.save(checkpoint.checkpoint_name(epoch))
+        if self.saver:
+            self.saver.wait()
+        return EXIT_OK
+
+    def one_epoch(self) -> bool:
+        """The rest of the current epoch, from `position.step` on. False if it was preempted, and saved."""
+        options, position, epoch, steps = self.options, self.position, self.position.epoch, len(self.loader)
+        for group in self.step.optimizer.param_groups:
+            group["lr"] = learning_rate(
+                epoch, options.lr, options.epochs, options.schedule, options.cos, options.warmup_epochs
+            )
+        self.model.train()
+        clock, since_print, of_batch, whole_epoch = Clock(), Meter(), Meter(), Meter()
+        with contextlib.closing(self.loader.epoch(epoch, position.step)) as batches:
+            asked = time.perf_counter()
+            for batch in batches:
+                clock.waited(asked)
+                printing = (position.step + 1) % options.print_freq == 0 or position.step + 1 == steps
+                losses, measured = self.step(batch, epoch, self.loader.sampler.sizes(position.step), measure=printing)
+                position.step += 1
+                position.global_step += 1
+                clock.step(options.batch_size)
+                for meter in (since_print, whole_epoch):
+                    meter.add(losses, len(batch.index))
+                where = dict(epoch=epoch, step=position.step, steps=steps, epochs=options.epochs)
+                if printing or self.device.type == "cpu":
+                    self.step.raise_if_bad()
+                if printing:
+                    of_batch.add(measured, len(batch.index))
+                    values = {**since_print.read(), **of_batch.read(), "lr": group["lr"]}
+                    left = (options.epochs - epoch) * steps - position.step
+                    self.log.train(values, clock.lap(self.device, left), **where, global_step=position.global_step)
+                else:
+                    self.log.advance(**where)
+                if distributed.any_rank(bool(self.preemption)):
+                    self.save(checkpoint.checkpoint_name(epoch, position.step))
+                    if self.saver:
+                        self.saver.wait()
+                    signal = self.preemption.name or "a signal to another rank"
+                    self.log.say(f"{signal}: saved after epoch {epoch + 1}, step {position.step}; go on with --resume auto")
+                    return False
+                asked = time.perf_counter()
+        self.log.epoch(whole_epoch.read(), epoch=epoch, global_step=position.global_step)
+        if (spread := values.get("uniformity", -1.0)) > COLLAPSED:
+            self.log.warning(
+                f"the features are nearly one point (uniformity {spread:.3f}, 0 is collapse): a smaller --moco-m or"
+                " --moco-k, or a larger weight of uniformity, lets them spread",
+                epoch=epoch,
+                global_step=position.global_step,
+            )
+        return True
+
+    def save(self, name: str) -> None:
+        state = resume.snapshot(
+            self.model, self.step.optimizer, self.step.scaler, self.position, as_dict(self.options), git_state()
+        )
+        self.log.sync()
+        if self.saver:
+            self.saver.submit(state, name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

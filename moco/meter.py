@@ -1,0 +1,69 @@
+"""Means of what a run logs, kept on the device until they are printed, and the clock beside them."""
+
+from __future__ import annotations
+
+import resource
+import time
+
+import torch
+from torch import Tensor
+
+from moco.distributed import all_reduce_sum
+
+
+class Meter:
+    """Means over samples and ranks since the last `read`."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._samples = 0
+
+    def add(self, values: dict[str, Tensor], samples: int) -> None:
+        """values: scalars on the device, each the mean of this rank's `samples`. Does not wait for the device."""
+        for name, value in values.items():
+            weighted = value.detach().double() * samples
+            self._sums[name] = self._sums[name] + weighted if name in self._sums else weighted
+        self._samples += samples
+
+    def read(self) -> dict[str, float]:
+        """The means; empties the meter. Waits for the device; all ranks must call it together."""
+        if not self._sums:
+            return {}
+        names, values = list(self._sums), list(self._sums.values())
+        total = all_reduce_sum(torch.stack([*values, torch.full_like(values[0], self._samples)])).tolist()
+        self._sums, self._samples = {}, 0
+        return {name: value / total[-1] for name, value in zip(names, total, strict=False)}
+
+
+class Clock:
+    """Seconds, and the part of them spent waiting for data, since the last `lap`."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._waited = 0.0
+        self._images = self._steps = 0
+
+    def waited(self, since: float) -> None:
+        """Called when a batch arrives: the wait began at `since` (time.perf_counter)."""
+        self._waited += time.perf_counter() - since
+
+    def step(self, images: int) -> None:
+        self._images += images
+        self._steps += 1
+
+    def lap(self, device: torch.device, steps_left: int) -> dict[str, float]:
+        """Images/s over all ranks, share of the time spent waiting for data, peak memory in GB, seconds to the end."""
+        now = time.perf_counter()
+        elapsed = max(now - self._start, 1e-9)
+        if device.type == "cuda":
+            memory = torch.cuda.max_memory_allocated(device) / 1e9
+        else:
+            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+        values = {
+            "images_per_s": self._images / elapsed,
+            "data_wait": self._waited / elapsed,
+            "memory_gb": memory,
+            "eta_s": steps_left * elapsed / max(self._steps, 1),
+        }
+        self._start, self._waited, self._images, self._steps = now, 0.0, 0, 0
+        return values

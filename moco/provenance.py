@@ -1,0 +1,37 @@
+"""Which code, on which machine: the two things a number in a log is worthless without."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+
+def git_state() -> str:
+    """The commit this code is at, with "-dirty" if files differ from it; the package's version where there is no git."""
+    here = Path(__file__).resolve().parent
+    try:
+        command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        try:
+            return f"moco {version('moco')}"
+        except PackageNotFoundError:
+            return "unknown"
+
+
+def machine(device: torch.device) -> dict[str, str]:
+    """What runs this: accelerator or processor, and the versions that decide about bits."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    return {"device": name, "python": platform.python_version(), "torch": torch.__version__, "os": platform.platform()}
+
+
+def processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,0 +1,148 @@
+"""The state of a run: what is saved so that it can go on, and how it goes on.
+
+What is a function of (seed, epoch, step) is not here: sample order, crops, augmentations, shuffles, learning rate.
+Everything else is in the checkpoint, in MoCo's layout (He et al.'s `epoch`, `arch`, `state_dict`, `optimizer`) with our
+additions under the one key `moco_run`.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moco import checkpoint, distributed
+from moco.builder import MoCo
+from moco.errors import InputError
+from moco.options import PretrainOptions, as_dict, result_options
+
+FORMAT = 1
+
+
+@dataclass
+class Position:
+    """Where a run is: `step` optimiser steps into the 0-based `epoch`."""
+
+    epoch: int = 0
+    step: int = 0
+    global_step: int = 0
+
+
+def snapshot(
+    model: MoCo,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    position: Position,
+    options: dict[str, Any],
+    git: str,
+) -> dict[str, Any]:
+    """The checkpoint's contents. All ranks must call it: each adds the state of its own random generators."""
+    return {
+        "epoch": position.epoch,
+        "arch": options["arch"],
+        "state_dict": {f"module.{name}": value for name, value in model.state_dict().items()},
+        "optimizer": optimizer.state_dict(),
+        "moco_run": {
+            "format": FORMAT,
+            "step_in_epoch": position.step,
+            "global_step": position.global_step,
+            "queue_state": model.queue_state(),
+            "scaler": scaler.state_dict(),
+            "rng": distributed.gather_objects(_random_states()),
+            "options": options,
+            "git": git,
+        },
+    }
+
+
+def _random_states() -> dict[str, Tensor]:
+    """Of torch's generators, for encoders with dropout or stochastic depth; nothing else here uses them."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_initialized():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def find(resume: str | None, folder: str | Path) -> tuple[Path | None, list[str]]:
+    """The file that `--resume` means, and what should be said about it. 'auto' with nothing to resume is a fresh start."""
+    if resume is None:
+        if checkpoint.checkpoints(folder):
+            raise InputError(f"{folder} already holds a run; pass --resume auto to go on with it, or another --output-dir")
+        return None, []
+    if resume != "auto":
+        return Path(resume), []
+    path, skipped = checkpoint.latest(folder)
+    notes = [f"skipped {bad}: {reason}" for bad, reason in skipped]
+    return path, notes + [f"resuming from {path}" if path else f"nothing to resume in {folder}; starting afresh"]
+
+
+def seed(wish: int | None, state: dict[str, Any] | None) -> int:
+    """The run's seed: the one asked for, else that of the run that goes on, else one drawn from the system."""
+    if wish is not None:
+        return wish
+    run = (state or {}).get("moco_run")
+    return int(run["options"]["seed"]) if run else random.SystemRandom().randrange(2**31)
+
+
+def restore(
+    state: dict[str, Any],
+    path: Path,
+    model: MoCo,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    options: PretrainOptions,
+) -> tuple[Position, list[str]]:
+    """Puts a checkpoint's contents in place; returns where its run was, and what should be said about it.
+
+    A checkpoint of facebookresearch/moco goes on too, at its next epoch, with what it holds.
+    """
+    if "state_dict" not in state or "epoch" not in state:
+        raise InputError(f"{path} is no checkpoint of a MoCo run (no 'state_dict' or no 'epoch'); for an encoder's weights use main_lincls.py --pretrained")
+    arch = state.get("arch", options.arch)
+    if arch != options.arch:
+        raise InputError(f"{path} holds a {arch}, not a {options.arch}; pass --arch {arch} or another --resume")
+    weights = {name.removeprefix("module."): value for name, value in state["state_dict"].items()}
+    wanted = model.state_dict()
+    if "queue" in weights and weights["queue"].shape != wanted["queue"].shape:
+        dim, length = weights["queue"].shape
+        raise InputError(f"{path} was trained with --moco-dim {dim} --moco-k {length}; pass the same to resume it")
+    odd = sorted(name for name in wanted.keys() | weights.keys()
+                 if name not in weights or name not in wanted or weights[name].shape != wanted[name].shape)  # fmt: skip
+    if odd:
+        raise InputError(f"{path} does not fit this model (arch, --mlp?): {len(odd)} entries differ, the first is {odd[0]}")
+    model.load_state_dict(weights)
+    notes = []
+    if "optimizer" in state:
+        try:
+            optimizer.load_state_dict(state["optimizer"])
+        except ValueError as error:
+            raise InputError(f"the optimiser's state in {path} does not fit this model: {error}") from error
+    else:
+        notes.append(f"{path} holds no optimiser state: momentum starts from zero")
+    run = state.get("moco_run")
+    if run is None:
+        notes.append(f"{path} was not written by this project: the queue's labels and the random generators start afresh")
+        return Position(epoch=int(state["epoch"])), notes
+    model.load_queue_state(run["queue_state"])
+    scaler.load_state_dict(run["scaler"])
+    if len(run["rng"]) == distributed.world_size():
+        mine = run["rng"][distributed.rank()]
+        torch.set_rng_state(mine["cpu"])
+        if "cuda" in mine and torch.cuda.is_available():
+            torch.cuda.set_rng_state(mine["cuda"])
+    else:
+        notes.append(
+            f"{path} was written by {len(run['rng'])} ranks, this run has {distributed.world_size()}: the samples stay the"
+            " same, sums over ranks round differently from here on"
+        )
+    now = as_dict(options)
+    notes += [
+        f"--{name.replace('_', '-')} was {run['options'][name]} and is {now[name]} from here on"
+        for name in result_options(PretrainOptions)
+        if name in run["options"] and run["options"][name] != now[name]
+    ]
+    return Position(int(state["epoch"]), int(run["step_in_epoch"]), int(run["global_step"])), notes

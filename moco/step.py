@@ -1,0 +1,129 @@
+"""One optimiser step of MoCo, from uint8 crops to the updated queue, with nothing in it that waits for the device."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from moco import metrics
+from moco.builder import MoCo
+from moco.data.augment import Augment
+from moco.data.loader import Batch
+from moco.distributed import GlobalBatch, all_reduce_sum, gather_rows, rank, shares, world_size
+from moco.errors import NumericsError
+from moco.losses import Head
+
+AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class _Part(NamedTuple):
+    loss: Tensor
+    logs: dict[str, Tensor]
+    q: Tensor
+    k: Tensor
+
+
+class TrainingStep:
+    """Holds what a step needs and counts the steps that were not applied because a gradient was not finite (`bad_steps`).
+
+    model: a MoCo, or DistributedDataParallel around one. across: the head's view of the other ranks, told each batch's sizes.
+    accum_steps: parts a batch is split into; the key encoder and the queue stand still until all are through.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        head: Head,
+        optimizer: torch.optim.Optimizer,
+        augment: Augment,
+        across: GlobalBatch,
+        *,
+        accum_steps: int = 1,
+        amp: str = "off",
+        grad_clip: float | None = None,
+        channels_last: bool = True,
+    ) -> None:
+        self.model, self.head, self.optimizer, self.augment, self.across = model, head, optimizer, augment, across
+        self.moco: MoCo = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model  # type: ignore[assignment]
+        self.accum_steps, self.grad_clip = accum_steps, grad_clip
+        self.device = self.moco.queue.device
+        self.amp_dtype = AMP_DTYPES.get(amp)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp == "fp16")
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.bad_steps = torch.zeros((), dtype=torch.long, device=self.device)
+        self.first_bad = torch.zeros((), dtype=torch.long, device=self.device)  # as MoCo.step counts, from 1
+
+    def __call__(
+        self, batch: Batch, epoch: int, sizes: list[int], measure: bool = False
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """One step on `batch`, this rank's part; `sizes` are every rank's numbers of samples, so that all weigh the same.
+
+        Returns means over this rank's samples, on the device: the loss and its parts; and, if `measure`, accuracy of telling
+        the key from the queue, alignment and uniformity of the batch.
+        """
+        self.moco.update_key_encoder()
+        self.optimizer.zero_grad(set_to_none=True)
+        outputs = []
+        parts = [shares(size, self.accum_steps) for size in sizes]
+        fields = [field.split(parts[rank()]) for field in (batch.crops, batch.index, batch.labels)]
+        for i, part in enumerate(zip(*fields, strict=True)):
+            last = i == self.accum_steps - 1
+            with nullcontext() if last or self.model is self.moco else self.model.no_sync():  # type: ignore[operator]
+                outputs.append(self._forward_backward(Batch(*part), epoch, [p[i] for p in parts], sum(sizes)))
+        self._update(torch.stack([out.loss for out in outputs]).sum())
+
+        q, k = torch.cat([out.q for out in outputs]), torch.cat([out.k for out in outputs])
+        measured = self._measure(q, k) if measure else {}  # before the queue holds these very keys
+        self.moco.enqueue(gather_rows(k, sizes), gather_rows(batch.labels, sizes))
+
+        weights = torch.tensor(parts[rank()], device=self.device) / len(q)
+        values = [{"loss": out.loss, **out.logs} for out in outputs]
+        return {name: torch.stack([v[name] for v in values]) @ weights.to(values[0][name]) for name in values[0]}, measured
+
+    def _measure(self, q: Tensor, k: Tensor) -> dict[str, Tensor]:
+        values = {**metrics.contrastive_accuracy(q, k, self.moco.queue), "alignment": metrics.alignment(q, k)}
+        return {**values, "uniformity": metrics.uniformity(q)} if len(q) > 1 else values
+
+    def _forward_backward(self, part: Batch, epoch: int, sizes: list[int], total: int) -> _Part:
+        im_q = self.augment(part.crops[:, 0], part.index, epoch, 0).contiguous(memory_format=self.memory_format)
+        with torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
+            q, k = self.model(im_q, (part.crops[:, 1], part.index), partial(self._augment_k, epoch), sizes)
+        self.across.sizes = sizes
+        loss, logs = self.head(q, k, self.moco.queue, part.labels, self.moco.queue_labels)
+        # DDP averages over ranks; this weight makes it the mean over samples
+        self.scaler.scale(loss * (len(part.index) * world_size() / total)).backward()
+        return _Part(loss.detach(), logs, q.detach(), k)
+
+    def _augment_k(self, epoch: int, crops: Tensor, index: Tensor) -> Tensor:
+        return self.augment(crops, index, epoch, 1).contiguous(memory_format=self.memory_format)
+
+    def _update(self, loss: Tensor) -> None:
+        """The optimiser's step; not applied, and counted, if the gradient is not finite. Decided on the device."""
+        if self.scaler.is_enabled():
+            self.scaler.unscale_(self.optimizer)
+        parameters = [p for p in self.moco.encoder_q.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters])
+        if self.grad_clip is not None:
+            nn.utils.clip_grads_with_norm_(parameters, self.grad_clip, norm)
+        if self.scaler.is_enabled():
+            bad = ~all_reduce_sum(loss).isfinite()  # a gradient alone may overflow: that only lowers the scale
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            bad = ~norm.isfinite()
+            self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # what fused SGD asks before it applies a step
+            self.optimizer.step()
+        self.first_bad = torch.where((self.bad_steps == 0) & bad, self.moco.step, self.first_bad)
+        self.bad_steps += bad
+
+    def raise_if_bad(self) -> None:
+        """NumericsError if a step was not applied. Waits for the device; the ranks' answers agree."""
+        if self.bad_steps:
+            raise NumericsError(
+                f"the gradient of step {int(self.first_bad)} is not finite; that step was not applied and the checkpoints"
+                " before it are good: lower --lr, raise the temperature, or pass --amp off or --grad-clip"
+            )
