@@ -19,10 +19,11 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Preemption:
-    """Within `with Preemption() as preemption:` a signal of SIGNALS sets `preemption.signal`; a second changes nothing.
+    """Inside `with Preemption() as preemption:` a signal of SIGNALS sets `preemption.signal`; a second changes nothing.
 
-    Handlers found at entry are put back at exit, so it nests. Only the main thread may enter (Python's rule for
-    handlers).
+    At exit the handlers found at entry are put back, so it nests. If a signal came, the process is about to end, and all
+    three are ignored from then on: one more, while the interpreter shuts down, would turn the exit code into a death by
+    signal. Only the main thread may enter (Python's rule for handlers).
     """
 
     def __init__(self) -> None:
@@ -46,4 +47,4 @@ class Preemption:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            signal.signal(number, signal.SIG_IGN if self.signal else handler or signal.SIG_DFL)

@@ -1,0 +1,94 @@
+"""The signal flag: set by each of the three signals, at any time, without doing anything else."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from moco.preemption import SIGNALS, Preemption
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """A preempted run leaves the signals ignored; the other tests want theirs back."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_each_signal_sets_the_flag_and_nothing_else(number: signal.Signals) -> None:
+    with Preemption() as preemption:
+        assert not preemption
+        assert preemption.name == ""
+        os.kill(os.getpid(), number)
+        assert preemption
+        assert preemption.name == number.name
+
+
+def test_a_second_signal_changes_nothing() -> None:
+    with Preemption() as preemption:
+        for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1):
+            os.kill(os.getpid(), number)
+        assert preemption.name == "SIGUSR2"
+
+
+def test_handlers_are_put_back_and_nest() -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with Preemption() as outer:
+        with Preemption() as inner:
+            pass
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert outer.name == "SIGUSR1"
+        assert not inner
+        outer.signal = 0
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_signals_after_the_end_of_a_preempted_run_are_ignored() -> None:
+    """They would replace its exit code."""
+    with Preemption():
+        os.kill(os.getpid(), signal.SIGUSR1)
+    for number in SIGNALS:
+        os.kill(os.getpid(), number)
+
+
+def test_handlers_are_put_back_after_an_error() -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with pytest.raises(ZeroDivisionError), Preemption():
+        raise ZeroDivisionError
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_a_signal_in_the_middle_of_a_save_does_no_harm(tmp_path: os.PathLike[str]) -> None:
+    """A process that saves in a loop is bombarded until it has gone: each save ends well, the exit code holds."""
+    program = """
+import sys, torch
+from moco.checkpoint import load, save
+from moco.preemption import Preemption
+state = {"w": torch.arange(200_000)}
+with Preemption() as preemption:
+    print("ready", flush=True)
+    saves = 0
+    while not (preemption and saves >= 20):
+        save(sys.argv[1], state)
+        saves += 1
+    assert load(sys.argv[1])["w"].equal(state["w"])
+print(preemption.name)
+sys.exit(75)
+"""
+    path = os.path.join(tmp_path, "checkpoint_0000.pth.tar")
+    with subprocess.Popen([sys.executable, "-c", program, path], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        while child.poll() is None:
+            child.send_signal(signal.SIGUSR1)
+        assert child.stdout.read() == "SIGUSR1\n"
+    assert child.returncode == 75
+    assert os.listdir(tmp_path) == ["checkpoint_0000.pth.tar"]
