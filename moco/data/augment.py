@@ -17,6 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,12 +30,12 @@ __all__ = ["RECIPES", "Augment", "Parameters", "Recipe", "View", "draw", "find_r
 
 BLOCK_PIXELS = 1 << 16  # of a CPU's block: one image at 224 pixels; as float32 planes 768 KiB, within one core's L2 cache
 
-Operation = Callable[[Tensor, Tensor], Tensor]
+Operation = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 JITTER: dict[int, Operation] = {
-    BRIGHTNESS: pixels.brighten,
-    CONTRAST: pixels.contrast,
-    SATURATION: pixels.saturate,
-    HUE: pixels.shift_hue,
+    BRIGHTNESS: pixels.brighten_,
+    CONTRAST: pixels.contrast_,
+    SATURATION: pixels.saturate_,
+    HUE: pixels.shift_hue_,
 }
 
 
@@ -60,7 +61,7 @@ class Augment:
         std = torch.tensor(self.recipe.std).view(3, 1)
         scale = 1 / (pixels.WHITE * std)
         shift = -torch.tensor(self.recipe.mean).view(3, 1) / std
-        out = torch.empty(crops.shape, dtype=self.dtype, device=crops.device)
+        out = _empty(crops.shape, self.dtype, crops.device)
         with torch.autocast(crops.device.type, enabled=False):
             if crops.device.type == "cpu":
                 _in_blocks(crops, parameters, operations, scale, shift, out)
@@ -69,6 +70,14 @@ class Augment:
                 x = everywhere(crops, parameters, operations)
                 out.copy_((x * scale + shift).transpose(2, 3))
         return out.permute(0, 3, 1, 2)
+
+
+def _empty(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Uninitialised memory; on a CPU NumPy's, which asks the kernel for huge pages: touching a fresh batch page by page otherwise
+    takes longer than writing it."""
+    if device.type == "cpu":
+        return torch.from_numpy(np.empty(shape.numel() * dtype.itemsize, np.uint8)).view(dtype).view(shape)
+    return torch.empty(shape, dtype=dtype, device=device)
 
 
 def _check(crops: Tensor, index: Tensor) -> None:
@@ -92,17 +101,15 @@ def everywhere(crops: Tensor, p: Parameters, view: View) -> Tensor:
         x = torch.where(pixels.per_sample(p.grayscale), pixels.luma(x), x)
     if p.order is not None and p.factors is not None:
         for operation in p.order.unbind(1):
-            due = pixels.per_sample(operation)
+            due, before = pixels.per_sample(operation), x
             for which, run in JITTER.items():
-                changed = run(x, p.factors[:, which])
-                chosen = changed if which == 0 else torch.where(due == which, changed, chosen)
-            x = chosen
+                x = torch.where(due == which, run(before.clone(), p.factors[:, which], None), x)
     if p.grayscale is not None and not view.grayscale_first:
         x = torch.where(pixels.per_sample(p.grayscale), pixels.luma(x), x)
     if p.sigma is not None:
         x = pixels.blur(x, p.sigma, pixels.blur_radius(view.sigma[1], x.shape[1]))
     if p.solarize is not None:
-        x = torch.where(pixels.per_sample(p.solarize), pixels.solarize(x), x)
+        x = torch.where(pixels.per_sample(p.solarize), pixels.solarize_(x.clone()), x)
     return x
 
 
@@ -115,24 +122,24 @@ def _mirrored(degrees: Tensor, flip: Tensor | None) -> Tensor:
 
 
 def _in_blocks(crops: Tensor, p: Parameters, view: View, scale: Tensor, shift: Tensor, out: Tensor) -> None:
-    """Augment into `out` [n, S, S, 3]. Each block holds samples of one jitter order, so no operation runs for nothing."""
+    """Augment into `out` [n, S, S, 3]. Each block holds samples of one jitter sequence, so that no operation runs for nothing."""
     limit = max(1, BLOCK_PIXELS // (crops.shape[1] * crops.shape[2]))
     sequences: dict[tuple[int, ...], list[int]] = {}
     for i, sequence in enumerate(_sequences(p, view, len(crops))):
         sequences.setdefault(sequence, []).append(i)
     blocks = [(s, rows[k : k + limit]) for s, rows in sequences.items() for k in range(0, len(rows), limit)]
 
+    @torch.no_grad()
     def run(block: tuple[tuple[int, ...], list[int]]) -> None:
         sequence, rows = block
-        with torch.no_grad():
-            x = _block(crops, p, view, sequence, rows).mul_(scale).add_(shift).transpose(2, 3)
-            if len(rows) == 1:
-                out[rows[0]].copy_(x[0])
-            else:
-                out[torch.tensor(rows)] = x.to(out.dtype)
+        x = _block(crops, p, view, sequence, rows).mul_(scale).add_(shift).transpose(2, 3)
+        if len(rows) == 1:
+            out[rows[0]].copy_(x[0])
+        else:
+            out[torch.tensor(rows)] = x.to(out.dtype)
 
     threads = min(torch.get_num_threads(), len(blocks))
-    if threads == 1:
+    if threads <= 1:
         for block in blocks:
             run(block)
     else:
@@ -144,44 +151,59 @@ def _sequences(p: Parameters, view: View, n: int) -> list[tuple[int, ...]]:
     """The jitter operations that each of n samples undergoes, first to last; operations of no strength are left out."""
     if p.order is None or p.factors is None or view.jitter is None:
         return [()] * n
-    none = torch.tensor(NO_JITTER)
     idle = {which for which, bounds in enumerate(view.jitter.ranges()) if bounds == (NO_JITTER[which],) * 2}
-    untouched = (p.factors == none).all(1).tolist()
+    untouched = (p.factors == torch.tensor(NO_JITTER)).all(1).tolist()
     orders = p.order.tolist()
     return [() if u else tuple(o for o in order if o not in idle) for u, order in zip(untouched, orders, strict=True)]
 
 
 def _block(crops: Tensor, p: Parameters, view: View, sequence: tuple[int, ...], rows: list[int]) -> Tensor:
-    """The samples `rows`, jittered by `sequence`: float32 [len(rows), S, 3, S] in [0, 255]."""
-    crops = crops[rows[0] : rows[0] + 1] if len(rows) == 1 else crops[torch.tensor(rows)]
-    own = Parameters(**{k: None if v is None else v[torch.tensor(rows)] for k, v in vars(p).items()})
+    """The samples `rows`, jittered by `sequence`: float32 [len(rows), S, 3, S] in [0, 255], valid until this thread's next block."""
+    chosen = torch.tensor(rows)
+    crops = crops[rows[0] : rows[0] + 1] if len(rows) == 1 else crops[chosen]
+    own = Parameters(**{name: None if value is None else value[chosen] for name, value in vars(p).items()})
     if own.flip is not None and own.flip.any():
         crops = crops.flip(2) if own.flip.all() else torch.where(pixels.per_sample(own.flip), crops.flip(2), crops)
-    x = torch.empty(crops.transpose(2, 3).shape).copy_(crops.transpose(2, 3))
+    x, work = _workspace(len(rows), crops.shape[1])
+    x.copy_(crops.transpose(2, 3))
     if own.degrees is not None:
         x = pixels.rotate(x, _mirrored(own.degrees, own.flip))
     if own.grayscale is not None and view.grayscale_first:
-        _each(x, own.grayscale, pixels.luma)
+        _each(x, own.grayscale, pixels.grey_, work)
     for which in sequence:
         assert own.factors is not None
-        x = JITTER[which](x, own.factors[:, which])
+        JITTER[which](x, own.factors[:, which], work)
     if own.grayscale is not None and not view.grayscale_first:
-        _each(x, own.grayscale, pixels.luma)
+        _each(x, own.grayscale, pixels.grey_, work)
     if own.sigma is not None:
         radius = pixels.blur_radius(view.sigma[1], x.shape[1])
         for i, sigma in enumerate(own.sigma.tolist()):
             if sigma > 0:
-                pixels.blur_banded_(x[i], own.sigma[i : i + 1], radius)
+                pixels.blur_one_(x[i], own.sigma[i : i + 1], radius, work)
     if own.solarize is not None:
-        _each(x, own.solarize, pixels.solarize)
+        _each(x, own.solarize, pixels.solarize_, work)
     return x
 
 
-def _each(x: Tensor, chosen: Tensor, operation: Callable[[Tensor], Tensor]) -> None:
-    """Replace the chosen samples of x by what the operation makes of them."""
+def _each(x: Tensor, chosen: Tensor, operation: Callable[[Tensor, Tensor], Tensor], work: Tensor) -> None:
+    """The operation, in place, on the chosen samples of x."""
     for i, yes in enumerate(chosen.tolist()):
         if yes:
-            x[i : i + 1] = operation(x[i : i + 1])
+            operation(x[i : i + 1], work[:, :1])
+
+
+_own = threading.local()
+
+
+def _workspace(n: int, size: int) -> tuple[Tensor, Tensor]:
+    """This thread's memory for a block of n images: x [n, S, 3, S] and `work` of moco.data.pixels [5, n, S, S]. Kept from block to
+    block, since memory that has just been used is in the cache and memory that is new costs page faults."""
+    area = n * size * size
+    memory: Tensor | None = getattr(_own, "memory", None)
+    if memory is None or len(memory) < (3 + pixels.WORK_PLANES) * area:
+        memory = _own.memory = torch.empty((3 + pixels.WORK_PLANES) * max(area, BLOCK_PIXELS))
+    x, work = memory[: 3 * area], memory[3 * area : (3 + pixels.WORK_PLANES) * area]
+    return x.view(n, size, 3, size), work.view(pixels.WORK_PLANES, n, size, size)
 
 
 @cache

@@ -4,8 +4,10 @@ That layout, rows of one channel side by side, makes both passes of a separable 
 [3H, W] @ [W, W], and leaves the colour operations contiguous rows to run along. Staying in [0, 255] saves the division: every
 operation scales with its input, and the normalisation at the end absorbs the factor.
 
-Every function takes one parameter per sample and equals the torchvision function of that name applied sample by sample. None
-waits for the device: no value is read back, no shape depends on data.
+Every function takes one parameter per sample and equals the torchvision function of that name applied sample by sample. Those that
+end in an underscore change x; `work`, float32 [WORK_PLANES, n, H, W], is memory to compute in, made on the spot where not given:
+what is used again stays in the cache, and costs no page faults. None waits for the device: no value is read back, no shape depends
+on data.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from torch import Tensor
 
 WHITE = 255.0
 LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601-2, rounded as torchvision rounds it
+WORK_PLANES = 5
+BLUR_BAND = 32  # rows per product in `blur_one_`
 BLUR_REACH = 3.5  # standard deviations kept on each side of the blur kernel; see `blur_radius`
 
 
@@ -26,35 +30,43 @@ def per_sample(values: Tensor) -> Tensor:
     return values.view(-1, 1, 1, 1)
 
 
-def luma(x: Tensor) -> Tensor:
+def luma(x: Tensor, work: Tensor | None = None) -> Tensor:
     """Grey value of each pixel: [n, H, 3, W] -> [n, H, 1, W]."""
-    r, g, b = x.split(1, dim=2)
-    return (r * LUMA[0]).add_(g, alpha=LUMA[1]).add_(b, alpha=LUMA[2])
+    r, g, b = x.unbind(2)
+    grey = torch.mul(r, LUMA[0], out=None if work is None else work[0])
+    return grey.add_(g, alpha=LUMA[1]).add_(b, alpha=LUMA[2]).unsqueeze(2)
 
 
 def mean_luma(x: Tensor) -> Tensor:
     """Mean grey value of each image: [n, H, 3, W] -> [n, 1, 1, 1]. Row by row, then over the rows: torch splits neither sum over
     threads, so the rounding depends neither on how many there are nor on the other samples."""
-    return per_sample(luma(x).sum(-1).flatten(1).sum(-1) / (x.shape[1] * x.shape[3]))
+    r, g, b = x.sum(3).transpose(1, 2).contiguous().sum(2).unbind(1)
+    return per_sample((LUMA[0] * r + LUMA[1] * g + LUMA[2] * b) / (x.shape[1] * x.shape[3]))
 
 
-def brighten(x: Tensor, factor: Tensor) -> Tensor:
+def brighten_(x: Tensor, factor: Tensor, work: Tensor | None = None) -> Tensor:
     """factor * x, clamped; factor [n]."""
-    return (x * per_sample(factor)).clamp_(0, WHITE)
+    return x.mul_(per_sample(factor)).clamp_(0, WHITE)
 
 
-def contrast(x: Tensor, factor: Tensor) -> Tensor:
+def contrast_(x: Tensor, factor: Tensor, work: Tensor | None = None) -> Tensor:
     """factor * x + (1 - factor) * mean grey of the image, clamped; factor [n]."""
     factor = per_sample(factor)
-    return (x * factor).add_((1 - factor) * mean_luma(x)).clamp_(0, WHITE)
+    base = (1 - factor) * mean_luma(x)
+    return x.mul_(factor).add_(base).clamp_(0, WHITE)
 
 
-def saturate(x: Tensor, factor: Tensor) -> Tensor:
+def saturate_(x: Tensor, factor: Tensor, work: Tensor | None = None) -> Tensor:
     """factor * x + (1 - factor) * grey of the pixel, clamped; factor [n]."""
-    return torch.lerp(luma(x), x, per_sample(factor)).clamp_(0, WHITE)
+    return torch.lerp(luma(x, work), x, per_sample(factor), out=x).clamp_(0, WHITE)
 
 
-def shift_hue(x: Tensor, turns: Tensor) -> Tensor:
+def grey_(x: Tensor, work: Tensor | None = None) -> Tensor:
+    """All three channels become the grey value."""
+    return x.copy_(luma(x, work).expand_as(x))
+
+
+def shift_hue_(x: Tensor, turns: Tensor, work: Tensor | None = None) -> Tensor:
     """Rotate the hue by `turns` [n], each in [-0.5, 0.5], at constant HSV value and saturation.
 
     With M, m and C = M - m the largest channel, the smallest and their difference, the hue in sixths of a turn from red is
@@ -64,24 +76,24 @@ def shift_hue(x: Tensor, turns: Tensor) -> Tensor:
     Multiplied by C no division is left (so no case for grey pixels, C = 0), and neither sectors nor saturation are ever formed.
     """
     r, g, b = x.unbind(2)
-    high = torch.maximum(r, g).clamp_(min=b)
-    low = torch.minimum(r, g).clamp_(max=b)
-    chroma = high - low
-    hue = (g - r).add_(b).add_(high).sub_(low, alpha=2).copysign_(g - b)
-    shortfall = low - chroma
-    reach = 3 * chroma
-    out = torch.empty_like(x)
-    for channel, own in enumerate((0.0, 2.0, -2.0)):
-        away = 6 * turns - own
-        away = (away - 6 * torch.round(away / 6)).view(-1, 1, 1)
-        part = torch.addcmul(hue, chroma, away).abs_().sub_(reach).abs_().add_(shortfall)
-        torch.clamp(part, low, high, out=out.select(2, channel))
-    return out
+    high, low, chroma, hue, part = torch.empty((WORK_PLANES, *r.shape), device=x.device) if work is None else work
+    torch.maximum(torch.maximum(r, g, out=high), b, out=high)
+    torch.minimum(torch.minimum(r, g, out=low), b, out=low)
+    torch.sub(high, low, out=chroma)
+    torch.sub(g, b, out=part)
+    torch.sub(g, r, out=hue).add_(b).add_(high).sub_(low, alpha=2).copysign_(part)
+    away = 6 * turns.view(-1, 1, 1, 1) - torch.tensor([0.0, 2.0, -2.0], device=x.device)
+    away -= 6 * torch.round(away / 6)
+    for channel in range(3):
+        torch.addcmul(hue, chroma, away[..., channel], out=part)
+        part.abs_().sub_(chroma, alpha=3).abs_().sub_(chroma).add_(low)
+        torch.clamp(part, low, high, out=x.select(2, channel))
+    return x
 
 
-def solarize(x: Tensor) -> Tensor:
+def solarize_(x: Tensor, work: Tensor | None = None) -> Tensor:
     """Invert what is at or above half intensity: min(x, white - x), continuous, so rounding cannot flip a pixel."""
-    return torch.minimum(x, WHITE - x)
+    return torch.minimum(x, WHITE - x, out=x)
 
 
 def blur_radius(sigma: float, size: int) -> int:
@@ -96,27 +108,54 @@ def blur_radius(sigma: float, size: int) -> int:
 
 
 def blur_matrices(sigma: Tensor, radius: int, size: int) -> Tensor:
-    """A [n, size, size] such that A @ column is the column blurred, mirrored at its ends; sigma [n], 0 gives the identity."""
+    """B [n, size, size + 2 * radius], sigma [n]: B @ a column padded by `radius` on either side is the column blurred. Row i holds
+    the normalised taps from i to i + 2 * radius; a sigma of 0 has its centre tap alone."""
     offset = torch.arange(-radius, radius + 1, device=sigma.device, dtype=sigma.dtype)
     taps = torch.exp(-0.5 * (offset / sigma.clamp(min=0.01)[:, None]) ** 2)  # at 0.01 only the centre is above 0
+    taps = taps * (taps > 1e-12)  # no subnormal numbers: they slow a CPU's multiplications fourfold and add nothing
     taps = taps / taps.sum(1, keepdim=True)
     wide = size + 2 * radius
-    matrix = sigma.new_zeros(len(sigma), size, wide)
-    # Row i of the padded matrix holds the taps at columns i .. i + 2 * radius: a strided window that slides by one per row.
-    matrix.as_strided((len(sigma), size, len(offset)), (size * wide, wide + 1, 1)).copy_(taps[:, None])
-    inside = matrix[:, :, radius : radius + size]
-    if radius:
-        inside[:, :, 1 : radius + 1] += matrix[:, :, :radius].flip(2)
-        inside[:, :, size - 1 - radius : size - 1] += matrix[:, :, -radius:].flip(2)
-    return inside
+    matrices = sigma.new_zeros(len(sigma), size, wide)
+    matrices.as_strided((len(sigma), size, len(offset)), (size * wide, wide + 1, 1)).copy_(taps[:, None])
+    return matrices
+
+
+def fold(matrices: Tensor, before: int, after: int) -> Tensor:
+    """Blur matrices for columns that are not padded but mirrored: what the first `before` and the last `after` columns of each
+    matrix weigh lies outside the image and goes to the pixels that the border reflects there."""
+    if not before and not after:
+        return matrices
+    matrices = matrices.clone()
+    end = matrices.shape[-1] - after
+    matrices[..., before + 1 : 2 * before + 1] += matrices[..., :before].flip(-1)
+    matrices[..., end - 1 - after : end - 1] += matrices[..., end:].flip(-1)
+    return matrices[..., before:end]
 
 
 def blur(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
     """Separable Gaussian blur, mirrored at the borders (torchvision's `gaussian_blur`); sigma [n], 0 leaves a sample as it is."""
     n, height, _, width = x.shape
-    matrix = blur_matrices(sigma, radius, height)
+    matrix = fold(blur_matrices(sigma, radius, height), radius, radius)
     columns = torch.bmm(matrix, x.reshape(n, height, 3 * width))
     return torch.bmm(columns.view(n, 3 * height, width), matrix.mT).view_as(x)
+
+
+def blur_one_(image: Tensor, sigma: Tensor, radius: int, work: Tensor) -> None:
+    """`blur` of one square image [S, 3, S], sigma [1], as suits a CPU: the same product in bands, which leaves out most zeros."""
+    size = len(image)
+    inner = blur_matrices(sigma, radius, min(BLUR_BAND, size))[0]
+    bands = []
+    for first in range(0, size, BLUR_BAND):
+        last = min(first + BLUR_BAND, size)
+        before, after = max(0, radius - first), max(0, last + radius - size)
+        matrix = fold(inner[: last - first, : last - first + 2 * radius], before, after)
+        bands.append((slice(first, last), slice(first - radius + before, last + radius - after), matrix))
+    pixels, columns = image.view(size, 3 * size), work.flatten()[: 3 * size * size].view(size, 3 * size)
+    for band, reach, matrix in bands:
+        torch.mm(matrix, pixels[reach], out=columns[band])
+    columns, pixels = columns.view(3 * size, size), image.view(3 * size, size)
+    for band, reach, matrix in bands:
+        torch.mm(columns[:, reach], matrix.mT, out=pixels[:, band])
 
 
 def rotate(x: Tensor, degrees: Tensor) -> Tensor:
@@ -129,17 +168,3 @@ def rotate(x: Tensor, degrees: Tensor) -> Tensor:
     grid = F.affine_grid(theta, list(planar.shape), align_corners=False)
     rotated = F.grid_sample(planar, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     return rotated.transpose(1, 2).contiguous()
-
-
-def blur_banded_(image: Tensor, sigma: Tensor, radius: int, band: int = 32) -> None:
-    """`blur` in place for one image [H, 3, W], sigma [1]: the same matrix, in bands of rows, without most of its zeros."""
-    height, _, width = image.shape
-    matrix = blur_matrices(sigma, radius, height)[0]
-    bands = [(k, min(k + band, height)) for k in range(0, height, band)]
-    spans = [(first, last, max(0, first - radius), min(height, last + radius)) for first, last in bands]
-    source, columns = image.view(height, 3 * width), torch.empty_like(image).view(height, 3 * width)
-    for first, last, low, high in spans:
-        torch.mm(matrix[first:last, low:high], source[low:high], out=columns[first:last])
-    source, rows = columns.view(3 * height, width), image.view(3 * height, width)
-    for first, last, low, high in spans:
-        torch.mm(source[:, low:high], matrix[first:last, low:high].mT, out=rows[:, first:last])
