@@ -80,7 +80,8 @@ class Console:
             from tqdm import tqdm  # only a terminal needs it
 
             self.close()
-            self._bar = tqdm(total=steps, desc=f"epoch {epoch + 1}/{epochs}", dynamic_ncols=True)
+            title = f"epoch {epoch + 1}/{epochs}"
+            self._bar = tqdm(total=steps, initial=step - 1, desc=title, dynamic_ncols=True)  # a resume starts inside
             self._bar_epoch = epoch
         self._bar.update(step - self._bar.n)
 

@@ -21,9 +21,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 class Preemption:
     """Inside `with Preemption() as preemption:` a signal of SIGNALS sets `preemption.signal`; a second changes nothing.
 
-    At exit the handlers found at entry are put back, so it nests. If a signal came, the process is about to end, and all
-    three are ignored from then on: one more, while the interpreter shuts down, would turn the exit code into a death by
-    signal. Only the main thread may enter (Python's rule for handlers).
+    At exit the handlers found at entry are put back, so it nests. If a signal came, the process is about to end, and
+    all three are ignored from then on: one more, while the interpreter shuts down, would turn the exit code into a
+    death by signal. Only the main thread may enter (Python's rule for handlers).
     """
 
     def __init__(self) -> None:
