@@ -7,7 +7,9 @@ training step can log them without waiting for the device; InputError where a fi
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -25,12 +27,24 @@ def _rows_at_once(columns: int) -> int:
     return max(1, _PAIRS_AT_ONCE // max(1, columns))
 
 
+@contextlib.contextmanager
+def _full_fp32() -> Iterator[None]:
+    """Similarities decide who is a neighbour, so TF32, which a trainer may have switched on, does not do."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 @torch.no_grad()
 def alignment(q: Tensor, k: Tensor, alpha: float = 2.0) -> Tensor:
     """mean_i ‖q_i - k_i‖^α of paired unit rows (Wang & Isola, Eq 5): 0 if pairs coincide, 2^(α/2) at right angles."""
     return torch.linalg.vector_norm(_wide(q) - _wide(k), dim=1).pow(alpha).mean()
 
 
+@_full_fp32()
 @torch.no_grad()
 def uniformity(x: Tensor, t: float = 2.0) -> Tensor:
     """log mean exp(-t‖x_i - x_j‖²) over all pairs i < j of unit rows (Wang & Isola, Eq 6; Wang & Liu, Eq 10).
@@ -90,7 +104,7 @@ def tolerance(x: Tensor, labels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def contrastive_accuracy(q: Tensor, k: Tensor, queue: Tensor, topk: tuple[int, ...] = (1, 5)) -> dict[str, Tensor]:
-    """Percent of queries whose key is among the `topk` most similar of key and queue: {'top1': ..., 'top5': ...}.
+    """Percent of queries whose key is among the `topk` most similar of key and queue: {"acc1": ..., "acc5": ...}.
 
     q, k [N, C] and queue [C, K] of unit vectors. A queue entry that ties with the key counts as nearer: collapsed
     features must not look perfect.
@@ -100,7 +114,7 @@ def contrastive_accuracy(q: Tensor, k: Tensor, queue: Tensor, topk: tuple[int, .
     nearer = torch.zeros(len(q), dtype=torch.int64, device=q.device)
     for part in queue.split(_rows_at_once(len(q)), dim=1):
         nearer += (~(q @ part < positive)).sum(1)  # "not less", so that NaN never counts as a success
-    return {f"top{n}": (nearer < n).float().mean() * 100 for n in topk}
+    return {f"acc{n}": (nearer < n).float().mean() * 100 for n in topk}
 
 
 @torch.no_grad()
@@ -137,6 +151,7 @@ def effective_rank(x: Tensor) -> Tensor:
     return torch.special.entr(share).sum().exp().to(torch.float32)
 
 
+@_full_fp32()
 @torch.no_grad()
 def knn_predict(
     train_x: Tensor,

@@ -30,7 +30,7 @@ ROWS: list[list[str]] = [
         "moco.console",
         "moco.logs",
     ],
-    ["moco.export", "moco.evaluate", "moco.report"],
+    ["moco.logistic", "moco.export", "moco.evaluate", "moco.report"],
     ["moco.options"],
     ["main_moco", "main_lincls"],
 ]
@@ -41,6 +41,7 @@ DATA: list[str] = [
     "moco.data.decode",
     "moco.data.source",
     "moco.data.folder",
+    "moco.data.side_data",
     "moco.data.beton_file",
     "moco.data.wnids",
     "moco.data.datasets",
@@ -128,7 +129,12 @@ def test_the_check_sees_a_wrong_import(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "moco").mkdir()
     source = tmp_path / "moco" / "losses.py"
     (tmp_path / "moco" / "builder.py").write_text("")
-    lines = ["import moco.builder", "from moco import builder", "from . import builder", "def f():\n  from .builder import X"]
+    lines = [
+        "import moco.builder",
+        "from moco import builder",
+        "from . import builder",
+        "def f():\n  from .builder import X",
+    ]
     for line in lines:
         source.write_text(line)
         monkeypatch.setattr(f"{__name__}.ROOT", tmp_path)

@@ -108,17 +108,17 @@ def test_contrastive_accuracy_ranks_the_key_among_the_queue(at_once: int, monkey
     pairs = zip(q.double(), k.double(), strict=True)
     rank = [sum(float(a @ n) >= float(a @ b) for n in queue.T.double()) for a, b in pairs]
     got = metrics.contrastive_accuracy(q, k, queue)
-    assert 0 < got["top1"] < got["top5"] < 100
-    assert got["top1"].item() == pytest.approx(100 * np.mean([r < 1 for r in rank]))
-    assert got["top5"].item() == pytest.approx(100 * np.mean([r < 5 for r in rank]))
+    assert 0 < got["acc1"] < got["acc5"] < 100
+    assert got["acc1"].item() == pytest.approx(100 * np.mean([r < 1 for r in rank]))
+    assert got["acc5"].item() == pytest.approx(100 * np.mean([r < 5 for r in rank]))
 
 
 def test_collapse_and_nan_are_not_accurate() -> None:
     one = unit(1, 4)
     got = metrics.contrastive_accuracy(one.expand(6, 4), one.expand(6, 4), one.expand(20, 4).T)
-    assert got == {"top1": 0, "top5": 0}
+    assert got == {"acc1": 0, "acc5": 0}
     nan = torch.full((6, 4), math.nan)
-    assert metrics.contrastive_accuracy(nan, nan, unit(20, 4).T) == {"top1": 0, "top5": 0}
+    assert metrics.contrastive_accuracy(nan, nan, unit(20, 4).T) == {"acc1": 0, "acc5": 0}
     assert metrics.topk_accuracy(torch.full((3, 10), math.nan), torch.zeros(3, dtype=torch.long)).tolist() == [0, 0]
 
 

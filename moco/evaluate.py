@@ -1,0 +1,229 @@
+"""What a pretrained encoder is worth: its features of a data set, and figures made from them.
+
+Every measure is made by all ranks together: each encodes its share of the images, then all hold all features, in the
+order of the data set. An evaluator yields (name, value); accuracies are in percent. "Features" are the trunk's, which
+is what a linear probe reads; "outputs" are the projection head's, which is what the loss sees.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moco import metrics
+from moco.data.augment import Augment
+from moco.data.datasets import has_split, open_split
+from moco.data.loader import Loader
+from moco.data.recipes import Recipe, find_recipe
+from moco.data.sampler import Sampler
+from moco.data.source import Picture, Source, check_same_classes
+from moco.distributed import all_reduce_sum, broadcast_buffers, gather_objects, gather_rows, rank, share, world_size
+from moco.encoders import classifier_name, feature_dim, trunk
+from moco.errors import NumericsError
+
+
+@contextlib.contextmanager
+def eval_mode(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block; afterwards every module is in the mode it was in (some may be frozen)."""
+    were_training = [module for module in network.modules() if module.training]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module in were_training:
+            module.training = True
+
+
+@torch.no_grad()
+def encode(network: nn.Module, loader: Loader, augment: Augment) -> tuple[Tensor, Tensor]:
+    """fp32 [n, V, d] of the V views of each sample, and labels int64 [n]: on every rank, in the data set's order.
+
+    `network` [N, 3, S, S] -> [N, d] runs in evaluation mode and is left in the mode it was in. A sample that could not
+    be read and was skipped is left out. NumericsError if a feature is not finite.
+    """
+    broadcast_buffers(network)  # BatchNorm statistics differ between ranks in training
+    features, labels, index = [], [], []
+    with eval_mode(network), contextlib.closing(loader.epoch(0)) as batches:  # type: ignore[type-var]  # a generator
+        for batch in batches:
+            if len(batch.index):
+                views = [augment(batch.crops[:, v], batch.index, 0, v) for v in range(batch.crops.shape[1])]
+                features.append(torch.stack([network(images).float() for images in views], dim=1))
+                labels.append(batch.labels)
+                index.append(batch.index)
+    # With few images a rank may have none, and it cannot know the width of the features then.
+    shapes = gather_objects(tuple(torch.cat(features).shape) if features else None)
+    some = next(shape for shape in shapes if shape is not None)
+    sizes = [shape[0] if shape is not None else 0 for shape in shapes]
+    device = loader.device
+    none = torch.zeros(0, dtype=torch.int64, device=device)
+    x = gather_rows(torch.cat(features) if features else torch.zeros((0, *some[1:]), device=device), sizes)
+    y = gather_rows(torch.cat(labels) if labels else none, sizes)
+    position, order = gather_rows(torch.cat(index) if index else none, sizes).sort(stable=True)
+    first = torch.ones_like(position, dtype=torch.bool)
+    first[1:] = position[1:] != position[:-1]  # the loader puts a neighbour in the place of an image that it skips
+    x, y = x[order[first]], y[order[first]]
+    if not x.isfinite().all():
+        raise NumericsError(
+            "the encoder's features are not finite, so nothing can be measured: use an earlier checkpoint"
+        )
+    return x, y
+
+
+def extract_features(
+    network: nn.Module, loader: Loader, augment: Augment, *, normalise: bool = False
+) -> tuple[Tensor, Tensor]:
+    """(fp32 [n, d], labels int64 [n]) of the first view, as `encode`; `normalise` to unit length."""
+    x, labels = encode(network, loader, augment)
+    return (F.normalize(x[:, 0], dim=1) if normalise else x[:, 0]), labels
+
+
+class TrunkAndOutput(nn.Module):
+    """The encoder's features and outputs of one forward pass, side by side: [N, 3, S, S] -> [N, width + dim]."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.trunk = trunk(encoder)
+        self.head = encoder.get_submodule(classifier_name(encoder))
+        self.width = feature_dim(encoder)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.trunk(images)
+        return torch.cat([features, self.head(features)], dim=1)
+
+
+class Settings(Protocol):
+    """The options that say where the images are and how they are read; those of both mains have them."""
+
+    @property
+    def data(self) -> str | None: ...
+    @property
+    def dataset(self) -> str: ...
+    @property
+    def loader(self) -> str: ...
+    @property
+    def workers(self) -> int: ...
+    @property
+    def skip_bad_images(self) -> bool: ...
+
+
+class OnlineSettings(Settings, Protocol):
+    """What the online evaluation of a pretraining run reads besides."""
+
+    @property
+    def image_size(self) -> int | None: ...
+    @property
+    def recipe(self) -> str | None: ...
+    @property
+    def seed(self) -> int | None: ...
+    @property
+    def eval_freq(self) -> int | None: ...
+    @property
+    def knn_k(self) -> int: ...
+    @property
+    def knn_t(self) -> float: ...
+
+
+def in_order(source: Source, size: int, settings: Settings, device: torch.device, **crops: Any) -> Loader:
+    """A loader of every sample once, in the order of the data set; `crops` are the Loader's arguments about them."""
+    batch = max(256, world_size())
+    sampler = Sampler(len(source), batch, 0, shuffle=False, drop_last=False, rank=rank(), world_size=world_size())
+    return Loader(
+        source, sampler, size=size, workers=settings.workers, device=device, skip_bad_images=settings.skip_bad_images,
+        **crops,
+    )  # fmt: skip
+
+
+def centre_crops(source: Source, recipe: Recipe, size: int, settings: Settings, device: torch.device) -> Loader:
+    """One view: the central square, of 7/8 of the shorter side (as 224 of 256); small pictures, made to size, whole."""
+    share_of_side = 1.0 if recipe.name in ("digits", "cifar") else 0.875
+    return in_order(source, size, settings, device, views=1, eval_crop=share_of_side)
+
+
+class Labelled:
+    """The labelled samples of a source, as a source: STL-10's training images are mostly without a label."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.index = np.flatnonzero(source.labels >= 0)
+        self.labels, self.classes, self.notes = source.labels[self.index], source.classes, source.notes
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def name(self, index: int) -> str:
+        return self.source.name(int(self.index[index]))
+
+    def size(self, index: int) -> tuple[int, int]:
+        return self.source.size(int(self.index[index]))
+
+    def open(self, index: int) -> Picture:
+        return self.source.open(int(self.index[index]))
+
+    def decode(self, index: int) -> np.ndarray:
+        return self.source.decode(int(self.index[index]))
+
+
+class OnlineEvaluator:
+    """Whether an encoder learns, while it trains: kNN of its features; alignment, uniformity, tolerance of its outputs.
+
+    The images and the two augmented views of each are the same at every call, so that only the encoder changes.
+    """
+
+    def __init__(
+        self, train: Source, val: Source, settings: OnlineSettings, device: torch.device, every: int = 1
+    ) -> None:
+        assert settings.image_size is not None  # resolved
+        recipe, size, seed = find_recipe(settings.recipe or "v1"), settings.image_size, settings.seed or 0
+        self.every, self.k, self.t = every, settings.knn_k, settings.knn_t  # every so many epochs
+        self.labelled = bool((train.labels >= 0).any() and (val.labels >= 0).all())
+        if self.labelled:
+            check_same_classes(train, val)
+        bank = train if (train.labels >= 0).all() else Labelled(train)
+        self.classes = len(val.classes)
+        self.plain, self.augment = Augment(recipe.for_evaluation(), seed), Augment(recipe, seed)
+        self.bank = centre_crops(bank, recipe, size, settings, device) if self.labelled else None
+        self.centre = centre_crops(val, recipe, size, settings, device)
+        self.pairs = in_order(val, size, settings, device, views=2, scale=recipe.scale, ratio=recipe.ratio, seed=seed)
+
+    @classmethod
+    def for_pretraining(cls, settings: OnlineSettings, train: Source, device: torch.device) -> OnlineEvaluator | None:
+        """None if `--eval-freq` is 0, or is not given where there is no val split. InputError as `open_split`."""
+        default = 10 if has_split(settings.data, settings.dataset, "val") else 0
+        every = default if settings.eval_freq is None else settings.eval_freq
+        if every == 0:
+            return None
+        val = open_split(settings.data, settings.dataset, "val", loader=settings.loader, labels_required=False)
+        return cls(train, val, settings, device, every)
+
+    def __call__(self, encoder: nn.Module) -> Iterator[tuple[str, float]]:
+        """(name, value) of `knn_top1` in percent, `val_alignment` (α = 2, of two augmented views), `val_uniformity`
+        (t = 2) and `val_tolerance`; the first and last where there are labels. All ranks must run through it."""
+        x, labels = extract_features(TrunkAndOutput(encoder), self.centre, self.plain)
+        features, outputs = x.split([feature_dim(encoder), x.shape[1] - feature_dim(encoder)], dim=1)
+        outputs = F.normalize(outputs, dim=1)
+        if self.bank is not None:
+            bank, bank_labels = extract_features(trunk(encoder), self.bank, self.plain, normalise=True)
+            features = F.normalize(features, dim=1)
+            yield "knn_top1", shared_knn_accuracy(bank, bank_labels, features, labels, self.classes, self.k, self.t)
+        views, _ = encode(encoder, self.pairs, self.augment)
+        q, k = F.normalize(views, dim=2).unbind(dim=1)
+        yield "val_alignment", metrics.alignment(q, k).item()
+        if len(outputs) > 1:
+            yield "val_uniformity", metrics.uniformity(outputs).item()
+        if self.labelled and len(labels) > len(labels.unique()):
+            yield "val_tolerance", metrics.tolerance(outputs, labels).item()
+
+
+def shared_knn_accuracy(
+    train_x: Tensor, train_y: Tensor, val_x: Tensor, val_y: Tensor, classes: int, k: int, t: float
+) -> float:
+    """`metrics.knn_accuracy` of features that every rank holds; each works on its share of the validation rows."""
+    mine = share(len(val_x))
+    right = metrics.knn_predict(train_x, train_y, val_x[mine], classes, k, t) == val_y[mine]
+    return 100 * all_reduce_sum(right.sum()).item() / len(val_y)
