@@ -8,17 +8,27 @@ threads are told to stop and joined at exit, and only those that are stuck are l
 from __future__ import annotations
 
 import atexit
+import os
 import queue
 import threading
 import weakref
 from collections.abc import Callable
 from types import TracebackType
 
+from moco.distributed import local_world_size
+
 Task = Callable[[], None]  # must not raise: it delivers its errors itself
 
 JOIN_SECONDS = 5.0  # a thread that is not done with one image by then is stuck
 
 _open_crews: weakref.WeakSet[Crew] = weakref.WeakSet()
+
+
+def worker_count(wished: int | None = None) -> int:
+    """Threads for this process: the cores it may run on, shared by the processes of this node, and at most `wished`."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    fair = max(1, cores // local_world_size())
+    return fair if wished is None else max(1, min(wished, fair))
 
 
 class Crew:

@@ -107,6 +107,13 @@ class FolderSource:
     def name(self, index: int) -> str:
         return str(self.root / self.paths[index])
 
+    def size(self, index: int) -> Size:
+        try:
+            with Image.open(self.root / self.paths[index]) as image:
+                return upright_size(image)
+        except Exception:  # the error of reading it in full says more
+            return self.open(index).size
+
     def open(self, index: int) -> FolderPicture:
         try:
             data = (self.root / self.paths[index]).read_bytes()

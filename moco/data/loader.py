@@ -8,7 +8,6 @@ index, view) alone.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -21,11 +20,10 @@ import torch
 from torch import Tensor
 
 from moco.data.boxes import DRAWS, Box, Size, centre_box, random_box, reduction, rescale, snap
-from moco.data.crew import Crew
+from moco.data.crew import Crew, worker_count
 from moco.data.decode import BadImage, resample
 from moco.data.sampler import Sampler
 from moco.data.source import Source
-from moco.distributed import local_world_size
 from moco.errors import InputError
 from moco.randomness import Purpose, stream_key, uniform
 
@@ -40,13 +38,6 @@ class Batch:
     crops: Tensor  # uint8 [n, V, S, S, 3]
     index: Tensor  # int64 [n], positions in the source
     labels: Tensor  # int64 [n], -1 where there is none
-
-
-def worker_count(wished: int | None = None) -> int:
-    """Threads for this process: the cores it may run on, shared by the processes of this node, and at most `wished`."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    fair = max(1, cores // local_world_size())
-    return fair if wished is None else max(1, min(wished, fair))
 
 
 class Loader:

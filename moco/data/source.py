@@ -57,6 +57,9 @@ class Source(Protocol):
     def name(self, index: int) -> str:
         """The sample's name for messages, such as its path."""
 
+    def size(self, index: int) -> Size:
+        """(height, width) of the upright original, without reading its pixels. Raises BadImage."""
+
     def open(self, index: int) -> Picture:
         """Raises BadImage."""
 
@@ -92,6 +95,9 @@ class ArraySource:
 
     def name(self, index: int) -> str:
         return f"{self.title}[{index}]"
+
+    def size(self, index: int) -> Size:
+        return self.open(index).size
 
     def open(self, index: int) -> ArrayPicture:
         return ArrayPicture(self.images[index])

@@ -1,0 +1,221 @@
+"""`python -m moco.data.beton write | info | verify`: .beton files from folders and data sets, and what is in them.
+
+    python -m moco.data.beton write /data/imagenet imagenet100.beton --subset imagenet100 --max-resolution 400
+
+writes imagenet100.beton from train/ and imagenet100.val.beton from val/; main_moco.py and main_lincls.py take the
+first as their `data` and find the second beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import sys
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moco.data.beton_file import JPEG, BetonFile, BetonSource, require_ffcv
+from moco.data.beton_writer import MODES, progress_bar, write_beton
+from moco.data.crew import worker_count
+from moco.data.datasets import DATASETS, SPLITS, find_beton, has_split, open_split, subset_classes
+from moco.data.decode import BadImage
+from moco.data.folder import FolderSource
+from moco.data.source import Source, check_same_classes
+from moco.errors import EXIT_INPUT, EXIT_OK, InputError
+
+SHOWN = 20
+
+
+def sources(
+    data: str, dataset: str, subset: str | None, split: str | None, out: Path
+) -> list[tuple[str, Source, Path]]:
+    """(split, source, file) for everything that `write` is to write."""
+    if split is not None:
+        return [(split, open_split(data, dataset, split, subset=subset, labels_required=False), out)]
+    there = [name for name in SPLITS if has_split(data, dataset, name)]
+    if not there and dataset == "folder":
+        return [("images", FolderSource(data, subset=subset_classes(subset), labels_required=False), out)]
+    found = []
+    for name in there or SPLITS:
+        path = find_beton(str(out), name)
+        assert path is not None
+        found.append((name, open_split(data, dataset, name, subset=subset, labels_required=False), path))
+    if len(found) == len(SPLITS):
+        check_same_classes(found[0][1], found[1][1])
+    return found
+
+
+def write(options: argparse.Namespace) -> int:
+    require_ffcv()
+    out = Path(options.out)
+    if out.suffix != ".beton":
+        raise InputError(f"{out} must end in .beton: that is how the trainer tells such files from folders")
+    todo = sources(options.src, options.dataset, options.subset, options.split, out)
+    for _, _, path in todo:
+        if path.exists() and not options.force:
+            raise InputError(f"{path} exists: choose another name, or pass --force to replace it")
+    for split, source, path in todo:
+        for note in source.notes:
+            print(note)
+        origin = {
+            "source": str(Path(options.src).absolute()),
+            "split": split,
+            **{key: getattr(options, key) for key in _KEPT},
+            "versions": {name: importlib.metadata.version(name) for name in ("ffcv", "numpy", "Pillow")},
+        }
+        side = write_beton(
+            source,
+            path,
+            mode=options.mode,
+            quality=options.quality,
+            max_resolution=options.max_resolution,
+            proportion=options.proportion,
+            workers=worker_count(options.workers),
+            skip_bad_images=options.skip_bad_images,
+            origin=origin,
+        )
+        print(
+            f"{path}: {len(side.names)} images, {len(side.classes)} classes, {path.stat().st_size / 2**20:.1f} MiB"
+            + (f", {len(side.left_out)} left out: {_first(list(side.left_out))}" if side.left_out else "")
+        )
+    return EXIT_OK
+
+
+_KEPT = ("dataset", "subset", "mode", "quality", "max_resolution", "proportion")
+
+
+def info(options: argparse.Namespace) -> int:
+    file = BetonFile(options.file)
+    shown: dict[str, Any] = {
+        "file": file.path,
+        "size": f"{file.file_bytes / 2**20:.1f} MiB",
+        "images": f"{len(file)}, {int((file.mode == JPEG).sum())} of them JPEG, the others raw",
+        "height × width": f"{file.height.min()} to {file.height.max()} × {file.width.min()} to {file.width.max()}",
+        "labels": f"{len(np.unique(file.labels[file.labels >= 0]))} classes, {int((file.labels < 0).sum())} unlabelled",
+    }
+    if file.side is None:
+        shown["side data"] = "none beside it: no class names, no checksums"
+    else:
+        shown["classes"] = _first(file.side.classes)
+        shown |= file.side.written_from
+        shown["left out"] = f"{len(file.side.left_out)} images {_first(list(file.side.left_out))}".strip()
+    for key, value in shown.items():
+        print(f"{key:>15}  {value}")
+    return EXIT_OK
+
+
+def _first(names: list[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def find_damage(path: str | Path, workers: int = 1) -> list[str]:
+    """What is wrong with a .beton file: one line each, naming samples; empty if it is whole.
+
+    Every byte is looked at: tables and samples by checksum, JPEGs by decoding them where there are no side data, and
+    the padding between pages, which FFCV fills with zeros.
+    """
+    try:
+        source = BetonSource(path)
+    except InputError as problem:
+        return [str(problem)]
+    file = source.file
+
+    def look(index: int) -> str | None:
+        try:
+            if file.side is not None:
+                if zlib.crc32(source.read(index).data) != file.side.crc32[index]:
+                    raise BadImage("its bytes have changed since they were written")
+            else:
+                source.open(index).decode()
+        except BadImage as problem:
+            return f"sample {index} ({source.name(index)}): {problem}"
+        return None
+
+    found = []
+    with ThreadPoolExecutor(workers) as pool, progress_bar(len(file), f"{file.path.name}: verify") as bar:
+        for line in pool.map(look, range(len(file))):
+            bar.update()
+            if line is not None:
+                found.append(line)
+    return found + _dirty_padding(file)
+
+
+def _dirty_padding(file: BetonFile) -> list[str]:
+    """Bytes between the samples that are not zero: no sample's, but no writer's either."""
+    order = np.argsort(file.start)
+    starts = np.append(file.start[order], file.table_start)
+    ends = np.insert((file.start + file.stored_bytes)[order], 0, file.head_bytes)
+    found = []
+    with file.path.open("rb") as handle:
+        for gap in np.flatnonzero(starts > ends):
+            handle.seek(int(ends[gap]))
+            data = np.frombuffer(handle.read(int(starts[gap] - ends[gap])), np.uint8)
+            if data.any():
+                found.append(f"byte {int(ends[gap] + data.argmax())}: padding between samples that is not zero")
+    return found
+
+
+def verify(options: argparse.Namespace) -> int:
+    found = find_damage(options.file, worker_count(options.workers))
+    for line in found[:SHOWN]:
+        print(line)
+    if len(found) > SHOWN:
+        print(f"and {len(found) - SHOWN} more")
+    if found:
+        raise InputError(f"{options.file} is damaged ({len(found)} faults): write it again")
+    checked = "tables, checksums, padding" if BetonFile(options.file).side else "tables and JPEGs; it has no checksums"
+    print(f"{options.file} is whole ({checked})")
+    return EXIT_OK
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="python -m moco.data.beton", description=__doc__.split("\n")[0])
+    commands = top.add_subparsers(required=True, metavar="write | info | verify")
+    one = commands.add_parser("write", help="write .beton files from images", description="Write .beton files.")
+    one.set_defaults(run=write)
+    one.add_argument(
+        "src", metavar="SRC", help="folder with train/ and val/, a folder of images, or a data set's folder"
+    )
+    one.add_argument("out", metavar="OUT.beton", help="file of the train split; val goes to OUT.val.beton")
+    one.add_argument("--dataset", choices=DATASETS, default="folder", help="what SRC is (default: folder)")
+    one.add_argument("--subset", help="imagenet100, or a file of class names: only these, labelled in this order")
+    one.add_argument("--split", choices=SPLITS, help="this split alone, to OUT.beton itself (default: all there are)")
+    one.add_argument("--mode", choices=MODES, default="jpg", help="raw pixels, JPEG, or a share of JPEG (default: jpg)")
+    one.add_argument("--quality", type=int, default=90, help="of the JPEGs, 1 to 100 (default: 90)")
+    one.add_argument("--proportion", type=float, default=0.5, help="share of JPEGs in mode proportion (default: 0.5)")
+    one.add_argument(
+        "--max-resolution", type=int, help="shrink so that the longer side is at most this (256, 400, 500)"
+    )
+    one.add_argument("--skip-bad-images", action="store_true", help="leave out images that cannot be read; count them")
+    one.add_argument("--force", action="store_true", help="replace files that exist")
+    for name, run, text in (
+        ("info", info, "say what is in a file"),
+        ("verify", verify, "look for damage, byte by byte"),
+    ):
+        command = commands.add_parser(name, help=text)
+        command.set_defaults(run=run)
+        command.add_argument("file", metavar="FILE.beton")
+    for command in (one, commands.choices["verify"]):
+        command.add_argument("-j", "--workers", type=int, help="processes or threads (default: one per core)")
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = parser().parse_args(argv)
+    try:
+        if not 1 <= getattr(options, "quality", 90) <= 100 or not 0 <= getattr(options, "proportion", 0) <= 1:
+            raise InputError("--quality goes from 1 to 100 and --proportion from 0 to 1")
+        if (getattr(options, "max_resolution", None) or 1) < 1:
+            raise InputError("--max-resolution must be a number of pixels")
+        return options.run(options)
+    except InputError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return EXIT_INPUT
+
+
+if __name__ == "__main__":
+    sys.exit(main())

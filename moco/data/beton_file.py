@@ -1,0 +1,249 @@
+"""A .beton file as a source, through FFCV's reader and native JPEG decoder.
+
+FFCV's own loader compiles its pipelines in every process (7 to 14 s), decodes once per view, draws crops that cannot
+be seeded, and gives constant or stale pixels for damaged data without a word. Its file format and its C functions are
+fine, so those are what is used: the file's structure is checked on opening, each JPEG's checksum and the decoder's
+return code at every read. Pixels are read with pread, so a file that shrinks gives an error where a memory map would
+kill the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+import os
+import threading
+import weakref
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moco.data.boxes import Size
+from moco.data.decode import BadImage
+from moco.data.side_data import SideData, side_path
+from moco.data.source import Pixels
+from moco.errors import InputError
+
+INSTALL = (
+    "apt-get install -y libopencv-dev libturbojpeg0-dev pkg-config g++ && "
+    "pip install ffcv==1.0.2 numba setuptools (or pip install '.[ffcv]')"
+)
+CACHES = ("ram", "os", "none")
+JPEG = 0  # FFCV's mode of a sample that is JPEG; 1 is raw
+
+
+def require_ffcv() -> Any:
+    """The module ffcv; InputError with the install line if it is missing or cannot be loaded."""
+    try:
+        import ffcv.libffcv
+        import ffcv.reader
+    except ImportError as problem:
+        raise InputError(f".beton files need FFCV, which is not installed here ({problem}): {INSTALL}") from None
+    return ffcv
+
+
+class BetonFile:
+    """The tables of a .beton file, checked against its size. Raises InputError for a file that is not whole."""
+
+    def __init__(self, path: str | Path) -> None:
+        ffcv = require_ffcv()
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise InputError(
+                f"there is no file {self.path}: write it with `python -m moco.data.beton write SRC {self.path}`"
+            )
+        try:
+            reader = ffcv.reader.Reader(str(self.path))
+        except Exception as problem:  # FFCV has no checks: IndexError, AssertionError, ValueError, ...
+            raise self._damaged(f"{type(problem).__name__}: {problem}") from None
+        self.table_start = int(reader.header["alloc_table_ptr"])
+        self.file_bytes = self.path.stat().st_size
+        image = [i for i, kind in enumerate(reader.handlers.values()) if type(kind).__name__ == "RGBImageField"]
+        number = [i for i, kind in enumerate(reader.handlers.values()) if type(kind).__name__ == "IntField"]
+        if len(image) != 1:
+            raise InputError(f"{self.path} has {len(image)} image fields ({', '.join(reader.field_names)}), not one")
+        samples = reader.metadata[f"f{image[0]}"]
+        self.head_bytes = 24 + reader.field_descriptors.nbytes + reader.metadata.nbytes
+        self.mode = samples["mode"].copy()
+        self.height, self.width = samples["height"].astype(np.int64), samples["width"].astype(np.int64)
+        self.start = samples["data_ptr"].astype(np.int64)
+        self.labels = (
+            reader.metadata[f"f{number[0]}"].astype(np.int64) if number else np.full(len(samples), -1, dtype=np.int64)
+        )
+        self.stored_bytes = self._check(reader)
+        self.side = self._side_data()
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def _check(self, reader: Any) -> np.ndarray:
+        """Bytes of each sample; InputError if tables, samples and file size do not fit together."""
+        table = reader.alloc_table
+        if self.table_start + table.nbytes != self.file_bytes:
+            raise self._damaged("the table at its end is cut off")
+        if len(self) != reader.num_samples or not len(self):
+            raise self._damaged(f"{len(self)} samples where its header says {reader.num_samples}")
+        order = np.argsort(table["ptr"])
+        place = np.searchsorted(table["ptr"][order], self.start)
+        found = place < len(table)
+        found[found] &= table["ptr"][order][place[found]] == self.start[found]
+        if not found.all():
+            raise self._damaged(f"sample {int(np.argmin(found))} has no data")
+        size: np.ndarray = table["size"][order][place].astype(np.int64)
+        whole = (self.start >= self.head_bytes) & (self.start + size <= self.table_start)
+        whole &= (self.mode == JPEG) | (size == 3 * self.height * self.width)
+        if not whole.all():
+            raise self._damaged(f"the data of sample {int(np.argmin(whole))} do not fit its size")
+        return size
+
+    def _damaged(self, detail: str) -> InputError:
+        return InputError(f"{self.path} is damaged or no .beton file ({detail}): write it again")
+
+    def _side_data(self) -> SideData | None:
+        path = side_path(self.path)
+        if not path.exists():
+            return None
+        try:
+            side = SideData.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, KeyError, TypeError) as problem:
+            raise InputError(f"{path} cannot be used ({problem}): write the .beton file again, or remove it") from None
+        if (side.file_bytes, side.head_crc32, side.tail_crc32) != self.table_checksums() or len(side.crc32) != len(
+            self
+        ):
+            raise self._damaged(f"its tables are not those that {path.name} was written for")
+        return side
+
+    def table_checksums(self) -> tuple[int, int, int]:
+        """(size of the file in bytes, CRC-32 of everything before the samples, CRC-32 of the allocation table)."""
+        with self.path.open("rb") as file:
+            head = zlib.crc32(file.read(self.head_bytes))
+            file.seek(self.table_start)
+            return self.file_bytes, head, zlib.crc32(file.read())
+
+
+class BetonSource:
+    """The samples of a .beton file, this program's or any other with an RGBImageField.
+
+    `cache`: "os" leaves the file to the page cache, which all processes of a node share; "ram" also reads all of it
+    now and locks it there, where the system allows; "none" drops what was read, for files much larger than the
+    memory.
+    """
+
+    def __init__(self, path: str | Path, *, cache: str = "os") -> None:
+        if cache not in CACHES:
+            raise InputError(f"unknown cache {cache!r}: choose one of {', '.join(CACHES)}")
+        file = self.file = BetonFile(path)
+        self.labels, self.keep = file.labels, cache != "none"
+        count = int(self.labels.max()) + 1
+        self.classes = file.side.classes if file.side else [str(label) for label in range(count)]
+        jpegs = int((file.mode == JPEG).sum())
+        self.notes = [
+            f"reading {file.path} through FFCV: {len(file)} images, {jpegs} of them JPEG, "
+            f"{file.file_bytes / 2**30:.2f} GiB, cache {cache}"
+        ]
+        self._descriptor = os.open(file.path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor).atexit = False
+        self._lock = _lock_in_memory(self._descriptor, file, self.notes) if cache == "ram" else None
+        self._scratch = threading.local()
+        self._imdecode = require_ffcv().libffcv.ctypes_imdecode
+
+    def __len__(self) -> int:
+        return len(self.file)
+
+    def name(self, index: int) -> str:
+        side = self.file.side
+        return f"{self.file.path}: {side.names[index]}" if side else f"{self.file.path}"
+
+    def size(self, index: int) -> Size:
+        side = self.file.side
+        if side is None:
+            return int(self.file.height[index]), int(self.file.width[index])
+        height, width = side.original_size[index].tolist()
+        return height, width
+
+    def open(self, index: int) -> BetonPicture:
+        return BetonPicture(self, index)
+
+    def decode(self, index: int) -> np.ndarray:
+        return self.open(index).decode().array.copy()
+
+    def read(self, index: int, start: int = 0, count: int | None = None) -> np.ndarray:
+        """uint8 [count]: stored bytes of a sample from `start` on, valid until this thread reads again. Raises
+        BadImage.
+        """
+        count = int(self.file.stored_bytes[index]) - start if count is None else count
+        data = self._buffer("encoded", count)
+        offset = int(self.file.start[index]) + start
+        got = 0
+        try:
+            while got < count and (more := os.preadv(self._descriptor, [data.data[got:]], offset + got)):
+                got += more
+        except OSError as problem:
+            raise BadImage(problem.strerror or str(problem)) from None
+        if not self.keep:
+            os.posix_fadvise(self._descriptor, offset, count, os.POSIX_FADV_DONTNEED)
+        if got < count:
+            raise BadImage("the .beton file has become shorter since it was opened")
+        return data
+
+    def jpeg(self, index: int, height: int, width: int, reduction: int) -> np.ndarray:
+        """uint8 [ceil(H/k), ceil(W/k), 3], valid until this thread decodes again. Raises BadImage."""
+        data = self.read(index)
+        side = self.file.side
+        if side is not None and zlib.crc32(data.data) != side.crc32[index]:
+            raise BadImage("its bytes in the .beton file have changed since they were written")
+        shape = (-(-height // reduction), -(-width // reduction), 3)
+        pixels = self._buffer("pixels", shape[0] * shape[1] * 3)
+        failed = self._imdecode(
+            data.ctypes.data, data.size, height, width, pixels.ctypes.data, height, width, 0, 0, 8 // reduction, 8,
+            False, False,
+        )  # fmt: skip
+        if failed:
+            raise BadImage("libjpeg cannot decode it")
+        return pixels.reshape(shape)
+
+    def _buffer(self, purpose: str, count: int) -> np.ndarray:
+        """This thread's buffer, so that no sample pays for fresh pages."""
+        buffer = getattr(self._scratch, purpose, None)
+        if buffer is None or len(buffer) < count:
+            buffer = np.empty(count * 5 // 4, dtype=np.uint8)
+            setattr(self._scratch, purpose, buffer)
+        return buffer[:count]
+
+
+class BetonPicture:
+    """One sample of a .beton file."""
+
+    def __init__(self, source: BetonSource, index: int) -> None:
+        self.source, self.index = source, index
+        self.size = source.size(index)
+        self.stored: Size = (int(source.file.height[index]), int(source.file.width[index]))
+
+    def decode(self, reduction: int = 1, rows: tuple[int, int] | None = None) -> Pixels:
+        height, width = self.stored
+        if self.source.file.mode[self.index] == JPEG:
+            return Pixels(self.source.jpeg(self.index, height, width, reduction), reduction)
+        first, end = rows or (0, height)
+        data = self.source.read(self.index, first * width * 3, (end - first) * width * 3)
+        return Pixels(data.reshape(end - first, width, 3), top=first)
+
+
+def _lock_in_memory(descriptor: int, file: BetonFile, notes: list[str]) -> mmap.mmap:
+    """Brings the whole file into the page cache and keeps it there for as long as the returned map lives."""
+    with contextlib.suppress(OSError, StopIteration), Path("/proc/meminfo").open() as lines:
+        free = 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+        if file.file_bytes > free:
+            raise InputError(
+                f"--cache ram needs {file.file_bytes / 2**30:.1f} GiB for {file.path} and {free / 2**30:.1f} "
+                "GiB are free: use --cache os, or a smaller file"
+            )
+    pages = mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)
+    libc = ctypes.CDLL(None, use_errno=True)
+    address = np.frombuffer(pages, np.uint8).ctypes.data
+    if libc.mlock(ctypes.c_void_p(address), ctypes.c_size_t(len(pages))):  # faults every page in, and keeps it
+        pages.madvise(mmap.MADV_WILLNEED)
+        notes.append(f"{file.path} is cached but not locked in memory: raise `ulimit -l` to lock it")
+    return pages

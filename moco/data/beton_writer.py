@@ -1,0 +1,161 @@
+"""Writes a source as a standard .beton file with its side data, under its name only when it is whole."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from moco.data.beton_file import BetonFile, require_ffcv
+from moco.data.decode import BadImage
+from moco.data.ffcv_writer import TODO, WRITTEN, Job, ProcessDied, run_guarded
+from moco.data.side_data import SideData, side_path
+from moco.data.source import Source
+from moco.errors import InputError
+
+MODES = ("raw", "jpg", "proportion")
+LARGEST_PAGE = 1 << 31
+SHOWN = 10  # bad files named in a message
+
+
+def write_beton(
+    source: Source,
+    out: Path,
+    *,
+    mode: str = "jpg",
+    quality: int = 90,
+    max_resolution: int | None = None,
+    proportion: float = 0.5,
+    workers: int = 1,
+    skip_bad_images: bool = False,
+    origin: dict[str, Any] | None = None,
+) -> SideData:
+    """Writes `out` and its side data. Raises InputError, naming the files, if images cannot be read; leaves nothing
+    half.
+
+    `mode`: raw pixels, JPEG of `quality`, or a `proportion` of JPEGs among raw ones. `max_resolution` is the most
+    that the longer side may have. `origin` is kept in the side data. Indices are the source's, less the images left
+    out.
+    """
+    require_ffcv()
+    partial = out.with_name(out.name + ".partial")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with partial.open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"another process is writing {out}: wait for it, or choose another name") from None
+        try:
+            sizes, bad = _sizes(source, workers, out.name)
+            _refuse(source, bad, skip_bad_images)
+            kept = np.array([i for i in range(len(source)) if i not in bad], dtype=np.int64)
+            job = Job(source, kept, mode, quality, max_resolution, proportion)
+            page_size = _page_size(source, kept, sizes[kept], max_resolution)
+            with progress_bar(len(kept), out.name) as bar:
+
+                def watch() -> None:
+                    bar.update(int((job.state != TODO).sum()) - bar.n)
+                    _refuse(source, job.problems(), skip_bad_images)
+
+                run_guarded(job, partial, page_size, workers, watch)
+            bad |= job.problems()
+            written = job.state == WRITTEN
+            kept = kept[written]
+            side = SideData(
+                classes=source.classes,
+                names=[_short_name(source, i) for i in kept.tolist()],
+                original_size=sizes[kept],
+                crc32=job.crc32[written],
+                written_from=origin or {},
+                left_out={_short_name(source, i): why for i, why in bad.items()},
+            )
+            _publish(partial, out, side)
+        except ProcessDied as problem:
+            raise InputError(
+                f"{out} could not be written: {problem} (its error stands above); check the free disk space and memory"
+            ) from None
+        except OSError as problem:
+            raise InputError(f"{out} could not be written: {problem}") from None
+        finally:
+            partial.unlink(missing_ok=True)
+    return side
+
+
+def _sizes(source: Source, workers: int, title: str) -> tuple[np.ndarray, dict[int, str]]:
+    """Original (height, width) of every image, and which have none: most bad files show before anything is written."""
+    sizes = np.zeros((len(source), 2), dtype=np.uint32)
+    bad: dict[int, str] = {}
+
+    def look(index: int) -> None:
+        try:
+            sizes[index] = source.size(index)
+        except BadImage as problem:
+            bad[index] = str(problem)
+
+    with ThreadPoolExecutor(workers) as pool, progress_bar(len(source), f"{title}: sizes") as bar:
+        for _ in pool.map(look, range(len(source))):
+            bar.update()
+    return sizes, dict(sorted(bad.items()))
+
+
+def progress_bar(total: int, title: str) -> tqdm:
+    """Images done, speed and time left; on a terminal ten times a second, in a log file every ten seconds."""
+    every = 0.1 if sys.stderr.isatty() else 10.0
+    return tqdm(total=total, desc=title, unit="img", smoothing=0.05, dynamic_ncols=True, mininterval=every)
+
+
+def _short_name(source: Source, index: int) -> str:
+    """The name without the folder that all share, so that the .beton can be read elsewhere."""
+    paths = getattr(source, "paths", None)
+    return paths[index] if paths is not None else source.name(index)
+
+
+def _refuse(source: Source, bad: dict[int, str], skip: bool) -> None:
+    if len(bad) == len(source):
+        raise InputError(f"none of the {len(bad)} images can be read; the first: {source.name(0)}: {bad[0]}")
+    if bad and not skip:
+        names = "; ".join(f"{source.name(i)}: {why}" for i, why in list(bad.items())[:SHOWN])
+        more = f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+        raise InputError(
+            f"{len(bad)} of {len(source)} images cannot be read ({names}{more}): "
+            "repair or remove them, or pass --skip-bad-images to leave them out"
+        )
+
+
+def _page_size(source: Source, kept: np.ndarray, sizes: np.ndarray, max_resolution: int | None) -> int:
+    """FFCV stores a sample inside one page: the smallest allowed page that holds the largest image."""
+    longest = sizes.max(1).astype(float)
+    shrink = np.minimum(1.0, (max_resolution or np.inf) / longest)
+    largest = (sizes.astype(float) * shrink[:, None]).prod(1) * 3
+    need = int(largest.max()) + (1 << 16)
+    page = max(1 << 23, 1 << (need - 1).bit_length())
+    if page > LARGEST_PAGE:
+        raise InputError(
+            f"{source.name(int(kept[largest.argmax()]))} has {need >> 20} MiB of pixels, too many for a .beton: "
+            "pass --max-resolution"
+        )
+    return page
+
+
+def _publish(partial: Path, out: Path, side: SideData) -> None:
+    """Checks what was written, completes the side data, and moves both to their names, the .beton last."""
+    file = BetonFile(partial)
+    side.file_bytes, side.head_crc32, side.tail_crc32 = file.table_checksums()
+    temporary = side_path(out).with_name(side_path(out).name + ".partial")
+    temporary.write_text(side.dumps(), encoding="utf-8")
+    for path in (partial, temporary):
+        with path.open("rb") as written:
+            os.fsync(written.fileno())
+    temporary.replace(side_path(out))
+    partial.replace(out)
+    folder = os.open(out.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,166 @@
+"""FFCV's DatasetWriter kept from its hangs.
+
+It waits for ever if one of its processes dies, which any exception does to it: an unreadable or greyscale image, a
+picture larger than a page, a full disk. Here every image is upright RGB before FFCV sees it, what cannot be read is
+noted instead of raised, and the wait ends when a process does.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import multiprocessing
+import signal
+import time
+import types
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moco.data.decode import BadImage
+from moco.data.source import Source
+from moco.randomness import Purpose, stream_key, uniform
+
+ROWS_PER_TASK = 16
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
+TODO, WRITTEN, BAD = 0, 1, 2
+
+
+class Job:
+    """The data set that FFCV's writing processes ask for images. What they find out goes to memory shared with them."""
+
+    def __init__(
+        self, source: Source, kept: np.ndarray, mode: str, quality: int, max_resolution: int | None, proportion: float
+    ) -> None:
+        from ffcv.fields import IntField, RGBImageField
+
+        self.source, self.kept = source, kept
+        # the same samples are JPEG however many processes write; FFCV's own choice depends on their forked generators
+        chance = uniform(stream_key(0, 0, Purpose.ORDER), kept, 1)[:, 0] if mode == "proportion" else None
+        self.modes = np.where(chance < proportion, "jpg", "raw") if chance is not None else np.full(len(kept), mode)
+        self.state, self.crc32 = _shared(len(kept), np.uint8), _shared(len(kept), np.uint32)
+        self.reasons: multiprocessing.SimpleQueue[tuple[int, str]] = multiprocessing.SimpleQueue()
+        self.found: dict[int, str] = {}
+        self.image = RGBImageField("raw", max_resolution=max_resolution, jpeg_quality=quality)
+        # on the instance: the class of a field decides what FFCV calls it in the file, so a subclass would not be
+        # standard
+        self.image.encode = types.MethodType(self._encode, self.image)
+        self.fields = {"image": self.image, "label": IntField()}
+        self.at = 0
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def __getitem__(self, row: int) -> tuple[np.ndarray, int]:
+        self.at = row
+        index = int(self.kept[row])
+        try:
+            pixels = self.source.decode(index)
+        except BadImage as problem:
+            self.state[row] = BAD
+            self.reasons.put((index, str(problem)))
+            pixels = np.zeros((1, 1, 3), np.uint8)  # FFCV wants something; it is taken out of the table at the end
+        return pixels, int(self.source.labels[index])
+
+    def _encode(self, field: Any, destination: np.ndarray, image: np.ndarray, malloc: Callable[[int], Any]) -> None:
+        """FFCV's encoding, with the checksum of what it stores."""
+        stored: list[np.ndarray] = []
+
+        def remember(size: int) -> tuple[int, np.ndarray]:
+            place, memory = malloc(size)
+            stored.append(memory)
+            return place, memory
+
+        row = self.at
+        field.write_mode = "raw" if self.state[row] == BAD else str(self.modes[row])
+        type(field).encode(field, destination, image, remember)
+        self.crc32[row] = zlib.crc32(stored[-1].data)
+        if self.state[row] == TODO:
+            self.state[row] = WRITTEN
+
+    def problems(self) -> dict[int, str]:
+        """Index -> reason of the images that turned out to be bad so far."""
+        while not self.reasons.empty():
+            index, why = self.reasons.get()
+            self.found[index] = why
+        return dict(sorted(self.found.items()))
+
+
+def _shared(n: int, kind: type[np.generic]) -> np.ndarray:
+    return np.frombuffer(mmap.mmap(-1, max(1, n * np.dtype(kind).itemsize)), kind, n)  # anonymous maps survive a fork
+
+
+class ProcessDied(Exception):
+    """A writing process ended early: out of memory, disk full, or killed. Its own error has been printed."""
+
+
+def run_guarded(job: Job, path: Path, page_size: int, workers: int, watch: Callable[[], None]) -> None:
+    """Writes the job's samples to `path`. FFCV's processes and layout, under a loop that sees when one of them dies.
+
+    `watch` is called several times a second and may raise, which ends the writing. Raises ProcessDied, OSError.
+    """
+    from ffcv.memory_allocator import MemoryAllocator
+    from ffcv.writer import DatasetWriter
+
+    writer = DatasetWriter(str(path), job.fields, page_size=page_size, num_workers=workers)
+    writer.num_samples = len(job)
+    writer.prepare()
+    fork = multiprocessing.get_context("fork")  # the job, with its shared arrays, is inherited and not pickled
+    tasks, allocations = fork.Queue(), fork.SimpleQueue()
+    for start in range(0, len(job), ROWS_PER_TASK):
+        tasks.put([(row, row) for row in range(start, min(start + ROWS_PER_TASK, len(job)))])
+    for _ in range(workers):
+        tasks.put(None)
+    done = fork.Value(ctypes.c_uint64, 0)
+    allocator = MemoryAllocator(str(path), writer.data_region_start, page_size)
+    shared = (tasks, writer.metadata_sm, writer.metadata_type, writer.fields, allocator, done, allocations, job)
+    processes = [fork.Process(target=_work, args=shared, daemon=True) for _ in range(workers)]
+    try:
+        for process in processes:
+            process.start()
+        entries: list[tuple[int, int, int]] = []
+        waiting = len(processes)
+        while waiting:
+            watch()
+            if dead := [process.exitcode for process in processes if process.exitcode not in (None, 0)]:
+                raise ProcessDied(f"a writing process died with exit code {dead[0]}")
+            if allocations.empty():
+                time.sleep(0.02)
+            else:
+                entries += allocations.get()
+                waiting -= 1
+        watch()
+        _finalize(writer, entries, job.state == WRITTEN)
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+        tasks.cancel_join_thread()  # what nobody will read must not keep this process from ending
+        tasks.close()
+        writer.metadata_sm.close()
+        writer.metadata_sm.unlink()
+
+
+def _work(*arguments: Any) -> None:
+    """A writing process. It must not outlive its parent: it would wait for ever for somebody to read its results."""
+    from ffcv.writer import worker_job_indexed_dataset
+
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
+    worker_job_indexed_dataset(*arguments)
+
+
+def _finalize(writer: Any, entries: list[tuple[int, int, int]], good: np.ndarray) -> None:
+    """FFCV's last step, after the placeholders of bad images are taken out of the sample table."""
+    samples = np.frombuffer(writer.metadata_sm.buf, writer.metadata_type, len(good))
+    count = int(good.sum())
+    samples[:count] = samples[good].copy()
+    samples[count:] = np.zeros(1, samples.dtype)
+    del samples  # else the shared memory cannot be closed
+    place = np.cumsum(good) - 1
+    writer.header["num_samples"] = count
+    writer.finalize([(int(place[row]), start, size) for row, start, size in entries if good[row]])
