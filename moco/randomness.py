@@ -33,6 +33,7 @@ class Purpose(IntEnum):
     SOLARIZE = 6
     ROTATION = 7
     SHUFFLE = 8
+    FEW_LABEL = 9
 
 
 def _mix(x: int) -> int:
@@ -87,9 +88,9 @@ def uniform(key: int, index: np.ndarray | Tensor, draws: int) -> np.ndarray | Te
         columns = torch.arange(draws, device=index.device) * _signed(_GOLDEN)
         hashed = _hash_torch(0, per_sample[:, None] + columns)
         return _shift_right(hashed, 40).to(torch.float32) * scale
-    per_sample = _hash_numpy(key, index)
-    hashed = _hash_numpy(0, per_sample[:, None] + np.arange(draws, dtype=np.uint64) * np.uint64(_GOLDEN))
-    return (hashed >> np.uint64(40)).astype(np.float32) * np.float32(scale)
+    own = _hash_numpy(key, index)
+    bits = _hash_numpy(0, own[:, None] + np.arange(draws, dtype=np.uint64) * np.uint64(_GOLDEN))
+    return (bits >> np.uint64(40)).astype(np.float32) * np.float32(scale)
 
 
 def permutation(key: int, n: int) -> np.ndarray:
