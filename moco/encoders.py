@@ -116,14 +116,11 @@ def build_encoder(arch: str, num_classes: int, mlp: bool = False, image_size: in
     name = _find_classifier(encoder, arch)
     encoder._moco_classifier = name  # type: ignore[assignment]
     last = encoder.get_submodule(name)
-    if not torch.count_nonzero(last.weight):  # type: ignore[arg-type]
+    assert isinstance(last, nn.Linear)
+    if not torch.count_nonzero(last.weight):
         # torchvision's ViT starts its classifier at zero, and a projection to the zero vector has no direction.
-        last.reset_parameters()  # type: ignore[operator]
+        last.reset_parameters()
     if mlp:
-        if not isinstance(last, nn.Linear):
-            raise InputError(
-                f"--mlp needs a linear classifier, and that of {arch} is a {type(last).__name__}: leave --mlp out"
-            )
         _replace(encoder, name, nn.Sequential(nn.Linear(last.in_features, last.in_features), nn.ReLU(), last))
     if image_size is not None:
         _try_on_blank(encoder, arch, image_size, num_classes)
@@ -138,12 +135,8 @@ def classifier_name(encoder: nn.Module) -> str:
 
 def feature_dim(encoder: nn.Module) -> int:
     """Width of what the classifier reads: the dimension of the trunk's features."""
-    for module in encoder.get_submodule(classifier_name(encoder)).modules():
-        if isinstance(module, nn.Linear):
-            return module.in_features
-        if isinstance(module, nn.Conv2d):
-            return module.in_channels
-    raise TypeError(f"the classifier of {type(encoder).__name__} has no weights")
+    layers = encoder.get_submodule(classifier_name(encoder)).modules()
+    return next(layer.in_features for layer in layers if isinstance(layer, nn.Linear))
 
 
 def trunk(encoder: nn.Module) -> nn.Module:
@@ -224,7 +217,8 @@ def _find_classifier(encoder: nn.Module, arch: str) -> str:
     if name is None:
         linear = [dotted for dotted, module in encoder.named_modules() if isinstance(module, nn.Linear)]
         name = linear[-1] if linear else None
-    if not isinstance(name, str) or not name:
+    # a tuple of names is two classifiers (distilled ViTs); some of timm's are convolutions, read before the pooling
+    if not isinstance(name, str) or not isinstance(encoder.get_submodule(name), nn.Linear | nn.Sequential):
         raise InputError(
             f"--arch {arch} has no single linear classifier, so it cannot carry a projection head: choose another one"
         )

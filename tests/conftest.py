@@ -6,6 +6,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+import moco  # noqa: F401  # makes torchvision importable beside a CPU build of torch, also for tests that import it first
+
 # No deadline: on a machine with busy cores one slow example is no failure. derandomize: a test run is repeatable.
 settings.register_profile("moco", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("moco")

@@ -129,6 +129,7 @@ def test_every_family_has_a_linear_classifier(arch: str) -> None:
         ("qqq", None, "timm:NAME"),
         ("squeezenet1_0", None, "linear classifier"),
         ("timm:deit_tiny_distilled_patch16_224", None, "linear classifier"),
+        ("timm:resnetv2_50", None, "linear classifier"),
         ("smallalexnet", 32, "--image-size"),
         ("vit_b_16", 60, "60 px"),
         ("inception_v3", 32, "--image-size"),
