@@ -1,0 +1,228 @@
+#!/usr/bin/env python
+"""The whole job in a few minutes on two CPU cores: pretrain with two loss heads, probe the checkpoints, compare.
+
+    make quickstart
+
+scikit-learn's digits (1,797 scans, a fixed fifth held out) are learned without labels by `main_moco.py` on two
+processes, once with InfoNCE and once with alignment + uniformity. Then three classifiers are put on each frozen
+encoder, and on the untrained one that both runs start from: k nearest neighbours, `main_lincls.py` with all labels,
+and a linear one with five labels per class. Every command is shown as it is run, so each can be repeated by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # so that `python examples/quickstart.py` finds the package too
+
+import torch  # noqa: E402
+
+from moco import checkpoint, report  # noqa: E402
+from moco.data.augment import Augment  # noqa: E402
+from moco.data.datasets import open_split  # noqa: E402
+from moco.data.recipes import find_recipe  # noqa: E402
+from moco.encoders import build_encoder, trunk  # noqa: E402
+from moco.evaluate import OnlineEvaluator, centre_crops, extract_features  # noqa: E402
+from moco.logistic import few_label_accuracy  # noqa: E402
+from moco.logs import read_log  # noqa: E402
+from moco.options import parse_pretrain  # noqa: E402
+from moco.provenance import git_state, machine  # noqa: E402
+
+SEED, ARCH, DIM = 0, "smallcnn", 64
+LAUNCH = "torchrun --nproc_per_node=2 main_moco.py"
+# 144 scans of each digit: the usual 200 neighbours would reach into other classes
+DATA = f"--dataset digits --seed {SEED} -j 2"
+PRETRAIN = f"{DATA} -a {ARCH} --moco-dim {DIM} --batch-size 128 --lr 0.06 --cos --eval-freq 4 --knn-k 20 --save-freq 10"
+PROBE = f"main_lincls.py {DATA}"
+HEADS = {
+    "InfoNCE": ("infonce", "--loss infonce --moco-t 0.1 --moco-k 1024 --moco-m 0.99"),
+    # A slower key encoder leaves this loss where it starts: early features are nearly parallel, and so stay its keys
+    "align + uniform": ("align-uniform", "--loss align-uniform --moco-k 256 --moco-m 0.9"),
+}
+CPU = torch.device("cpu")
+
+
+@dataclass
+class Encoder:
+    """One row of the table."""
+
+    name: str
+    folder: Path
+    checkpoint: Path
+    records: list[dict[str, Any]]
+    knn: float = 0.0  # percent, as all accuracies
+    linear: float = 0.0
+    few: float = 0.0  # mean over the draws of labels
+    few_std: float = 0.0
+    features: Any = None
+    labels: Any = None
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--output-dir", type=Path, default=Path("runs/quickstart"), help="emptied first (%(default)s)")
+    parser.add_argument("--epochs", type=int, default=40, help="of pretraining (%(default)s)")
+    parser.add_argument("--probe-epochs", type=int, default=30, help="of the linear probe (%(default)s)")
+    arguments = parser.parse_args(argv)
+    out, started = arguments.output_dir, time.monotonic()
+    os.chdir(ROOT)
+    torch.set_num_threads(1)
+    shutil.rmtree(out, ignore_errors=True)
+
+    encoders = [untrained(out / "untrained")]
+    for name, (short, flags) in HEADS.items():
+        folder = out / short
+        say(f"pretraining: {name}")
+        run(f"{LAUNCH} {PRETRAIN} --epochs {arguments.epochs} {flags} --output-dir {folder}")
+        last = folder / f"checkpoint_{arguments.epochs - 1:04d}.pth.tar"
+        encoders.append(Encoder(name, folder, last, read_log(folder / "log.jsonl")))
+    for encoder in encoders:
+        say(f"linear probe: {encoder.name}")
+        encoder.linear = probe(encoder, arguments.probe_epochs)
+    say("kNN and few-label classifiers")
+    for encoder in encoders:
+        measure(encoder)
+
+    table = markdown(encoders)
+    figure = draw(encoders, out / "quickstart.png")
+    seconds = time.monotonic() - started
+    (out / "results.md").write_text(table + "\n")
+    (out / "results.json").write_text(json.dumps(as_json(encoders, seconds), indent=2) + "\n")
+    say(f"digits: top-1 [%] on {len(encoders[0].labels)} held-out scans, {seconds:.0f} s in all")
+    print(table, end="\n\n")
+    for encoder in encoders[1:]:
+        print(f"{encoder.name}: {gain(encoder, encoders[0])}")
+    print(f"\ncheckpoints  {'  '.join(str(e.checkpoint) for e in encoders[1:])}")
+    print(f"logs         {'  '.join(str(e.folder / 'log.jsonl') for e in encoders[1:])}")
+    print(f"             tensorboard --logdir {out}")
+    print(f"figure       {figure}\ntable        {out / 'results.md'}  {out / 'results.json'}")
+    return 0
+
+
+def say(text: str) -> None:
+    print(f"\n=== {text}", flush=True)
+
+
+def run(command: str) -> None:
+    """Shows the command and runs it, with the programs of this interpreter's environment; ends this one if it fails."""
+    program, *arguments = shlex.split(command)
+    programs = Path(sys.executable).parent
+    if programs.is_relative_to(ROOT):
+        programs = programs.relative_to(ROOT)
+    words = [str(programs / program), *arguments]
+    # One thread per process: the ranks share the cores, and two threads each would only wait for one another
+    print(f"$ OMP_NUM_THREADS=1 {shlex.join(words)}", flush=True)
+    done = subprocess.run(words, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+def untrained(folder: Path) -> Encoder:
+    """The encoder that both runs start from, as a checkpoint that the probe reads like the others."""
+    torch.manual_seed(SEED)
+    encoder = build_encoder(ARCH, DIM)
+    state = {f"module.encoder_q.{name}": tensor for name, tensor in encoder.state_dict().items()}
+    path = folder / "checkpoint.pth.tar"
+    folder.mkdir(parents=True)
+    checkpoint.save(path, {"epoch": 0, "arch": ARCH, "state_dict": state})
+    options = parse_pretrain(shlex.split(PRETRAIN))
+    train, val = (open_split(None, "digits", split) for split in ("train", "val"))
+    values = dict(OnlineEvaluator(train, val, options, CPU)(encoder))
+    return Encoder("untrained", folder, path, [{"kind": "eval", "epoch": -1, **values}])
+
+
+def probe(encoder: Encoder, epochs: int) -> float:
+    folder = encoder.folder / "lincls"
+    drops = f"{epochs * 6 // 10} {epochs * 8 // 10}"  # as MoCo's 60 and 80 of 100
+    run(f"python {PROBE} --epochs {epochs} --schedule {drops} --pretrained {encoder.checkpoint} --output-dir {folder}")
+    return last_value(folder / "log.jsonl", "val_acc1")
+
+
+def last_value(log: Path, name: str) -> float:
+    return float([record[name] for record in read_log(log) if name in record][-1])
+
+
+def measure(encoder: Encoder) -> None:
+    """kNN, and the few-label classifier, on the trunk's features of the plain scans."""
+    network = build_encoder(ARCH, DIM)
+    state = checkpoint.load(encoder.checkpoint)["state_dict"]
+    prefix = "module.encoder_q."
+    network.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+    options, recipe = parse_pretrain(shlex.split(PRETRAIN)), find_recipe("digits")
+    plain = Augment(recipe.for_evaluation(), SEED)
+    parts = []
+    for split in ("train", "val"):
+        crops = centre_crops(open_split(None, "digits", split), recipe, 32, options, CPU)
+        parts += extract_features(trunk(network), crops, plain)
+    encoder.few, encoder.few_std = few_label_accuracy(*parts)
+    encoder.features, encoder.labels = torch.nn.functional.normalize(parts[2], dim=1).numpy(), parts[3].numpy()
+    encoder.knn = [record["knn_top1"] for record in encoder.records if "knn_top1" in record][-1]
+
+
+def markdown(encoders: list[Encoder]) -> str:
+    lines = [
+        f"| {'encoder':<15} | kNN   | linear | 5 labels per class |",
+        f"|{'-' * 17}|------:|-------:|-------------------:|",
+    ]
+    for e in encoders:
+        lines.append(f"| {e.name:<15} | {e.knn:5.1f} | {e.linear:6.1f} | {f'{e.few:.1f} ± {e.few_std:.1f}':>18} |")
+    return "\n".join(lines)
+
+
+def gain(encoder: Encoder, base: Encoder) -> str:
+    parts = (
+        ("kNN", encoder.knn - base.knn),
+        ("linear", encoder.linear - base.linear),
+        ("few-label", encoder.few - base.few),
+    )
+    return "over the untrained encoder: " + ", ".join(f"{name} {difference:+.1f}" for name, difference in parts)
+
+
+def as_json(encoders: list[Encoder], seconds: float) -> dict[str, Any]:
+    rows = {
+        e.name: {
+            "knn": e.knn,
+            "linear": e.linear,
+            "few_label": e.few,
+            "few_label_std": e.few_std,
+            "checkpoint": str(e.checkpoint),
+        }
+        for e in encoders
+    }
+    return {
+        "results": rows,
+        "seconds": round(seconds, 1),
+        "commit": git_state(),
+        "machine": machine(CPU),
+        "cores": os.cpu_count(),
+    }
+
+
+def draw(encoders: list[Encoder], path: Path) -> Path:
+    pictured = [
+        report.Pictured(
+            e.name,
+            e.records,
+            e.features,
+            e.labels,
+            f"top-1 [%]:  kNN {e.knn:.1f}   linear {e.linear:.1f}   5 labels per class {e.few:.1f} ± {e.few_std:.1f}",
+        )
+        for e in encoders
+    ]
+    title = "Quickstart: scikit-learn's digits, held-out scans"
+    return report.comparison(pictured, [str(digit) for digit in range(10)], title, path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
