@@ -23,6 +23,7 @@ from moco.errors import InputError
 warnings.filterwarnings("ignore", message="The given (NumPy array|buffer) is not writable")
 # Pillow advises RGBA for palettes with transparency; alpha is dropped here anyway
 warnings.filterwarnings("ignore", message="Palette images with Transparency")
+warnings.filterwarnings("ignore", message="Corrupt EXIF data")
 
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright, 5 to 8 swap height and width
 _SIXTEEN_BITS = ("I", "I;16", "I;16B", "I;16L", "I;16N")
