@@ -31,7 +31,7 @@ from moco.data.recipes import find_recipe
 from moco.data.sampler import Sampler
 from moco.encoders import build_encoder
 from moco.errors import EXIT_OK, EXIT_PREEMPTED, InputError, exit_code
-from moco.evaluate import OnlineEvaluation, online_evaluation
+from moco.evaluate import OnlineEvaluator
 from moco.logs import RunLog
 from moco.meter import Clock, Meter
 from moco.options import PretrainOptions, as_dict, as_json, loss_head, parse_pretrain
@@ -84,7 +84,9 @@ def train(options: PretrainOptions, device: torch.device, preemption: Preemption
         seed=options.seed,
         skip_bad_images=options.skip_bad_images,
     )
-    evaluation, remark = online_evaluation(options, source, recipe, device)
+    evaluate = OnlineEvaluator.for_pretraining(options, source, device)
+    if evaluate is None and options.eval_freq is None:
+        notes.append("no val split: training goes without online evaluation")
 
     # Model, loss, optimiser.
     encoder = build_encoder(options.arch, options.moco_dim, mlp=options.mlp, image_size=options.image_size)
@@ -116,9 +118,9 @@ def train(options: PretrainOptions, device: torch.device, preemption: Preemption
         channels_last=options.channels_last,
     )
 
-    position = resume.Position(epoch=options.start_epoch)
+    position, meters = resume.Position(epoch=options.start_epoch), [Meter(), Meter()]
     if saved is not None and path is not None:
-        position, more = resume.restore(saved, path, model, optimizer, step.scaler, options)
+        position, more = resume.restore(saved, path, model, optimizer, step.scaler, meters, options)
         notes += more
     del saved
 
@@ -126,7 +128,7 @@ def train(options: PretrainOptions, device: torch.device, preemption: Preemption
         log.cut_back(position.global_step)
         begin = {"options": as_dict(options), "world_size": world, "git": git_state(), "machine": machine(device)}
         log.start(begin, epoch=position.epoch, global_step=position.global_step)
-        for note in (*notes, *source.notes, *remark):
+        for note in (*notes, *source.notes):
             log.say(note)
         log.say(
             f"{len(source)} images, {len(loader)} steps of {options.batch_size} an epoch, on {world} x {device.type} with"
@@ -134,7 +136,7 @@ def train(options: PretrainOptions, device: torch.device, preemption: Preemption
         )
         if rank == 0:
             (folder / "options.json").write_text(as_json(options) + "\n")
-        return Training(options, device, loader, model, step, position, evaluation, log, preemption).run()
+        return Training(options, device, loader, model, step, meters, position, evaluate, log, preemption).run()
 
 
 @contextlib.contextmanager
@@ -163,8 +165,9 @@ class Training:
     loader: Loader
     model: MoCo
     step: TrainingStep
+    meters: list[Meter]  # means since the last line, means of the epoch
     position: resume.Position
-    evaluation: OnlineEvaluation | None
+    evaluate: OnlineEvaluator | None
     log: RunLog
     preemption: Preemption
 
@@ -177,8 +180,8 @@ class Training:
             epoch = self.position.epoch
             self.position = resume.Position(epoch + 1, 0, self.position.global_step)
             last = epoch + 1 == options.epochs
-            if self.evaluation and ((epoch + 1) % self.evaluation.every == 0 or last):
-                found = dict(self.evaluation(self.model.encoder_q))
+            if self.evaluate and ((epoch + 1) % self.evaluate.every == 0 or last):
+                found = dict(self.evaluate(self.model.encoder_q))
                 self.log.eval(found, epoch=epoch, global_step=self.position.global_step)
             if (epoch + 1) % options.save_freq == 0 or last:
                 self.save(checkpoint.checkpoint_name(epoch))
@@ -194,7 +197,7 @@ class Training:
                 epoch, options.lr, options.epochs, options.schedule, options.cos, options.warmup_epochs
             )
         self.model.train()
-        clock, since_print, of_batch, whole_epoch = Clock(), Meter(), Meter(), Meter()
+        clock, of_batch, (since_print, of_epoch) = Clock(), Meter(), self.meters
         with contextlib.closing(self.loader.epoch(epoch, position.step)) as batches:
             asked = time.perf_counter()
             for batch in batches:
@@ -204,7 +207,7 @@ class Training:
                 position.step += 1
                 position.global_step += 1
                 clock.step(options.batch_size)
-                for meter in (since_print, whole_epoch):
+                for meter in self.meters:
                     meter.add(losses, len(batch.index))
                 where = dict(epoch=epoch, step=position.step, steps=steps, epochs=options.epochs)
                 if printing or self.device.type == "cpu":
@@ -224,7 +227,7 @@ class Training:
                     self.log.say(f"{signal}: saved after epoch {epoch + 1}, step {position.step}; go on with --resume auto")
                     return False
                 asked = time.perf_counter()
-        self.log.epoch(whole_epoch.read(), epoch=epoch, global_step=position.global_step)
+        self.log.epoch(of_epoch.read(), epoch=epoch, global_step=position.global_step)
         if (spread := values.get("uniformity", -1.0)) > COLLAPSED:
             self.log.warning(
                 f"the features are nearly one point (uniformity {spread:.3f}, 0 is collapse): a smaller --moco-m or"
@@ -236,7 +239,13 @@ class Training:
 
     def save(self, name: str) -> None:
         state = resume.snapshot(
-            self.model, self.step.optimizer, self.step.scaler, self.position, as_dict(self.options), git_state()
+            self.model,
+            self.step.optimizer,
+            self.step.scaler,
+            self.meters,
+            self.position,
+            as_dict(self.options),
+            git_state(),
         )
         self.log.sync()
         if self.saver:

@@ -7,6 +7,7 @@ and no host-device synchronisation.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 from collections.abc import Iterator
 from datetime import timedelta
@@ -86,11 +87,13 @@ def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
     and is as large as the encoder. Rank 0's BatchNorm statistics are the ones that are saved (`broadcast_buffers`)."""
     if world_size() == 1:
         return module
+    # the argument was renamed in torch 2.13
+    renamed = "forward_sync_buffers" in inspect.signature(nn.parallel.DistributedDataParallel).parameters
     return nn.parallel.DistributedDataParallel(
         module,
         device_ids=[device.index] if device.type == "cuda" else None,
-        broadcast_buffers=False,
         gradient_as_bucket_view=True,
+        **{"forward_sync_buffers" if renamed else "broadcast_buffers": False},
     )
 
 

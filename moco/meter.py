@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,14 @@ class Meter:
             weighted = value.detach().double() * samples
             self._sums[name] = self._sums[name] + weighted if name in self._sums else weighted
         self._samples += samples
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint in mid-epoch holds, so that the log of a resumed run shows the same means."""
+        return {"sums": self._sums, "samples": self._samples}
+
+    def load(self, state: dict[str, Any], device: torch.device) -> None:
+        self._sums = {name: value.to(device) for name, value in state["sums"].items()}
+        self._samples = int(state["samples"])
 
     def read(self) -> dict[str, float]:
         """The means; empties the meter. Waits for the device; all ranks must call it together."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from moco import checkpoint, distributed
 from moco.builder import MoCo
 from moco.errors import InputError
+from moco.meter import Meter
 from moco.options import PretrainOptions, as_dict, result_options
 
 FORMAT = 1
@@ -36,11 +37,13 @@ def snapshot(
     model: MoCo,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
+    meters: list[Meter],
     position: Position,
     options: dict[str, Any],
     git: str,
 ) -> dict[str, Any]:
-    """The checkpoint's contents. All ranks must call it: each adds the state of its own random generators."""
+    """The checkpoint's contents. All ranks must call it: each adds its own random generators and running means."""
+    of_ranks = distributed.gather_objects({"random": _random_states(), "meters": [meter.state() for meter in meters]})
     return {
         "epoch": position.epoch,
         "arch": options["arch"],
@@ -52,7 +55,7 @@ def snapshot(
             "global_step": position.global_step,
             "queue_state": model.queue_state(),
             "scaler": scaler.state_dict(),
-            "rng": distributed.gather_objects(_random_states()),
+            "ranks": of_ranks,
             "options": options,
             "git": git,
         },
@@ -94,6 +97,7 @@ def restore(
     model: MoCo,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
+    meters: list[Meter],
     options: PretrainOptions,
 ) -> tuple[Position, list[str]]:
     """Puts a checkpoint's contents in place; returns where its run was, and what should be said about it.
@@ -129,14 +133,16 @@ def restore(
         return Position(epoch=int(state["epoch"])), notes
     model.load_queue_state(run["queue_state"])
     scaler.load_state_dict(run["scaler"])
-    if len(run["rng"]) == distributed.world_size():
-        mine = run["rng"][distributed.rank()]
-        torch.set_rng_state(mine["cpu"])
-        if "cuda" in mine and torch.cuda.is_available():
-            torch.cuda.set_rng_state(mine["cuda"])
+    if len(run["ranks"]) == distributed.world_size():
+        mine = run["ranks"][distributed.rank()]
+        for meter, sums in zip(meters, mine["meters"], strict=True):
+            meter.load(sums, model.queue.device)
+        torch.set_rng_state(mine["random"]["cpu"])
+        if "cuda" in mine["random"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state(mine["random"]["cuda"])
     else:
         notes.append(
-            f"{path} was written by {len(run['rng'])} ranks, this run has {distributed.world_size()}: the samples stay the"
+            f"{path} was written by {len(run['ranks'])} ranks, this run has {distributed.world_size()}: the samples stay the"
             " same, sums over ranks round differently from here on"
         )
     now = as_dict(options)
