@@ -30,12 +30,12 @@ Values = Mapping[str, Any]  # name -> int, float, bool, str, None or nested dict
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
-def _plain(value: Any) -> Any:
-    """`value` in JSON's types, NumPy's and torch's scalars included."""
+def json_ready(value: Any) -> Any:
+    """`value` in JSON's types, NumPy's and torch's scalars included; a number that is not finite as its name."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
+        return {str(key): json_ready(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(entry) for entry in value]
+        return [json_ready(entry) for entry in value]
     if value is None or isinstance(value, (bool, int, str)):
         return value
     number = value.item() if hasattr(value, "item") else value
@@ -140,7 +140,7 @@ class RunLog:
         """One record when a process begins or resumes: resolved options, world size, git sha, machine."""
         if self.active:
             if self._wandb_project is not None:
-                self._wandb = _open_wandb(self._wandb_project, self.folder, _plain(values))
+                self._wandb = _open_wandb(self._wandb_project, self.folder, json_ready(values))
             self._record("start", dict(epoch=epoch, global_step=global_step), values, None)
 
     def train(
@@ -212,9 +212,9 @@ class RunLog:
             self._console.summary(kind, {**values, **(timing or {})}, epoch=epoch)
 
     def _record(self, kind: str, where: dict[str, Any], values: Values, timing: Values | None) -> None:
-        record = {"kind": kind, **where, **_plain(values)}
+        record = {"kind": kind, **where, **json_ready(values)}
         if timing:
-            record["timing"] = _plain(timing)
+            record["timing"] = json_ready(timing)
         if self._file is None:
             self._file = self._open()
         self._file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
@@ -259,7 +259,7 @@ def _belongs(line: bytes, global_step: int) -> bool:
 
 def _numbers(values: Values) -> Iterator[tuple[str, float]]:
     for name, value in values.items():
-        plain = _plain(value)
+        plain = json_ready(value)
         plain = _NOT_FINITE.get(plain, plain) if isinstance(plain, str) else plain
         if isinstance(plain, (int, float)) and not isinstance(plain, bool):
             yield name, float(plain)

@@ -1,0 +1,104 @@
+"""What can go wrong with the numbers of a run, found while it happens: collapse, ranks that drift apart, a bad step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moco.builder import MoCo
+from moco.data.sampler import Sampler
+from moco.distributed import gather_rows, world_size
+from moco.errors import NumericsError
+from moco.logs import json_ready
+from moco.randomness import Purpose, stream_key
+
+COLLAPSED = -0.1  # uniformity (t = 2) of features whose mean squared distance is below about 0.05
+
+_SAME_SIZE_INTEGER = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def collapse(values: Mapping[str, float]) -> str | None:
+    """A warning if the batch's features were nearly one point, judged by its printed `uniformity`; else None."""
+    spread = values.get("uniformity", -1.0)
+    if not spread > COLLAPSED:
+        return None
+    return (
+        f"the features are nearly one point (uniformity {spread:.3f}, 0 is collapse): a smaller --moco-m or --moco-k, or"
+        " a larger weight of uniformity, lets them spread"
+    )
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> Tensor:
+    """One number a tensor, int64 [len(tensors)]: the sum of its bits read as integers; one flipped bit changes it."""
+    sums = [x.detach().view(_SAME_SIZE_INTEGER[x.element_size()]).sum(dtype=torch.int64) for x in tensors.values()]
+    return torch.stack(sums)
+
+
+def must_agree(model: MoCo) -> dict[str, Tensor]:
+    """What is the same on all ranks by construction: weights and queue. BatchNorm's statistics are each rank's own."""
+    queue = {"queue": model.queue, "queue_ptr": model.queue_ptr, "queue_labels": model.queue_labels}
+    return {**dict(model.named_parameters()), **queue}
+
+
+def check_agreement(model: MoCo, last_agreed: int, now: int) -> int:
+    """Returns `now` if all ranks hold the same bits; NumericsError, on every rank, if not. `last_agreed`: its last
+    answer.
+
+    Reads the weights once and exchanges a few hundred numbers: for every printed line, not for every step.
+    """
+    if world_size() == 1:
+        return now
+    tensors = must_agree(model)
+    of_ranks = gather_rows(fingerprint(tensors)[None]).cpu()  # [ranks, tensors]
+    usual = of_ranks.mode(dim=0).values
+    odd_ranks = (of_ranks != usual).any(dim=1).nonzero().flatten().tolist()
+    if not odd_ranks:
+        return now
+    odd_names = [name for name, odd in zip(tensors, (of_ranks != usual).any(dim=0).tolist(), strict=True) if odd]
+    more = f" and {len(odd_names) - 1} more" if len(odd_names) > 1 else ""
+    # with two ranks nobody can say which is right
+    who = "the ranks differ" if world_size() == 2 else f"rank {', '.join(map(str, odd_ranks))} differs from the others"
+    raise NumericsError(
+        f"{who} in {odd_names[0]}{more}, after step {last_agreed} and by step {now}: memory or network is faulty; go on"
+        f" with --resume PATH of a checkpoint up to step {last_agreed}, on other hardware if it happens again"
+    )
+
+
+def write_repro(
+    folder: Path,
+    sampler: Sampler,
+    *,
+    seed: int,
+    epoch: int,
+    step: int,
+    global_step: int,
+    last_values: Mapping[str, float],
+    details: Mapping[str, Any],
+) -> Path:
+    """Writes down what is needed to look at a step whose loss or gradient was not finite, and returns the file's path.
+
+    step: the 0-based step in `epoch`. last_values: what was last printed while all was finite.
+    """
+    path = folder / f"bad_step_{global_step:08d}.json"
+    streams = {
+        purpose.name.lower(): [f"{stream_key(seed, epoch, purpose, view):#018x}" for view in (0, 1)]
+        for purpose in Purpose
+    }
+    record = {
+        "epoch": epoch,
+        "step": step,
+        "global_step": global_step,
+        "seed": seed,
+        "indices": sampler.global_batch(epoch, step).tolist(),  # of all ranks, in their order
+        "rank_sizes": sampler.sizes(step),
+        "random_streams_of_views": streams,
+        "last_finite": dict(last_values),
+        **details,
+    }
+    path.write_text(json.dumps(json_ready(record), indent=1, allow_nan=False) + "\n")
+    return path
