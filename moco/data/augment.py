@@ -6,13 +6,12 @@ a function of (seed, epoch, sample index, view), so a sample looks the same in a
 equal torchvision's functional ops on float images, sample by sample, in the drawn order.
 
 Two ways to the same numbers (to rounding). An accelerator runs every operation on every sample and selects, because choosing
-samples would mean waiting for it. A CPU sorts the samples by what they need, cuts them into blocks that fit its cache and runs on
-each block only what is due there.
+samples would mean waiting for it: `everywhere`, below. A CPU runs on each sample what is due there: `moco.data.samplewise`.
 """
 
 from __future__ import annotations
 
-import threading
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -26,16 +25,21 @@ from moco.data.parameters import BRIGHTNESS, CONTRAST, HUE, NO_JITTER, SATURATIO
 from moco.data.recipes import RECIPES, Recipe, View, find_recipe
 from moco.errors import InputError
 
+try:
+    from moco.data import samplewise
+except ImportError:  # numba lags behind new Pythons; everything works without it, more slowly on a CPU
+    samplewise = None  # type: ignore[assignment]
+
 __all__ = ["RECIPES", "Augment", "Parameters", "Recipe", "View", "draw", "find_recipe"]
 
-BLOCK_PIXELS = 1 << 16  # of a CPU's block: one image at 224 pixels; as float32 planes 768 KiB, within one core's L2 cache
+SAMPLES_PER_TASK = 4  # of a CPU thread: few enough that threads end together, enough that handing out costs nothing
 
-Operation = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+Operation = Callable[[Tensor, Tensor], Tensor]
 JITTER: dict[int, Operation] = {
-    BRIGHTNESS: pixels.brighten_,
-    CONTRAST: pixels.contrast_,
-    SATURATION: pixels.saturate_,
-    HUE: pixels.shift_hue_,
+    BRIGHTNESS: pixels.brighten,
+    CONTRAST: pixels.contrast,
+    SATURATION: pixels.saturate,
+    HUE: pixels.shift_hue,
 }
 
 
@@ -52,32 +56,30 @@ class Augment:
         self.recipe = recipe
         self.seed = seed
         self.dtype = dtype
+        self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._everywhere = _compiled() if compile else everywhere
 
     @torch.no_grad()
     def __call__(self, crops: Tensor, index: Tensor, epoch: int, view: int = 0) -> Tensor:
         _check(crops, index)
         operations = self.recipe.view(view)
         parameters = draw(operations, self.seed, epoch, index, view)
-        std = torch.tensor(self.recipe.std).view(3, 1)
-        scale = 1 / (pixels.WHITE * std)
-        shift = -torch.tensor(self.recipe.mean).view(3, 1) / std
-        out = _empty(crops.shape, self.dtype, crops.device)
-        with torch.autocast(crops.device.type, enabled=False):
-            if crops.device.type == "cpu":
-                _in_blocks(crops, parameters, operations, scale, shift, out)
-            else:
-                scale, shift = (t.to(crops.device, non_blocking=True) for t in (scale, shift))
-                x = everywhere(crops, parameters, operations)
-                out.copy_((x * scale + shift).transpose(2, 3))
+        scale, shift = self._normalisation(crops.device)
+        if crops.device.type == "cpu" and samplewise is not None:
+            out = _one_by_one(crops, parameters, operations, scale, shift).to(self.dtype)
+        else:
+            with torch.autocast(crops.device.type, enabled=False):
+                x = self._everywhere(crops, parameters, operations)
+                out = (x * scale[:, None] + shift[:, None]).to(self.dtype).transpose(2, 3).contiguous()
         return out.permute(0, 3, 1, 2)
 
-
-def _empty(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Uninitialised memory; on a CPU NumPy's, which asks the kernel for huge pages: touching a fresh batch page by page otherwise
-    takes longer than writing it."""
-    if device.type == "cpu":
-        return torch.from_numpy(np.empty(shape.numel() * dtype.itemsize, np.uint8)).view(dtype).view(shape)
-    return torch.empty(shape, dtype=dtype, device=device)
+    def _normalisation(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """scale, shift [3]: bytes * scale + shift are normalised. Kept per device: sending them there is a wait."""
+        if device not in self._constants:
+            std = torch.tensor(self.recipe.std)
+            scale, shift = 1 / (pixels.WHITE * std), -torch.tensor(self.recipe.mean) / std
+            self._constants[device] = scale.to(device), shift.to(device)
+        return self._constants[device]
 
 
 def _check(crops: Tensor, index: Tensor) -> None:
@@ -103,14 +105,33 @@ def everywhere(crops: Tensor, p: Parameters, view: View) -> Tensor:
         for operation in p.order.unbind(1):
             due, before = pixels.per_sample(operation), x
             for which, run in JITTER.items():
-                x = torch.where(due == which, run(before.clone(), p.factors[:, which], None), x)
+                x = torch.where(due == which, run(before, p.factors[:, which]), x)
     if p.grayscale is not None and not view.grayscale_first:
         x = torch.where(pixels.per_sample(p.grayscale), pixels.luma(x), x)
     if p.sigma is not None:
         x = pixels.blur(x, p.sigma, pixels.blur_radius(view.sigma[1], x.shape[1]))
     if p.solarize is not None:
-        x = torch.where(pixels.per_sample(p.solarize), pixels.solarize_(x.clone()), x)
+        x = torch.where(pixels.per_sample(p.solarize), pixels.solarize(x), x)
     return x
+
+
+@cache
+def _compiled() -> Callable[[Tensor, Parameters, View], Tensor]:
+    """`everywhere`, fused by torch.compile; where that fails, `everywhere` itself, with one warning."""
+    fused = torch.compile(everywhere, dynamic=False)
+    failed = False
+
+    def run(crops: Tensor, p: Parameters, view: View) -> Tensor:
+        nonlocal failed
+        if not failed:
+            try:
+                return fused(crops, p, view)
+            except Exception as error:  # no compiler, no Triton, an unsupported GPU: the compiler has many ways to fail
+                failed = True
+                warnings.warn(f"torch.compile failed on the augmentations, going on without: {error}", stacklevel=2)
+        return everywhere(crops, p, view)
+
+    return run
 
 
 def _mirrored(degrees: Tensor, flip: Tensor | None) -> Tensor:
@@ -121,103 +142,46 @@ def _mirrored(degrees: Tensor, flip: Tensor | None) -> Tensor:
 # On a CPU -------------------------------------------------------------------------------------------------------------------------
 
 
-def _in_blocks(crops: Tensor, p: Parameters, view: View, scale: Tensor, shift: Tensor, out: Tensor) -> None:
-    """Augment into `out` [n, S, S, 3]. Each block holds samples of one jitter sequence, so that no operation runs for nothing."""
-    limit = max(1, BLOCK_PIXELS // (crops.shape[1] * crops.shape[2]))
-    sequences: dict[tuple[int, ...], list[int]] = {}
-    for i, sequence in enumerate(_sequences(p, view, len(crops))):
-        sequences.setdefault(sequence, []).append(i)
-    blocks = [(s, rows[k : k + limit]) for s, rows in sequences.items() for k in range(0, len(rows), limit)]
+def _one_by_one(crops: Tensor, p: Parameters, view: View, scale: Tensor, shift: Tensor) -> Tensor:
+    """uint8 [n, S, S, 3] -> normalised float32 [n, S, S, 3], by as many threads as torch would use."""
+    n, size = crops.shape[:2]
+    # NumPy asks the kernel for huge pages: touching a fresh batch page by page takes longer than writing it.
+    out = np.empty(crops.shape, np.float32)
+    if not crops[:1].is_contiguous():
+        crops = crops.contiguous()
+    # One view of several: samples follow each other at a distance. Flat, so that the compiled code knows its bytes are in a row.
+    stride = crops.stride(0) if n > 1 else 0
+    flat = crops.as_strided(((n - 1) * stride + size * size * 3,), (1,)).numpy() if n else np.empty(0, np.uint8)
+    arguments = (
+        flat,
+        stride,
+        _or(p.order, np.arange(4), n),
+        _or(p.factors, np.float32(NO_JITTER), n),
+        _or(p.grayscale, np.bool_(False), n),
+        view.grayscale_first,
+        _or(p.sigma, np.float32(0), n),
+        _or(p.solarize, np.bool_(False), n),
+        _or(p.degrees, np.float32(0), n),
+        _or(p.flip, np.bool_(False), n),
+        scale.numpy(),
+        shift.numpy(),
+        out,
+    )
 
-    @torch.no_grad()
-    def run(block: tuple[tuple[int, ...], list[int]]) -> None:
-        sequence, rows = block
-        x = _block(crops, p, view, sequence, rows).mul_(scale).add_(shift).transpose(2, 3)
-        if len(rows) == 1:
-            out[rows[0]].copy_(x[0])
-        else:
-            out[torch.tensor(rows)] = x.to(out.dtype)
+    def run(first: int) -> None:
+        samplewise.augment(first, min(first + SAMPLES_PER_TASK, n), *arguments)
 
-    threads = min(torch.get_num_threads(), len(blocks))
-    if threads <= 1:
-        for block in blocks:
-            run(block)
-    else:
-        for _ in _pool(threads).map(run, blocks):
-            pass
-
-
-def _sequences(p: Parameters, view: View, n: int) -> list[tuple[int, ...]]:
-    """The jitter operations that each of n samples undergoes, first to last; operations of no strength are left out."""
-    if p.order is None or p.factors is None or view.jitter is None:
-        return [()] * n
-    idle = {which for which, bounds in enumerate(view.jitter.ranges()) if bounds == (NO_JITTER[which],) * 2}
-    untouched = (p.factors == torch.tensor(NO_JITTER)).all(1).tolist()
-    orders = p.order.tolist()
-    return [() if u else tuple(o for o in order if o not in idle) for u, order in zip(untouched, orders, strict=True)]
-
-
-def _block(crops: Tensor, p: Parameters, view: View, sequence: tuple[int, ...], rows: list[int]) -> Tensor:
-    """The samples `rows`, jittered by `sequence`: float32 [len(rows), S, 3, S] in [0, 255], valid until this thread's next block."""
-    chosen = torch.tensor(rows)
-    crops = crops[rows[0] : rows[0] + 1] if len(rows) == 1 else crops[chosen]
-    own = Parameters(**{name: None if value is None else value[chosen] for name, value in vars(p).items()})
-    if own.flip is not None and own.flip.any():
-        crops = crops.flip(2) if own.flip.all() else torch.where(pixels.per_sample(own.flip), crops.flip(2), crops)
-    x, work = _workspace(len(rows), crops.shape[1])
-    x.copy_(crops.transpose(2, 3))
-    if own.degrees is not None:
-        x = pixels.rotate(x, _mirrored(own.degrees, own.flip))
-    if own.grayscale is not None and view.grayscale_first:
-        _each(x, own.grayscale, pixels.grey_, work)
-    for which in sequence:
-        assert own.factors is not None
-        JITTER[which](x, own.factors[:, which], work)
-    if own.grayscale is not None and not view.grayscale_first:
-        _each(x, own.grayscale, pixels.grey_, work)
-    if own.sigma is not None:
-        radius = pixels.blur_radius(view.sigma[1], x.shape[1])
-        for i, sigma in enumerate(own.sigma.tolist()):
-            if sigma > 0:
-                pixels.blur_one_(x[i], own.sigma[i : i + 1], radius, work)
-    if own.solarize is not None:
-        _each(x, own.solarize, pixels.solarize_, work)
-    return x
+    tasks = range(0, n, SAMPLES_PER_TASK)
+    threads = min(torch.get_num_threads(), len(tasks))
+    for _ in map(run, tasks) if threads <= 1 else _pool(threads).map(run, tasks):
+        pass
+    return torch.from_numpy(out)
 
 
-def _each(x: Tensor, chosen: Tensor, operation: Callable[[Tensor, Tensor], Tensor], work: Tensor) -> None:
-    """The operation, in place, on the chosen samples of x."""
-    for i, yes in enumerate(chosen.tolist()):
-        if yes:
-            operation(x[i : i + 1], work[:, :1])
-
-
-_own = threading.local()
-
-
-def _workspace(n: int, size: int) -> tuple[Tensor, Tensor]:
-    """This thread's memory for a block of n images: x [n, S, 3, S] and `work` of moco.data.pixels [5, n, S, S]. Kept from block to
-    block, since memory that has just been used is in the cache and memory that is new costs page faults."""
-    area = n * size * size
-    memory: Tensor | None = getattr(_own, "memory", None)
-    if memory is None or len(memory) < (3 + pixels.WORK_PLANES) * area:
-        memory = _own.memory = torch.empty((3 + pixels.WORK_PLANES) * max(area, BLOCK_PIXELS))
-    x, work = memory[: 3 * area], memory[3 * area : (3 + pixels.WORK_PLANES) * area]
-    return x.view(n, size, 3, size), work.view(pixels.WORK_PLANES, n, size, size)
+def _or(drawn: Tensor | None, identity: np.ndarray | np.generic, n: int) -> np.ndarray:
+    return np.ascontiguousarray(np.broadcast_to(identity, (n, *identity.shape)) if drawn is None else drawn.numpy())
 
 
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    """Threads that each run their torch operations alone: a block is too small to share, blocks are many.
-
-    torch's thread count belongs to the thread that sets it, and is also what threads started later begin with; so set it in
-    each worker, then set the caller's again.
-    """
-    here = torch.get_num_threads()
-    started = threading.Barrier(threads + 1)
-    pool = ThreadPoolExecutor(threads, "augment", initializer=lambda: torch.set_num_threads(1))
-    for _ in range(threads):
-        pool.submit(started.wait)
-    started.wait()
-    torch.set_num_threads(here)
-    return pool
+    return ThreadPoolExecutor(threads, "augment")

@@ -1,0 +1,284 @@
+"""The augmentations as a CPU likes them: one sample at a time, row by row in its nearest cache, compiled by numba.
+
+On a CPU the batched operations of `moco.data.pixels` are bound by memory and by Python: some fifty passes over each image, and
+threads that wait for one another between them. Here a sample needs two passes whatever is done to it (three with a blur), only what
+is due is done, and threads run free of the interpreter. Each sample is computed by the same instructions from its own numbers
+alone, so its bits depend neither on its batch nor on the number of threads.
+
+The formulas are those of `moco.data.pixels`, where they are explained.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from moco.data.parameters import BRIGHTNESS, CONTRAST, HUE, SATURATION
+from moco.data.pixels import BLUR_REACH, LUMA
+
+# Free to fuse, reorder and vectorise sums, but not to assume that no number is infinite or NaN.
+_FAST = {"contract", "reassoc", "nsz", "arcp"}
+_jit: Any = njit(nogil=True, cache=True, fastmath=_FAST, error_model="numpy")
+_RED, _GREEN, _BLUE = (np.float32(weight) for weight in LUMA)
+_ZERO, _WHITE, _ONE, _TWO, _THREE, _SIX = (np.float32(value) for value in (0, 255, 1, 2, 3, 6))
+
+
+@_jit
+def _clamped(v: float) -> float:
+    return min(max(v, _ZERO), _WHITE)
+
+
+@_jit
+def _luma(row: np.ndarray, i: int) -> float:
+    return _RED * row[0, i] + _GREEN * row[1, i] + _BLUE * row[2, i]
+
+
+@_jit
+def _read(row: np.ndarray, crop: np.ndarray, y: int, flip: bool) -> None:
+    """Row y of the crop, bytes [S * S * 3], into row [3, S]."""
+    size = row.shape[1]
+    start = y * size * 3
+    if flip:
+        for i in range(size):
+            at = start + 3 * (size - 1 - i)
+            row[0, i] = crop[at]
+            row[1, i] = crop[at + 1]
+            row[2, i] = crop[at + 2]
+    else:
+        for i in range(size):
+            at = start + 3 * i
+            row[0, i] = crop[at]
+            row[1, i] = crop[at + 1]
+            row[2, i] = crop[at + 2]
+
+
+@_jit
+def _read_rotated(row: np.ndarray, crop: np.ndarray, y: int, flip: bool, cos: float, sin: float) -> None:
+    """As `_read`, of the crop rotated about its centre: bilinear, black outside. The flip comes after the rotation."""
+    size = row.shape[1]
+    centre = (size - 1) / 2
+    for i in range(size):
+        dx = (size - 1 - i if flip else i) - centre
+        dy = y - centre
+        sx = cos * dx - sin * dy + centre
+        sy = sin * dx + cos * dy + centre
+        left, top = math.floor(sx), math.floor(sy)
+        right_share, bottom_share = np.float32(sx - left), np.float32(sy - top)
+        for c in range(3):
+            value = _ZERO
+            for below in range(2):
+                for beside in range(2):
+                    u, v = int(left) + beside, int(top) + below
+                    if 0 <= u < size and 0 <= v < size:
+                        share = (right_share if beside else _ONE - right_share) * (
+                            bottom_share if below else _ONE - bottom_share
+                        )
+                        value += share * np.float32(crop[(v * size + u) * 3 + c])
+            row[c, i] = value
+
+
+@_jit
+def _sum_luma(row: np.ndarray) -> float:
+    total = _ZERO
+    for i in range(row.shape[1]):
+        total += _luma(row, i)
+    return total
+
+
+@_jit
+def _grey(row: np.ndarray) -> None:
+    for i in range(row.shape[1]):
+        value = _luma(row, i)
+        row[0, i] = value
+        row[1, i] = value
+        row[2, i] = value
+
+
+@_jit
+def _scale_and_add(row: np.ndarray, factor: float, base: float) -> None:
+    for c in range(3):
+        for i in range(row.shape[1]):
+            row[c, i] = _clamped(factor * row[c, i] + base)
+
+
+@_jit
+def _saturate(row: np.ndarray, factor: float) -> None:
+    rest = _ONE - factor
+    for i in range(row.shape[1]):
+        base = rest * _luma(row, i)
+        row[0, i] = _clamped(factor * row[0, i] + base)
+        row[1, i] = _clamped(factor * row[1, i] + base)
+        row[2, i] = _clamped(factor * row[2, i] + base)
+
+
+@_jit
+def _wrapped(sixths: float) -> float:
+    return np.float32(sixths - 6 * round(sixths / 6))
+
+
+@_jit
+def _shift_hue(row: np.ndarray, turns: float) -> None:
+    to_red, to_green, to_blue = _wrapped(6 * turns), _wrapped(6 * turns - 2), _wrapped(6 * turns + 2)
+    for i in range(row.shape[1]):
+        r, g, b = row[0, i], row[1, i], row[2, i]
+        high = max(max(r, g), b)
+        low = min(min(r, g), b)
+        chroma = high - low
+        hue = (g - r) + b + high - _TWO * low
+        hue = hue if g >= b else -hue
+        row[0, i] = min(max(abs(abs(hue + chroma * to_red) - _THREE * chroma) - chroma + low, low), high)
+        row[1, i] = min(max(abs(abs(hue + chroma * to_green) - _THREE * chroma) - chroma + low, low), high)
+        row[2, i] = min(max(abs(abs(hue + chroma * to_blue) - _THREE * chroma) - chroma + low, low), high)
+
+
+@_jit
+def _jitter(row: np.ndarray, order: np.ndarray, first: int, last: int, factors: np.ndarray) -> None:
+    """The operations order[first:last] on a row; contrast, which needs the whole image, is not among them."""
+    for place in range(first, last):
+        which = order[place]
+        if which == BRIGHTNESS and factors[BRIGHTNESS] != _ONE:
+            _scale_and_add(row, factors[BRIGHTNESS], _ZERO)
+        elif which == SATURATION and factors[SATURATION] != _ONE:
+            _saturate(row, factors[SATURATION])
+        elif which == HUE and factors[HUE] != _ZERO:
+            _shift_hue(row, factors[HUE])
+
+
+@_jit
+def _mirror(at: int, size: int) -> int:
+    at = abs(at)
+    return at if at < size else 2 * (size - 1) - at
+
+
+@_jit
+def _start(to: np.ndarray, centre: np.ndarray, weight: float) -> None:
+    for i in range(len(to)):
+        to[i] = weight * centre[i]
+
+
+@_jit
+def _add_pair(to: np.ndarray, left: np.ndarray, right: np.ndarray, weight: float) -> None:
+    for i in range(len(to)):
+        to[i] += weight * (left[i] + right[i])
+
+
+@_jit
+def _blur_row(
+    image: np.ndarray, y: int, taps: np.ndarray, down: np.ndarray, padded: np.ndarray, row: np.ndarray
+) -> None:
+    """Row y of the image [S, 3 * S], blurred down the columns first, then along them, into `row`.
+
+    taps [radius + 1]: from the centre outwards. Scratch: down [3 * S], padded and row, flat [3, S + 2 * radius]. The second pass
+    runs over the three mirrored channels in one go, so channel c of the result begins at c * (S + 2 * radius); what lies
+    between is of no meaning.
+    """
+    size, radius = image.shape[0], len(taps) - 1
+    wide = size + 2 * radius
+    _start(down, image[y], taps[0])
+    for k in range(1, radius + 1):
+        _add_pair(down, image[_mirror(y - k, size)], image[_mirror(y + k, size)], taps[k])
+    for c in range(3):
+        line = padded[c * wide : (c + 1) * wide]
+        line[radius : radius + size] = down[c * size : (c + 1) * size]
+        for k in range(1, radius + 1):
+            line[radius - k] = line[radius + k]
+            line[radius + size - 1 + k] = line[radius + size - 1 - k]
+    count = 3 * wide - 2 * radius
+    along = row[:count]
+    _start(along, padded[radius : radius + count], taps[0])
+    for k in range(1, radius + 1):
+        _add_pair(along, padded[radius - k : radius - k + count], padded[radius + k : radius + k + count], taps[k])
+
+
+@_jit
+def _taps(sigma: float, size: int) -> np.ndarray:
+    radius = min(int(math.ceil(BLUR_REACH * sigma)), size - 1)
+    weights = np.empty(radius + 1)
+    for k in range(radius + 1):
+        weights[k] = math.exp(-0.5 * (k / sigma) ** 2)
+    return (weights / (2 * weights.sum() - weights[0])).astype(np.float32)
+
+
+@_jit
+def _solarize(line: np.ndarray) -> None:
+    for i in range(len(line)):
+        line[i] = min(line[i], _WHITE - line[i])
+
+
+@_jit
+def _write(out: np.ndarray, line: np.ndarray, wide: int, scale: np.ndarray, shift: np.ndarray) -> None:
+    """Three channels, each `wide` after the one before, normalised into out [S, 3]."""
+    size = out.shape[0]
+    red, green, blue = line[:size], line[wide : wide + size], line[2 * wide : 2 * wide + size]
+    a, b, c, d, e, f = scale[0], scale[1], scale[2], shift[0], shift[1], shift[2]
+    for i in range(size):
+        out[i, 0] = a * red[i] + d
+        out[i, 1] = b * green[i] + e
+        out[i, 2] = c * blue[i] + f
+
+
+@_jit
+def augment(
+    first: int,
+    last: int,
+    crops: np.ndarray,  # uint8, flat: sample i begins at i * stride and is [S, S, 3]
+    stride: int,
+    order: np.ndarray,  # int64 [n, 4]
+    factors: np.ndarray,  # float32 [n, 4]
+    grayscale: np.ndarray,  # bool [n]
+    grayscale_first: bool,
+    sigma: np.ndarray,  # float32 [n]
+    solarize: np.ndarray,  # bool [n]
+    degrees: np.ndarray,  # float32 [n]
+    flip: np.ndarray,  # bool [n]
+    scale: np.ndarray,  # float32 [3]
+    shift: np.ndarray,  # float32 [3]
+    out: np.ndarray,  # float32 [n, S, S, 3]
+) -> None:
+    """The samples first .. last - 1 of a batch into `out`; parameters as in `moco.data.parameters.Parameters`."""
+    size = out.shape[1]
+    image = np.empty((size, 3, size), np.float32)
+    flat = image.reshape(size, 3 * size)
+    down = np.empty(3 * size, np.float32)
+    padded, blurred = np.empty(9 * size, np.float32), np.empty(9 * size, np.float32)  # a blur's radius is below S
+    for n in range(first, last):
+        crop = crops[n * stride : n * stride + size * size * 3]
+        contrast = factors[n, CONTRAST]
+        place = 0
+        while place < 4 and order[n, place] != CONTRAST:
+            place += 1
+        cos, sin = math.cos(math.radians(degrees[n])), math.sin(math.radians(degrees[n]))
+        mean = 0.0
+        for y in range(size):
+            row = image[y]
+            if degrees[n] != 0:
+                _read_rotated(row, crop, y, flip[n], cos, sin)
+            else:
+                _read(row, crop, y, flip[n])
+            if grayscale[n] and grayscale_first:
+                _grey(row)
+            _jitter(row, order[n], 0, place, factors[n])
+            if contrast != _ONE:
+                mean += _sum_luma(row)
+        base = np.float32((1 - contrast) * mean / (size * size))
+        for y in range(size):
+            row = image[y]
+            if contrast != _ONE:
+                _scale_and_add(row, contrast, base)
+            _jitter(row, order[n], place + 1, 4, factors[n])
+            if grayscale[n] and not grayscale_first:
+                _grey(row)
+            if sigma[n] == 0:
+                if solarize[n]:
+                    _solarize(flat[y])
+                _write(out[n, y], flat[y], size, scale, shift)
+        if sigma[n] > 0:
+            taps = _taps(sigma[n], size)
+            for y in range(size):
+                _blur_row(flat, y, taps, down, padded, blurred)
+                if solarize[n]:
+                    _solarize(blurred)
+                _write(out[n, y], blurred, size + 2 * len(taps) - 2, scale, shift)
