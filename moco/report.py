@@ -95,7 +95,7 @@ def _plain(axes: Axes, title: str, x: str, y: str) -> None:
 
 def _losses(rows: Sequence[Axes], trained: Sequence[Pictured], colours: Mapping[str, str]) -> None:
     """One panel each: losses of different heads have no common scale."""
-    for place, (axes, encoder) in enumerate(zip(rows, trained, strict=True)):
+    for place, (axes, encoder) in enumerate(zip(rows, trained, strict=False)):
         axes.plot(*series(encoder.records, "train", "loss"), color=colours[encoder.name], linewidth=2)
         _plain(axes, "Training loss" if place == 0 else "", "epoch" if place == len(rows) - 1 else "", "loss")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

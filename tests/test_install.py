@@ -1,0 +1,180 @@
+"""install.sh with everything it calls replaced by recorders, and the wheel that `pip install .` builds."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+APT_LINE = "apt-get update && apt-get install -y --no-install-recommends"
+
+# An interpreter that makes no environment and installs nothing, but writes down what pip was asked for.
+PYTHON = """#!/usr/bin/env bash
+case "$*" in
+    *"-m venv"*) mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
+    *"-m pip install"*) echo "$*" >>"$CALLS"; [ -z "${PIP_FAILS:-}" ] || { case "$*" in *ffcv==*) exit 1 ;; esac } ;;
+    *"-m pip uninstall"*) echo "$*" >>"$CALLS" ;;
+    *"import ffcv"*) grep -q 'pip install.*ffcv==' "$CALLS" ;;
+    *) exec "$REAL_PYTHON" "$@" ;;
+esac
+"""
+
+
+class Machine:
+    """A folder with install.sh in it, and a PATH on which the test decides whether FFCV's libraries are there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.calls, self.libraries = folder, folder / "calls", folder / "libraries"
+        for name in ("install.sh", "requirements.txt", "requirements-dev.txt"):
+            shutil.copy(ROOT / name, folder)
+        (folder / "bin").mkdir()
+        self.program("python", PYTHON)
+        self.program("pkg-config", f'#!/bin/sh\n[ -e "{self.libraries}" ]\n')
+        self.program("g++", "#!/bin/sh\n")
+        self.calls.touch()
+
+    def program(self, name: str, text: str) -> None:
+        path = self.folder / "bin" / name
+        path.write_text(text)
+        path.chmod(0o755)
+
+    def install(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        known = {
+            "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",
+            "PYTHON": str(self.folder / "bin" / "python"),
+            "REAL_PYTHON": sys.executable,
+            "CALLS": str(self.calls),
+            "SYSTEM_PACKAGES": "no",
+        }
+        return subprocess.run(
+            ["bash", "install.sh", *arguments], cwd=self.folder, env=known | environment, capture_output=True, text=True
+        )
+
+    def pip(self) -> list[str]:
+        """What pip was asked for since the last call of this."""
+        lines = self.calls.read_text().splitlines()
+        seen, self.seen = getattr(self, "seen", 0), len(lines)
+        return [re.sub(r"^.*?-m pip ", "", line) for line in lines[seen:]]
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+def test_without_libraries_everything_but_ffcv(machine: Machine) -> None:
+    done = machine.install()
+    assert done.returncode == 0, done.stderr
+    assert APT_LINE in done.stderr
+    assert "libopencv-dev libturbojpeg0-dev" in done.stderr
+    torch, rest, *others = machine.pip()
+    assert torch.startswith("install") and torch.endswith("torch==2.13.0")  # by itself, before anything names a range
+    assert "-r .venv/requirements-without-ffcv.txt" in rest
+    assert not [call for call in others if call.startswith("install")]
+    asked = (machine.folder / ".venv/requirements-without-ffcv.txt").read_text()
+    assert "\nffcv==" not in asked
+    assert "\ntimm==" in asked
+
+
+def test_second_start_installs_nothing_and_repeats_the_apt_line(machine: Machine) -> None:
+    machine.install()
+    machine.pip()
+    again = machine.install()
+    assert again.returncode == 0
+    assert machine.pip() == []
+    assert APT_LINE in again.stderr
+
+
+def test_with_libraries_ffcv_too_and_then_silence(machine: Machine) -> None:
+    machine.libraries.touch()
+    assert "ffcv" in machine.install().stderr.splitlines()[-1]
+    assert any(re.search(r"\bffcv==", call) for call in machine.pip())
+    again = machine.install()
+    assert (again.returncode, again.stdout, again.stderr, machine.pip()) == (0, "", "", [])
+
+
+def test_libraries_that_come_later_are_noticed(machine: Machine) -> None:
+    machine.install()
+    machine.pip()
+    machine.libraries.touch()
+    machine.install()
+    assert any("ffcv==" in call for call in machine.pip())
+    assert machine.install().stderr == ""
+
+
+@pytest.mark.parametrize("changed", ["requirements.txt", "requirements-dev.txt"])
+def test_changed_requirements_are_installed(machine: Machine, changed: str) -> None:
+    machine.libraries.touch()
+    machine.install("dev")
+    assert machine.install("dev").stderr == ""
+    machine.pip()
+    with (machine.folder / changed).open("a") as file:
+        file.write("tabulate==0.9.0\n")
+    machine.install("dev")
+    assert machine.pip()
+    # the trainer alone has nothing to do with the tools of the tests
+    assert machine.install().stderr == ""
+
+
+def test_failed_build_of_ffcv_is_no_failure(machine: Machine) -> None:
+    machine.libraries.touch()
+    done = machine.install(PIP_FAILS="1")
+    assert done.returncode == 0
+    assert "did not build" in done.stderr
+
+
+def test_failures_say_what_to_do(machine: Machine) -> None:
+    assert machine.install("everything").returncode == 2
+    old = machine.install(PYTHON="false")
+    assert old.returncode == 1
+    assert "PYTHON=" in old.stderr
+
+
+def test_all_requirements_are_pinned() -> None:
+    for name in ("requirements.txt", "requirements-dev.txt"):
+        lines = [line.partition("#")[0].strip() for line in (ROOT / name).read_text().splitlines()]
+        assert [line for line in lines if line and not re.fullmatch(r"[\w.-]+==[\w.]+", line)] == []
+
+
+def test_ci_runs_the_command_of_the_readme() -> None:
+    assert (ROOT / ".ci/run").read_text().rstrip().endswith("make test")
+    readme = (ROOT / "README.md").read_text()
+    assert "make test" in readme
+    assert "make quickstart" in readme
+
+
+def test_wheel_holds_package_and_mains_alone(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    skip = shutil.ignore_patterns("__pycache__", "build", "*.egg-info")
+    shutil.copytree(ROOT / "moco", tree / "moco", ignore=skip)
+    for folder in ("launch", "tests", "benchmarks", "examples"):
+        if (ROOT / folder).exists():
+            shutil.copytree(ROOT / folder, tree / folder, ignore=skip)
+    for name in ("pyproject.toml", "README.md", "LICENSE", "main_moco.py", "main_lincls.py"):
+        shutil.copy(ROOT / name, tree)
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*command, "-w", str(tmp_path), str(tree)], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        (metadata,) = (archive.read(name).decode() for name in names if name.endswith("METADATA"))
+    tops = {name.partition("/")[0] for name in names if ".dist-info" not in name}
+    assert tops == {"moco", "main_moco.py", "main_lincls.py"}
+    assert set(names) >= {str(path.relative_to(ROOT)) for path in (ROOT / "moco").rglob("*.py")}
+    assert "Provides-Extra: ffcv" in metadata
+    assert not re.search(r"^Requires-Dist: (ffcv|numba)\S*$", metadata, re.MULTILINE)  # only with the extra
+
+
+def test_console_scripts_exist() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    for target in scripts.values():
+        module, function = target.split(":")
+        assert f"\ndef {function}(" in (ROOT / f"{module}.py").read_text()
