@@ -161,7 +161,7 @@ def measure(encoder: Encoder) -> None:
     network.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
     options, recipe = parse_pretrain(shlex.split(PRETRAIN)), find_recipe("digits")
     plain = Augment(recipe.for_evaluation(), SEED)
-    parts = []
+    parts: list[torch.Tensor] = []
     for split in ("train", "val"):
         crops = centre_crops(open_split(None, "digits", split), recipe, 32, options, CPU)
         parts += extract_features(trunk(network), crops, plain)
