@@ -1,12 +1,14 @@
 """The batched half of the augmentations: uint8 crops in, normalised float images out, on the device the crops are on.
 
-Workers decode and crop; everything photometric happens here, for a whole batch, with parameters of its own for each sample.
-torchvision's transforms draw once per call (so once per batch, on a batch) from a generator that is a state; here each parameter is
-a function of (seed, epoch, sample index, view), so a sample looks the same in any batch, on any rank, after any resume. Results
-equal torchvision's functional ops on float images, sample by sample, in the drawn order.
+Workers decode and crop; everything photometric happens here, for a whole batch, with parameters of its own for each
+sample. torchvision's transforms draw once per call (so once per batch, on a batch) from a generator that is a state;
+here each parameter is a function of (seed, epoch, sample index, view), so a sample looks the same in any batch, on
+any rank, after any resume. Results equal torchvision's functional ops on float images, sample by sample, in the drawn
+order.
 
-Two ways to the same numbers (to rounding). An accelerator runs every operation on every sample and selects, because choosing
-samples would mean waiting for it: `everywhere`, below. A CPU runs on each sample what is due there: `moco.data.samplewise`.
+Two ways to the same numbers (to rounding). An accelerator runs every operation on every sample and selects, because
+choosing samples would mean waiting for it: `everywhere`, below. A CPU runs on each sample what is due there:
+`moco.data.samplewise`.
 """
 
 from __future__ import annotations
@@ -25,11 +27,6 @@ from moco.data.parameters import BRIGHTNESS, CONTRAST, HUE, NO_JITTER, SATURATIO
 from moco.data.recipes import RECIPES, Recipe, View, find_recipe
 from moco.errors import InputError
 
-try:
-    from moco.data import samplewise
-except ImportError:  # numba lags behind new Pythons; everything works without it, more slowly on a CPU
-    samplewise = None  # type: ignore[assignment]
-
 __all__ = ["RECIPES", "Augment", "Parameters", "Recipe", "View", "draw", "find_recipe"]
 
 SAMPLES_PER_TASK = 4  # of a CPU thread: few enough that threads end together, enough that handing out costs nothing
@@ -47,9 +44,10 @@ class Augment:
     """augment(crops, index, epoch, view) -> images.
 
     crops: uint8 [n, S, S, 3]; index: int64 [n], the samples' numbers in the data set, on the crops' device.
-    Returns `dtype` [n, 3, S, S] in channels_last memory format, normalised by the recipe's mean and std. Arithmetic is float32
-    throughout, whatever `dtype` and autocast say; only the result is rounded. `compile` fuses the passes on an accelerator; where
-    that fails, and on a CPU, it changes nothing. InputError for crops that are not uint8 [n, S, S, 3].
+    Returns `dtype` [n, 3, S, S] in channels_last memory format, normalised by the recipe's mean and std. Arithmetic
+    is float32 throughout, whatever `dtype` and autocast say; only the result is rounded. `compile` fuses the passes
+    on an accelerator; where that fails, and on a CPU, it changes nothing. InputError for crops that are not uint8 [n,
+    S, S, 3].
     """
 
     def __init__(self, recipe: Recipe, seed: int, *, compile: bool = False, dtype: torch.dtype = torch.float32) -> None:
@@ -65,8 +63,9 @@ class Augment:
         operations = self.recipe.view(view)
         parameters = draw(operations, self.seed, epoch, index, view)
         scale, shift = self._normalisation(crops.device)
-        if crops.device.type == "cpu" and samplewise is not None:
-            out = _one_by_one(crops, parameters, operations, scale, shift).to(self.dtype)
+        kernel = _kernel() if crops.device.type == "cpu" else None
+        if kernel is not None:
+            out = _one_by_one(kernel, crops, parameters, operations, scale, shift).to(self.dtype)
         else:
             with torch.autocast(crops.device.type, enabled=False):
                 x = self._everywhere(crops, parameters, operations)
@@ -89,7 +88,7 @@ def _check(crops: Tensor, index: Tensor) -> None:
         raise InputError(f"augmentation takes one index per crop, not {list(index.shape)} for {crops.shape[0]} crops")
 
 
-# On an accelerator ----------------------------------------------------------------------------------------------------------------
+# On an accelerator --------------------------------------------------------------------------------
 
 
 def everywhere(crops: Tensor, p: Parameters, view: View) -> Tensor:
@@ -135,28 +134,44 @@ def _compiled() -> Callable[[Tensor, Parameters, View], Tensor]:
 
 
 def _mirrored(degrees: Tensor, flip: Tensor | None) -> Tensor:
-    """The flip runs first, on bytes, though the view puts it last: it commutes with all but the rotation, whose sense it turns."""
+    """The flip runs first, on bytes, though the view puts it last: it commutes with all but the rotation, whose sense
+    it turns."""
     return degrees if flip is None else torch.where(flip, -degrees, degrees)
 
 
-# On a CPU -------------------------------------------------------------------------------------------------------------------------
+# On a CPU -----------------------------------------------------------------------------------------
 
 
-def _one_by_one(crops: Tensor, p: Parameters, view: View, scale: Tensor, shift: Tensor) -> Tensor:
+@cache
+def _kernel() -> Callable[..., None] | None:
+    """The compiled samplewise code; None where there is no numba, which lags behind new Pythons. Imported on first use:
+    who trains on a GPU need not wait for it."""
+    try:
+        from moco.data import samplewise
+    except ImportError as error:
+        warnings.warn(f"augmentations on this CPU are several times slower without numba: {error}", stacklevel=2)
+        return None
+    return samplewise.augment
+
+
+def _one_by_one(
+    kernel: Callable[..., None], crops: Tensor, p: Parameters, view: View, scale: Tensor, shift: Tensor
+) -> Tensor:
     """uint8 [n, S, S, 3] -> normalised float32 [n, S, S, 3], by as many threads as torch would use."""
     n, size = crops.shape[:2]
     # NumPy asks the kernel for huge pages: touching a fresh batch page by page takes longer than writing it.
     out = np.empty(crops.shape, np.float32)
     if not crops[:1].is_contiguous():
         crops = crops.contiguous()
-    # One view of several: samples follow each other at a distance. Flat, so that the compiled code knows its bytes are in a row.
+    # One view of several: samples follow each other at a distance. Flat, so that the compiled code knows its bytes
+    # are in a row.
     stride = crops.stride(0) if n > 1 else 0
     flat = crops.as_strided(((n - 1) * stride + size * size * 3,), (1,)).numpy() if n else np.empty(0, np.uint8)
     arguments = (
         flat,
         stride,
         _or(p.order, np.arange(4), n),
-        _or(p.factors, np.float32(NO_JITTER), n),
+        _or(p.factors, np.array(NO_JITTER, np.float32), n),
         _or(p.grayscale, np.bool_(False), n),
         view.grayscale_first,
         _or(p.sigma, np.float32(0), n),
@@ -169,7 +184,7 @@ def _one_by_one(crops: Tensor, p: Parameters, view: View, scale: Tensor, shift: 
     )
 
     def run(first: int) -> None:
-        samplewise.augment(first, min(first + SAMPLES_PER_TASK, n), *arguments)
+        kernel(first, min(first + SAMPLES_PER_TASK, n), *arguments)
 
     tasks = range(0, n, SAMPLES_PER_TASK)
     threads = min(torch.get_num_threads(), len(tasks))
@@ -179,7 +194,8 @@ def _one_by_one(crops: Tensor, p: Parameters, view: View, scale: Tensor, shift: 
 
 
 def _or(drawn: Tensor | None, identity: np.ndarray | np.generic, n: int) -> np.ndarray:
-    return np.ascontiguousarray(np.broadcast_to(identity, (n, *identity.shape)) if drawn is None else drawn.numpy())
+    # Always contiguous and writable: for arrays of another kind numba would compile everything a second time.
+    return np.array(np.broadcast_to(identity, (n, *identity.shape)) if drawn is None else drawn.numpy(), order="C")
 
 
 @cache

@@ -1,4 +1,5 @@
-"""The numbers behind each augmented sample: functions of (seed, epoch, sample index, view), drawn for a batch at a time."""
+"""The numbers behind each augmented sample: functions of (seed, epoch, sample index, view), drawn for a batch at a
+time."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ NO_JITTER = (1.0, 1.0, 1.0, 0.0)
 
 @dataclass(frozen=True)
 class Parameters:
-    """What happens to each of n samples. None: the view never does it. A sample that is left out has the identity's value."""
+    """What happens to each of n samples. None: the view never does it. A sample that is left out has the identity's
+    value."""
 
     order: Tensor | None = None  # int64 [n, 4]: the jitter's operations, first to last
     factors: Tensor | None = None  # float32 [n, 4]: brightness, contrast, saturation (factors) and hue (turns)

@@ -1,11 +1,11 @@
 """The arithmetic of the augmentations on whole batches, float32 in [0, 255], laid out as [n, H, 3, W].
 
-That layout, rows of one channel side by side, makes both passes of a separable blur plain matrix products, [H, H] @ [H, 3W] and
-[3H, W] @ [W, W]. Staying in [0, 255] saves a division: every operation scales with its input, and the normalisation at the end
-absorbs the factor.
+That layout, rows of one channel side by side, makes both passes of a separable blur plain matrix products, [H, H] @
+[H, 3W] and [3H, W] @ [W, W]. Staying in [0, 255] saves a division: every operation scales with its input, and the
+normalisation at the end absorbs the factor.
 
-Every function takes one parameter per sample and equals the torchvision function of that name applied sample by sample. None
-waits for the device: no value is read back, no shape depends on data.
+Every function takes one parameter per sample and equals the torchvision function of that name applied sample by
+sample. None waits for the device: no value is read back, no shape depends on data.
 """
 
 from __future__ import annotations
@@ -54,11 +54,13 @@ def saturate(x: Tensor, factor: Tensor) -> Tensor:
 def shift_hue(x: Tensor, turns: Tensor) -> Tensor:
     """Rotate the hue by `turns` [n], each in [-0.5, 0.5], at constant HSV value and saturation.
 
-    With M, m and C = M - m the largest channel, the smallest and their difference, the hue in sixths of a turn from red is
+    With M, m and C = M - m the largest channel, the smallest and their difference, the hue in sixths of a turn from
+    red is
         h = copysign(C + g + b - r - m, g - b) / C,    in [-3, 3],
     which holds in all six sectors, and the shifted channel whose own hue is c (red 0, green 2, blue -2) is
         m + C * clamp(||h + d| - 3| - 1, 0, 1),    d = 6 * turns - c, wrapped into [-3, 3].
-    Multiplied by C no division is left (so no case for grey pixels, C = 0), and neither sectors nor saturation are ever formed.
+    Multiplied by C no division is left (so no case for grey pixels, C = 0), and neither sectors nor saturation are
+    ever formed.
     """
     r, g, b = x.unbind(2)
     high = torch.maximum(torch.maximum(r, g), b)
@@ -82,16 +84,17 @@ def solarize(x: Tensor) -> Tensor:
 def blur_radius(sigma: float, size: int) -> int:
     """Taps on each side for blurs of up to `sigma` pixels on images of `size` x `size`.
 
-    MoCo blurs with PIL, which approximates the untruncated Gaussian; SimCLR's kernel has a tenth of the image, 23 taps at 224
-    pixels: 5.5 sigma at their largest sigma of 2. Both mean "the whole Gaussian", so here it is that at any image size. What lies
-    beyond 3.5 sigma weighs less than 5e-4: an error below a quarter of an 8-bit step however hard the edges, for two thirds of
-    the taps. A mirrored border cannot reach further than size - 1.
+    MoCo blurs with PIL, which approximates the untruncated Gaussian; SimCLR's kernel has a tenth of the image, 23
+    taps at 224 pixels: 5.5 sigma at their largest sigma of 2. Both mean "the whole Gaussian", so here it is that at
+    any image size. What lies beyond 3.5 sigma weighs less than 5e-4: an error below a quarter of an 8-bit step
+    however hard the edges, for two thirds of the taps. A mirrored border cannot reach further than size - 1.
     """
     return min(math.ceil(BLUR_REACH * sigma), size - 1)
 
 
 def blur_matrices(sigma: Tensor, radius: int, size: int) -> Tensor:
-    """A [n, size, size], sigma [n]: A @ column is the column blurred, mirrored at its ends. A sigma of 0 gives the identity."""
+    """A [n, size, size], sigma [n]: A @ column is the column blurred, mirrored at its ends. A sigma of 0 gives the
+    identity."""
     offset = torch.arange(-radius, radius + 1, device=sigma.device, dtype=sigma.dtype)
     taps = torch.exp(-0.5 * (offset / sigma.clamp(min=0.01)[:, None]) ** 2)  # at 0.01 only the centre is above 0
     taps = taps * (taps > 1e-12)  # subnormal numbers add nothing and slow multiplications down
@@ -108,9 +111,11 @@ def blur_matrices(sigma: Tensor, radius: int, size: int) -> Tensor:
 
 
 def blur(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
-    """Separable Gaussian blur, mirrored at the borders (torchvision's `gaussian_blur`); sigma [n], 0 leaves a sample as it is.
+    """Separable Gaussian blur, mirrored at the borders (torchvision's `gaussian_blur`); sigma [n], 0 leaves a sample
+    as it is.
 
-    As products with matrices that are mostly zeros: twenty times the additions, and still the quickest on hardware for products.
+    As products with matrices that are mostly zeros: twenty times the additions, and still the quickest on hardware
+    for products.
     """
     n, height, _, width = x.shape
     matrices = blur_matrices(sigma, radius, height)

@@ -2,8 +2,8 @@
 
 A recipe holds one `View` per view it treats differently (view v uses `views[v % len(views)]`), the crop that the loader
 cuts, the channel statistics that end the chain, and the source of its numbers. Horizontal flips commute with every
-photometric operation (and with the blur, whose kernel is symmetric), so recipes that differ only in where the flip stands
-are the same function and need no field for it.
+photometric operation (and with the blur, whose kernel is symmetric), so recipes that differ only in where the flip
+stands are the same function and need no field for it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ DIGITS_STD: Triple = (0.324, 0.324, 0.324)
 
 @dataclass(frozen=True)
 class Jitter:
-    """ColorJitter: factors in [max(0, 1 - x), 1 + x] for the first three, a hue shift in [-hue, hue] turns; with odds `p`."""
+    """ColorJitter: factors in [max(0, 1 - x), 1 + x] for the first three, a hue shift in [-hue, hue] turns; with odds
+    `p`."""
 
     brightness: float = 0.0
     contrast: float = 0.0
@@ -45,8 +46,8 @@ class Jitter:
 
     def ranges(self) -> tuple[Range, Range, Range, Range]:
         """(low, high) of brightness, contrast, saturation (factors) and hue (turns): torchvision's rule."""
-        low, high = zip(*((max(0.0, 1 - x), 1 + x) for x in (self.brightness, self.contrast, self.saturation)))
-        return (low[0], high[0]), (low[1], high[1]), (low[2], high[2]), (-self.hue, self.hue)
+        factors = [(max(0.0, 1 - x), 1 + x) for x in (self.brightness, self.contrast, self.saturation)]
+        return factors[0], factors[1], factors[2], (-self.hue, self.hue)
 
 
 @dataclass(frozen=True)
@@ -90,10 +91,18 @@ class Recipe:
         return self.views[number % len(self.views)]
 
     def for_probe(self) -> Recipe:
-        """The linear probe's training recipe for data of this recipe: crop and this recipe's flip, nothing photometric."""
+        """The linear probe's training recipe for data of this recipe: crop and this recipe's flip, nothing
+        photometric."""
         flip = max(view.flip for view in self.views)
-        return replace(RECIPES["lincls"], name=f"lincls ({self.name})", views=(View(flip=flip),), scale=self.probe_scale,
-                       ratio=self.ratio, mean=self.mean, std=self.std)  # fmt: skip
+        return Recipe(
+            f"lincls ({self.name})",
+            RECIPES["lincls"].source,
+            (View(flip=flip),),
+            scale=self.probe_scale,
+            ratio=self.ratio,
+            mean=self.mean,
+            std=self.std,
+        )
 
     def for_evaluation(self) -> Recipe:
         """Normalisation alone, with this recipe's statistics."""
@@ -132,8 +141,8 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe(
             "simclr",
-            "SimCLR (Chen et al. 2020, appendix A; colour strength 1). Normalised with ImageNet's statistics, as its ports to "
-            "PyTorch do; the original feeds [0, 1].",
+            "SimCLR (Chen et al. 2020, appendix A; colour strength 1), normalised with ImageNet's statistics as "
+            "its ports to PyTorch are; the original feeds [0, 1]",
             (View(jitter=Jitter(0.8, 0.8, 0.8, 0.2, p=0.8), grayscale=0.2, blur=0.5, flip=0.5),),
             scale=(0.08, 1.0),
         ),
@@ -176,7 +185,9 @@ RECIPES: dict[str, Recipe] = {
             std=DIGITS_STD,
             probe_scale=(0.8, 1.0),
         ),
-        Recipe("lincls", "MoCo's linear probe (facebookresearch/moco main_lincls.py)", (View(flip=0.5),), scale=(0.08, 1.0)),
+        Recipe(
+            "lincls", "MoCo's linear probe (facebookresearch/moco main_lincls.py)", (View(flip=0.5),), scale=(0.08, 1.0)
+        ),
         Recipe("eval", "normalisation alone", (View(),), scale=(1.0, 1.0)),
     )
 }

@@ -1,38 +1,53 @@
 """The augmentations as a CPU likes them: one sample at a time, row by row in its nearest cache, compiled by numba.
 
-On a CPU the batched operations of `moco.data.pixels` are bound by memory and by Python: some fifty passes over each image, and
-threads that wait for one another between them. Here a sample needs two passes whatever is done to it (three with a blur), only what
-is due is done, and threads run free of the interpreter. Each sample is computed by the same instructions from its own numbers
-alone, so its bits depend neither on its batch nor on the number of threads.
+On a CPU the batched operations of `moco.data.pixels` are bound by memory and by Python: some fifty passes over each
+image, and threads that wait for one another between them. Here a sample needs two passes whatever is done to it
+(three with a blur), only what is due is done, and threads run free of the interpreter. Each sample is computed by the
+same instructions from its own numbers alone, so its bits depend neither on its batch nor on the number of threads.
 
-The formulas are those of `moco.data.pixels`, where they are explained.
+The formulas are those of `moco.data.pixels`, where they are explained. Compiled code is kept on disk from run to run;
+numba makes it anew when this file changes, and only then, so everything that counts stands in this file.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numba import njit
 
-from moco.data.parameters import BRIGHTNESS, CONTRAST, HUE, SATURATION
-from moco.data.pixels import BLUR_REACH, LUMA
+# As in moco.data.parameters and moco.data.pixels; a test holds them equal.
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+LUMA = (0.2989, 0.587, 0.114)
+BLUR_REACH = 3.5
 
-# Free to fuse, reorder and vectorise sums, but not to assume that no number is infinite or NaN.
-_FAST = {"contract", "reassoc", "nsz", "arcp"}
-_jit: Any = njit(nogil=True, cache=True, fastmath=_FAST, error_model="numpy")
+Number = Any  # in signatures: a float32, or what becomes one
 _RED, _GREEN, _BLUE = (np.float32(weight) for weight in LUMA)
-_ZERO, _WHITE, _ONE, _TWO, _THREE, _SIX = (np.float32(value) for value in (0, 255, 1, 2, 3, 6))
+_ZERO, _WHITE, _ONE, _TWO, _THREE = (np.float32(value) for value in (0, 255, 1, 2, 3))
+
+
+def _jit(function: Callable) -> Any:
+    # Free to fuse, reorder and vectorise sums, but not to assume that no number is infinite or NaN.
+    options: dict[str, Any] = {
+        "nogil": True,
+        "error_model": "numpy",
+        "fastmath": {"contract", "reassoc", "nsz", "arcp"},
+    }
+    try:
+        return njit(cache=True, **options)(function)
+    except RuntimeError:  # neither this folder nor the home folder can be written to: compile in every run
+        return njit(**options)(function)
 
 
 @_jit
-def _clamped(v: float) -> float:
+def _clamped(v: Number) -> Number:
     return min(max(v, _ZERO), _WHITE)
 
 
 @_jit
-def _luma(row: np.ndarray, i: int) -> float:
+def _luma(row: np.ndarray, i: int) -> Number:
     return _RED * row[0, i] + _GREEN * row[1, i] + _BLUE * row[2, i]
 
 
@@ -40,19 +55,10 @@ def _luma(row: np.ndarray, i: int) -> float:
 def _read(row: np.ndarray, crop: np.ndarray, y: int, flip: bool) -> None:
     """Row y of the crop, bytes [S * S * 3], into row [3, S]."""
     size = row.shape[1]
-    start = y * size * 3
-    if flip:
-        for i in range(size):
-            at = start + 3 * (size - 1 - i)
-            row[0, i] = crop[at]
-            row[1, i] = crop[at + 1]
-            row[2, i] = crop[at + 2]
-    else:
-        for i in range(size):
-            at = start + 3 * i
-            row[0, i] = crop[at]
-            row[1, i] = crop[at + 1]
-            row[2, i] = crop[at + 2]
+    start, step = (3 * ((y + 1) * size - 1), -3) if flip else (3 * y * size, 3)
+    for i in range(size):
+        for c in range(3):
+            row[c, i] = crop[start + step * i + c]
 
 
 @_jit
@@ -60,28 +66,28 @@ def _read_rotated(row: np.ndarray, crop: np.ndarray, y: int, flip: bool, cos: fl
     """As `_read`, of the crop rotated about its centre: bilinear, black outside. The flip comes after the rotation."""
     size = row.shape[1]
     centre = (size - 1) / 2
+    dy = y - centre
     for i in range(size):
         dx = (size - 1 - i if flip else i) - centre
-        dy = y - centre
         sx = cos * dx - sin * dy + centre
         sy = sin * dx + cos * dy + centre
         left, top = math.floor(sx), math.floor(sy)
-        right_share, bottom_share = np.float32(sx - left), np.float32(sy - top)
-        for c in range(3):
-            value = _ZERO
-            for below in range(2):
-                for beside in range(2):
-                    u, v = int(left) + beside, int(top) + below
-                    if 0 <= u < size and 0 <= v < size:
-                        share = (right_share if beside else _ONE - right_share) * (
-                            bottom_share if below else _ONE - bottom_share
-                        )
-                        value += share * np.float32(crop[(v * size + u) * 3 + c])
-            row[c, i] = value
+        right, bottom = np.float32(sx - left), np.float32(sy - top)  # shares of the neighbours on that side
+        x0, x1 = min(max(left, 0), size - 1), min(max(left + 1, 0), size - 1)
+        y0, y1 = min(max(top, 0), size - 1), min(max(top + 1, 0), size - 1)
+        a = (_ONE - right) * (x0 == left)
+        b = right * (x1 == left + 1)
+        c = (_ONE - bottom) * (y0 == top)
+        d = bottom * (y1 == top + 1)
+        north, south = y0 * size, y1 * size
+        for k in range(3):
+            above = a * crop[3 * (north + x0) + k] + b * crop[3 * (north + x1) + k]
+            below = a * crop[3 * (south + x0) + k] + b * crop[3 * (south + x1) + k]
+            row[k, i] = c * above + d * below
 
 
 @_jit
-def _sum_luma(row: np.ndarray) -> float:
+def _sum_luma(row: np.ndarray) -> Number:
     total = _ZERO
     for i in range(row.shape[1]):
         total += _luma(row, i)
@@ -91,36 +97,32 @@ def _sum_luma(row: np.ndarray) -> float:
 @_jit
 def _grey(row: np.ndarray) -> None:
     for i in range(row.shape[1]):
-        value = _luma(row, i)
-        row[0, i] = value
-        row[1, i] = value
-        row[2, i] = value
+        row[0, i] = row[1, i] = row[2, i] = _luma(row, i)
 
 
 @_jit
-def _scale_and_add(row: np.ndarray, factor: float, base: float) -> None:
+def _scale_and_add(row: np.ndarray, factor: Number, base: Number) -> None:
     for c in range(3):
         for i in range(row.shape[1]):
             row[c, i] = _clamped(factor * row[c, i] + base)
 
 
 @_jit
-def _saturate(row: np.ndarray, factor: float) -> None:
+def _saturate(row: np.ndarray, factor: Number) -> None:
     rest = _ONE - factor
     for i in range(row.shape[1]):
         base = rest * _luma(row, i)
-        row[0, i] = _clamped(factor * row[0, i] + base)
-        row[1, i] = _clamped(factor * row[1, i] + base)
-        row[2, i] = _clamped(factor * row[2, i] + base)
+        for c in range(3):
+            row[c, i] = _clamped(factor * row[c, i] + base)
 
 
 @_jit
-def _wrapped(sixths: float) -> float:
+def _wrapped(sixths: Number) -> Number:
     return np.float32(sixths - 6 * round(sixths / 6))
 
 
 @_jit
-def _shift_hue(row: np.ndarray, turns: float) -> None:
+def _shift_hue(row: np.ndarray, turns: Number) -> None:
     to_red, to_green, to_blue = _wrapped(6 * turns), _wrapped(6 * turns - 2), _wrapped(6 * turns + 2)
     for i in range(row.shape[1]):
         r, g, b = row[0, i], row[1, i], row[2, i]
@@ -154,13 +156,13 @@ def _mirror(at: int, size: int) -> int:
 
 
 @_jit
-def _start(to: np.ndarray, centre: np.ndarray, weight: float) -> None:
+def _start(to: np.ndarray, centre: np.ndarray, weight: Number) -> None:
     for i in range(len(to)):
         to[i] = weight * centre[i]
 
 
 @_jit
-def _add_pair(to: np.ndarray, left: np.ndarray, right: np.ndarray, weight: float) -> None:
+def _add_pair(to: np.ndarray, left: np.ndarray, right: np.ndarray, weight: Number) -> None:
     for i in range(len(to)):
         to[i] += weight * (left[i] + right[i])
 
@@ -171,9 +173,8 @@ def _blur_row(
 ) -> None:
     """Row y of the image [S, 3 * S], blurred down the columns first, then along them, into `row`.
 
-    taps [radius + 1]: from the centre outwards. Scratch: down [3 * S], padded and row, flat [3, S + 2 * radius]. The second pass
-    runs over the three mirrored channels in one go, so channel c of the result begins at c * (S + 2 * radius); what lies
-    between is of no meaning.
+    taps [radius + 1]: from the centre outwards. Scratch: down [3 * S], padded; like row flat [3, S + 2 * radius]. The
+    second pass runs over the three mirrored channels in one go: what comes out between them is of no meaning.
     """
     size, radius = image.shape[0], len(taps) - 1
     wide = size + 2 * radius
@@ -195,22 +196,17 @@ def _blur_row(
 
 @_jit
 def _taps(sigma: float, size: int) -> np.ndarray:
-    radius = min(int(math.ceil(BLUR_REACH * sigma)), size - 1)
-    weights = np.empty(radius + 1)
-    for k in range(radius + 1):
-        weights[k] = math.exp(-0.5 * (k / sigma) ** 2)
+    radius = min(math.ceil(BLUR_REACH * sigma), size - 1)
+    weights = np.exp(-0.5 * (np.arange(radius + 1) / sigma) ** 2)
     return (weights / (2 * weights.sum() - weights[0])).astype(np.float32)
 
 
 @_jit
-def _solarize(line: np.ndarray) -> None:
-    for i in range(len(line)):
-        line[i] = min(line[i], _WHITE - line[i])
-
-
-@_jit
-def _write(out: np.ndarray, line: np.ndarray, wide: int, scale: np.ndarray, shift: np.ndarray) -> None:
-    """Three channels, each `wide` after the one before, normalised into out [S, 3]."""
+def _write(out: np.ndarray, line: np.ndarray, wide: int, solarize: bool, scale: np.ndarray, shift: np.ndarray) -> None:
+    """Three channels, each `wide` after the one before, solarized if so wished and normalised, into out [S, 3]."""
+    if solarize:
+        for i in range(len(line)):
+            line[i] = min(line[i], _WHITE - line[i])
     size = out.shape[0]
     red, green, blue = line[:size], line[wide : wide + size], line[2 * wide : 2 * wide + size]
     a, b, c, d, e, f = scale[0], scale[1], scale[2], shift[0], shift[1], shift[2]
@@ -220,30 +216,24 @@ def _write(out: np.ndarray, line: np.ndarray, wide: int, scale: np.ndarray, shif
         out[i, 2] = c * blue[i] + f
 
 
+# fmt: off
 @_jit
 def augment(
-    first: int,
-    last: int,
-    crops: np.ndarray,  # uint8, flat: sample i begins at i * stride and is [S, S, 3]
-    stride: int,
-    order: np.ndarray,  # int64 [n, 4]
-    factors: np.ndarray,  # float32 [n, 4]
-    grayscale: np.ndarray,  # bool [n]
-    grayscale_first: bool,
-    sigma: np.ndarray,  # float32 [n]
-    solarize: np.ndarray,  # bool [n]
-    degrees: np.ndarray,  # float32 [n]
-    flip: np.ndarray,  # bool [n]
-    scale: np.ndarray,  # float32 [3]
-    shift: np.ndarray,  # float32 [3]
-    out: np.ndarray,  # float32 [n, S, S, 3]
+    first: int, last: int, crops: np.ndarray, stride: int,
+    order: np.ndarray, factors: np.ndarray, grayscale: np.ndarray, grayscale_first: bool,
+    sigma: np.ndarray, solarize: np.ndarray, degrees: np.ndarray, flip: np.ndarray,
+    scale: np.ndarray, shift: np.ndarray, out: np.ndarray,
 ) -> None:
-    """The samples first .. last - 1 of a batch into `out`; parameters as in `moco.data.parameters.Parameters`."""
+    # fmt: on
+    """The samples first .. last - 1 of a batch of n into out, float32 [n, S, S, 3]: bytes * scale + shift, each [3].
+
+    crops: uint8, flat, sample i [S, S, 3] beginning at i * stride. Parameters as in `moco.data.parameters`, none None.
+    """
     size = out.shape[1]
     image = np.empty((size, 3, size), np.float32)
     flat = image.reshape(size, 3 * size)
     down = np.empty(3 * size, np.float32)
-    padded, blurred = np.empty(9 * size, np.float32), np.empty(9 * size, np.float32)  # a blur's radius is below S
+    padded, blurred = np.zeros(9 * size, np.float32), np.zeros(9 * size, np.float32)  # a blur's radius is below S
     for n in range(first, last):
         crop = crops[n * stride : n * stride + size * size * 3]
         contrast = factors[n, CONTRAST]
@@ -272,13 +262,9 @@ def augment(
             if grayscale[n] and not grayscale_first:
                 _grey(row)
             if sigma[n] == 0:
-                if solarize[n]:
-                    _solarize(flat[y])
-                _write(out[n, y], flat[y], size, scale, shift)
+                _write(out[n, y], flat[y], size, solarize[n], scale, shift)
         if sigma[n] > 0:
             taps = _taps(sigma[n], size)
             for y in range(size):
                 _blur_row(flat, y, taps, down, padded, blurred)
-                if solarize[n]:
-                    _solarize(blurred)
-                _write(out[n, y], blurred, size + 2 * len(taps) - 2, scale, shift)
+                _write(out[n, y], blurred, size + 2 * len(taps) - 2, solarize[n], scale, shift)

@@ -6,10 +6,6 @@ same, the order of rounding is not.
 
 from __future__ import annotations
 
-import dataclasses
-import math
-
-import moco  # noqa: F401  (before torchvision: it makes the import work beside a CPU torch)
 import numpy as np
 import pytest
 import torch
@@ -19,11 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
-from moco.data import augment as module
-from moco.data import pixels
+import moco  # noqa: F401  (before torchvision: it makes the import work beside a CPU torch)
 from moco.data.augment import Augment, Parameters, draw
-from moco.data.recipes import RECIPES, Jitter, Recipe, View, find_recipe
-from moco.errors import InputError
+from moco.data.recipes import RECIPES, Jitter, Recipe, View
 
 FP32 = 1 / 255
 BF16 = 3 / 255
