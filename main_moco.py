@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from moco import checkpoint, distributed, resume
+from moco import checkpoint, distributed, health, resume
 from moco.builder import MoCo
 from moco.data.augment import Augment
 from moco.data.datasets import open_split
@@ -30,19 +30,18 @@ from moco.data.loader import Loader
 from moco.data.recipes import find_recipe
 from moco.data.sampler import Sampler
 from moco.encoders import build_encoder
-from moco.errors import EXIT_OK, EXIT_PREEMPTED, InputError, exit_code
+from moco.errors import EXIT_OK, EXIT_PREEMPTED, NumericsError, exit_code
 from moco.evaluate import OnlineEvaluator
+from moco.globalbatch import GlobalBatch
 from moco.logs import RunLog
 from moco.meter import Clock, Meter
 from moco.options import PretrainOptions, as_dict, as_json, loss_head, parse_pretrain
 from moco.preemption import Preemption
 from moco.provenance import git_state, machine
 from moco.runlock import RunLock
-from moco.saver import Saver
+from moco.saver import Every, Saver
 from moco.schedules import learning_rate
 from moco.step import TrainingStep
-
-COLLAPSED = -0.1  # uniformity (t = 2) of features whose mean squared distance is below about 0.05
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -52,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
             print(as_json(options))
             return EXIT_OK
         device = distributed.pick_device(options.device)
-        with distributed.session(device), Preemption() as preemption:
+        with distributed.session(device, options.rank_timeout), Preemption() as preemption:
             return train(options, device, preemption)
 
     return exit_code(run)
@@ -63,7 +62,7 @@ def train(options: PretrainOptions, device: torch.device, preemption: Preemption
     folder = Path(options.output_dir)
 
     # What is there to go on from? A checkpoint that cannot be used ends here, before anything is built.
-    path, notes = resume.find(options.resume, folder)
+    path, notes = distributed.on_rank_0(lambda: resume.find(options.resume, folder))
     saved = checkpoint.load(path) if path else None
     options = dataclasses.replace(options, seed=distributed.broadcast_object(resume.seed(options.seed, saved)))
     torch.manual_seed(options.seed)
@@ -102,7 +101,7 @@ def train(options: PretrainOptions, device: torch.device, preemption: Preemption
         seed=options.seed,
         device=device,
     )
-    across = distributed.GlobalBatch()
+    across = GlobalBatch()
     optimizer = torch.optim.SGD(  # the key encoder's parameters are listed as in MoCo's files; they never have a gradient
         model.parameters(), options.lr, momentum=options.momentum, weight_decay=options.weight_decay, fused=True
     )
@@ -116,15 +115,19 @@ def train(options: PretrainOptions, device: torch.device, preemption: Preemption
         amp=options.amp,
         grad_clip=options.grad_clip,
         channels_last=options.channels_last,
+        go_on=options.max_bad_steps > 0,
     )
 
     position, meters = resume.Position(epoch=options.start_epoch), [Meter(), Meter()]
     if saved is not None and path is not None:
-        position, more = resume.restore(saved, path, model, optimizer, step.scaler, meters, options)
+        position, more = resume.restore(saved, path, step, meters, options)
         notes += more
     del saved
 
     with only_run_in(folder), RunLog(folder, rank=rank, tensorboard=options.tensorboard, wandb=options.wandb) as log:
+        if rank == 0:
+            aside = checkpoint.set_aside(folder, after=(position.epoch, position.step))
+            notes += [f"set aside {old.name}: this run goes on from before it" for old in aside]
         log.cut_back(position.global_step)
         begin = {"options": as_dict(options), "world_size": world, "git": git_state(), "machine": machine(device)}
         log.start(begin, epoch=position.epoch, global_step=position.global_step)
@@ -142,14 +145,8 @@ def train(options: PretrainOptions, device: torch.device, preemption: Preemption
 @contextlib.contextmanager
 def only_run_in(folder: Path) -> Iterator[None]:
     """Rank 0 takes the folder's lock; if it cannot, all ranks end."""
-    lock, refusal = RunLock(folder), None
-    if distributed.rank() == 0:
-        try:
-            lock.acquire()
-        except InputError as error:
-            refusal = str(error)
-    if refusal := distributed.broadcast_object(refusal):
-        raise InputError(refusal)
+    lock = RunLock(folder)
+    distributed.on_rank_0(lock.acquire)
     try:
         yield
     finally:
@@ -173,7 +170,11 @@ class Training:
 
     def run(self) -> int:
         options = self.options
-        self.saver = Saver(options.output_dir) if distributed.rank() == 0 else None
+        self.saver = None
+        if distributed.rank() == 0:
+            self.saver = Saver(options.output_dir, options.keep_last, options.keep_every)
+        self.every, self.save_stall, self.agreed = Every(options.save_every), 0.0, self.position.global_step
+        self.values: dict[str, float] = {}  # as last printed
         while self.position.epoch < options.epochs:
             if not self.one_epoch():
                 return EXIT_PREEMPTED
@@ -211,16 +212,24 @@ class Training:
                     meter.add(losses, len(batch.index))
                 where = dict(epoch=epoch, step=position.step, steps=steps, epochs=options.epochs)
                 if printing or self.device.type == "cpu":
-                    self.step.raise_if_bad()
+                    self.check_numbers()
                 if printing:
+                    self.agreed = health.check_agreement(self.model, self.agreed, position.global_step)
                     of_batch.add(measured, len(batch.index))
-                    values = {**since_print.read(), **of_batch.read(), "lr": group["lr"]}
-                    left = (options.epochs - epoch) * steps - position.step
-                    self.log.train(values, clock.lap(self.device, left), **where, global_step=position.global_step)
+                    self.values = {**since_print.read(), **of_batch.read(), "lr": group["lr"]}
+                    timing = clock.lap(self.device, (options.epochs - epoch) * steps - position.step)
+                    if self.save_stall:
+                        timing["save_stall_s"], self.save_stall = self.save_stall, 0.0
+                    self.log.train(self.values, timing, **where, global_step=position.global_step)
+                    if position.step == steps or position.step % (100 * options.print_freq) == 0:
+                        self.warn(health.collapse(self.values))
                 else:
                     self.log.advance(**where)
-                if distributed.any_rank(bool(self.preemption)):
+                wanted = self.every.due(position.global_step) and position.step < steps
+                preempted, due = distributed.any_rank(bool(self.preemption), wanted)
+                if preempted or due:
                     self.save(checkpoint.checkpoint_name(epoch, position.step))
+                if preempted:
                     if self.saver:
                         self.saver.wait()
                     signal = self.preemption.name or "a signal to another rank"
@@ -228,28 +237,35 @@ class Training:
                     return False
                 asked = time.perf_counter()
         self.log.epoch(of_epoch.read(), epoch=epoch, global_step=position.global_step)
-        if (spread := values.get("uniformity", -1.0)) > COLLAPSED:
-            self.log.warning(
-                f"the features are nearly one point (uniformity {spread:.3f}, 0 is collapse): a smaller --moco-m or"
-                " --moco-k, or a larger weight of uniformity, lets them spread",
-                epoch=epoch,
-                global_step=position.global_step,
-            )
         return True
 
+    def check_numbers(self) -> None:
+        """A step that was not applied is written down, and ends the run unless --max-bad-steps lets it pass."""
+        bad, first = self.step.not_applied()
+        if not first:
+            return
+        at, options = self.position, self.options
+        step = at.step - 1 - (at.global_step - first)
+        details = {"loss_scale": self.step.scaler.get_scale(), "git": git_state(), "options": as_dict(options)}
+        name = health.write_repro(self.loader.sampler, at.epoch, step, first, self.values, details, options.output_dir)
+        what = f"the gradient of step {first} is not finite, so that step was not applied; its batch is in {name}"
+        if bad > options.max_bad_steps:
+            raise NumericsError(
+                f"{what}; the checkpoints before it are good: lower --lr, raise the temperature, pass --amp off or"
+                " --grad-clip, or let some steps pass with --max-bad-steps"
+            )
+        self.warn(what)
+
+    def warn(self, message: str | None) -> None:
+        if message:
+            self.log.warning(message, epoch=self.position.epoch, global_step=self.position.global_step)
+
     def save(self, name: str) -> None:
-        state = resume.snapshot(
-            self.model,
-            self.step.optimizer,
-            self.step.scaler,
-            self.meters,
-            self.position,
-            as_dict(self.options),
-            git_state(),
-        )
+        state = resume.snapshot(self.step, self.meters, self.position, self.options)
         self.log.sync()
         if self.saver:
-            self.saver.submit(state, name)
+            self.save_stall += self.saver.submit(state, name)
+        self.every.saved()
 
 
 if __name__ == "__main__":

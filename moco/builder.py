@@ -23,6 +23,7 @@ from moco import distributed
 from moco.batchnorm import isolate_batchnorm
 from moco.errors import InputError
 from moco.randomness import Purpose, stream_key
+from moco.rowshuffle import RowShuffle
 
 
 class MoCo(nn.Module):
@@ -101,13 +102,13 @@ class MoCo(nn.Module):
                 k = shuffle.unshuffle(k)
         return q, k
 
-    def _shuffle_for(self, n: int, sizes: list[int] | None) -> distributed.RowShuffle | None:
+    def _shuffle_for(self, n: int, sizes: list[int] | None) -> RowShuffle | None:
         if not self.training or self.bn not in ("shuffle", "split"):
             return None
         key = stream_key(self.seed, self.step, Purpose.SHUFFLE)
         if self.bn == "split":  # over this rank's groups only
-            return distributed.RowShuffle(stream_key(key, 0, Purpose.SHUFFLE, view=distributed.rank()), [n])
-        return distributed.RowShuffle(key, sizes or [n] * distributed.world_size())
+            return RowShuffle(stream_key(key, 0, Purpose.SHUFFLE, view=distributed.rank()), [n])
+        return RowShuffle(key, sizes or [n] * distributed.world_size())
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor, labels: Tensor | None = None) -> None:

@@ -38,6 +38,7 @@ SHOWN: dict[str, Callable[[float], str]] = {
     "images_per_s": lambda value: f"{value:.0f} img/s" if value >= 10 else f"{value:.2f} img/s",
     "data_wait": lambda value: f"data wait {value:.0%}",
     "memory_gb": lambda value: f"{value:.2f} GB",
+    "save_stall_s": lambda value: f"saving {value:.2f} s",
     "eta_s": lambda value: f"ETA {duration(value):>6}",
 }
 

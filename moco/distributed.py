@@ -9,17 +9,16 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
 
-from moco.errors import InputError
-from moco.randomness import permutation
+from moco.errors import InputError, RankError
 
 T = TypeVar("T")
 
@@ -75,11 +74,55 @@ def session(device: torch.device, timeout: float = 1800.0) -> Iterator[None]:
     else:
         dist.init_process_group("gloo", timeout=limit)
         _cpu_group = dist.group.WORLD
+    roll = _RollCall()
     try:
         yield
+    except RuntimeError as error:
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error)):
+            roll.say(f"ended: {error}")
+            raise
+        raise RankError(roll.who_is_missing(limit, str(error))) from error
+    except BaseException as error:
+        roll.say(f"ended: {error}")
+        raise
     finally:
         _cpu_group = None
         dist.destroy_process_group()
+
+
+class _RollCall:
+    """Finds out which rank is to blame when a collective fails.
+
+    The error that a rank sees names a socket. But every rank that sees one, or ends for a reason of its own, can still leave a
+    note at the meeting point (torchrun's agent keeps it); the rank without a note is the one that hangs or was killed.
+    """
+
+    def __init__(self) -> None:
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        self._store = dist.PrefixStore(f"moco/{start}", dist.TCPStore(host, port, timeout=timedelta(seconds=60)))
+
+    def say(self, note: str) -> None:
+        with contextlib.suppress(RuntimeError):  # the meeting point may be gone with rank 0: then nobody can be told
+            self._store.set(str(rank()), note[:500])
+
+    def who_is_missing(self, limit: timedelta, error: str, patience: float = 5.0) -> str:
+        self.say("")
+        deadline, silent = time.monotonic() + patience, list(range(world_size()))
+        try:
+            while silent and time.monotonic() < deadline:
+                silent = [r for r in silent if not self._store.check([str(r)])]
+                time.sleep(0.05)
+            notes = {r: self._store.get(str(r)).decode() for r in range(world_size()) if r not in silent}
+        except RuntimeError:
+            silent, notes = [0], {}
+        blame = [f"rank {r} {note}" for r, note in notes.items() if note]
+        if silent:
+            names = ", ".join(map(str, silent))
+            blame.insert(0, f"rank {names} {'do' if len(silent) > 1 else 'does'} not answer (killed, or hung for {limit})")
+        return (f"{'; '.join(blame)}" if blame else f"the ranks lost each other: {error}") + (
+            "; the last checkpoint is good: start all ranks again with --resume auto"
+        )
 
 
 def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
@@ -132,13 +175,33 @@ def gather_objects(value: T) -> list[T]:
     return box
 
 
-def any_rank(flag: bool) -> bool:
-    """True on every rank if `flag` is true on one. Travels on the CPU group: no host-device synchronisation."""
+def any_rank(*flags: bool) -> list[bool]:
+    """For each flag: True on every rank if it is true on one. Travels on the CPU group: no host-device synchronisation."""
     if world_size() == 1:
-        return flag
-    vote = torch.tensor([int(flag)])
-    dist.all_reduce(vote, op=dist.ReduceOp.MAX, group=_cpu_group)
-    return bool(vote.item())
+        return list(flags)
+    votes = torch.tensor([int(flag) for flag in flags])
+    dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=_cpu_group)
+    return votes.bool().tolist()
+
+
+def on_rank_0(work: Callable[[], T]) -> T:
+    """What `work` returns on rank 0, where alone it is called, on every rank; an InputError there is raised on every rank.
+
+    For what must be decided once: several ranks that look at a shared folder may not see the same files.
+    """
+    if world_size() == 1:
+        return work()
+    answer: T | None = None
+    refusal: str | None = None
+    if rank() == 0:
+        try:
+            answer = work()
+        except InputError as error:
+            refusal = str(error)
+    answer, refusal = broadcast_object((answer, refusal))
+    if refusal is not None:
+        raise InputError(refusal)
+    return answer  # type: ignore[return-value]
 
 
 def all_reduce_sum(x: Tensor) -> Tensor:
@@ -147,6 +210,15 @@ def all_reduce_sum(x: Tensor) -> Tensor:
         return x
     x = x.detach().clone()
     dist.all_reduce(x)
+    return x
+
+
+def all_reduce_max(x: Tensor) -> Tensor:
+    """Largest over ranks, without gradient. A new tensor at world size > 1."""
+    if world_size() == 1:
+        return x
+    x = x.detach().clone()
+    dist.all_reduce(x, op=dist.ReduceOp.MAX)
     return x
 
 
@@ -178,101 +250,12 @@ def gather_rows(x: Tensor, sizes: list[int] | None = None) -> Tensor:
     return torch.cat([part[:n] for part, n in zip(parts, sizes, strict=True)])
 
 
-class _GatherRowsWithGrad(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, sizes: list[int]) -> Tensor:
-        ctx.sizes = sizes  # type: ignore[attr-defined]
-        return gather_rows(x, sizes)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        # every rank's loss depends on these rows through its own copy: their gradients add up
-        total = all_reduce_sum(grad.contiguous())
-        start = sum(ctx.sizes[: rank()])
-        return total[start : start + ctx.sizes[rank()]], None
-
-
-class _AllReduceSumWithGrad(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
-        return all_reduce_sum(x)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:
-        return all_reduce_sum(grad)
-
-
-class GlobalBatch:
-    """How a loss sees the rest of the global batch (the `across` of `moco.losses`), with gradients.
-
-    The gradient convention is DDP's: it averages the ranks' gradients, so a loss that is the same number L on every rank gets
-    exactly the gradient of L, also when the ranks weight it unevenly by weights that sum to the world size.
-    """
-
-    def __init__(self, sizes: list[int] | None = None) -> None:
-        self.sizes = sizes
-
-    def gather(self, x: Tensor) -> tuple[Tensor, int]:
-        """Rows of all ranks, and the position of this rank's first row among them."""
-        if world_size() == 1:
-            return x, 0
-        sizes = self.sizes or [len(x)] * world_size()
-        return _GatherRowsWithGrad.apply(x, sizes), sum(sizes[: rank()])
-
-    def logsumexp(self, x: Tensor) -> Tensor:
-        """log Σ_ranks exp(x) of a scalar."""
-        if world_size() == 1:
-            return x
-        top = x.detach().clone()
-        dist.all_reduce(top, op=dist.ReduceOp.MAX)
-        return top + _AllReduceSumWithGrad.apply((x - top).exp()).log()
-
-
-class RowShuffle:
-    """Deals the rows of the global batch out to the ranks anew (MoCo's shuffle-BN), by an all-to-all of rows.
-
-    MoCo gathers every image on every rank and keeps a part; here each row travels once, straight to its new rank. The
-    permutation is a function of `key`, so every rank knows it without a broadcast. A single size permutes this rank's rows
-    among themselves.
-    """
-
-    def __init__(self, key: int, sizes: list[int]) -> None:
-        me, world = rank() if len(sizes) > 1 else 0, len(sizes)
-        starts = [sum(sizes[:r]) for r in range(world + 1)]
-        order = torch.from_numpy(permutation(key, starts[-1]))  # new position p holds old row order[p]
-        owner = torch.bucketize(order, torch.tensor(starts[1:]), right=True)  # rank that holds old row order[p]
-        mine = order[starts[me] : starts[me + 1]]  # old rows that come here, in their new order
-        # what I send to rank r: my old rows among r's new ones, in r's order
-        sent = [order[starts[r] : starts[r + 1]] for r in range(world)]
-        sent = [rows[owner[starts[r] : starts[r + 1]] == me] - starts[me] for r, rows in enumerate(sent)]
-        self.send_rows = torch.cat(sent)
-        self.send_sizes = [len(rows) for rows in sent]
-        # rows arrive grouped by sender, within a group in my order: a stable sort by sender says which is which
-        sender = torch.bucketize(mine, torch.tensor(starts[1:]), right=True)
-        self.arrival = torch.argsort(sender, stable=True)
-        self.receive_sizes = torch.bincount(sender, minlength=world).tolist()
-
-    def shuffle(self, x: Tensor) -> Tensor:
-        """[sizes[rank], ...] -> [sizes[rank], ...]: this rank's part of the permuted global batch."""
-        received = self._exchange(x[self.send_rows.to(x.device)], self.send_sizes, self.receive_sizes)
-        out = torch.empty_like(received)
-        out[self.arrival.to(x.device)] = received
-        return out
-
-    def unshuffle(self, x: Tensor) -> Tensor:
-        """The inverse: rows back to the rank and place they came from."""
-        returned = self._exchange(x[self.arrival.to(x.device)], self.receive_sizes, self.send_sizes)
-        out = torch.empty_like(returned)
-        out[self.send_rows.to(x.device)] = returned
-        return out
-
-    @staticmethod
-    def _exchange(x: Tensor, send: list[int], receive: list[int]) -> Tensor:
-        if len(send) == 1:
-            return x
-        x = x.contiguous()
-        out = x.new_empty((sum(receive), *x.shape[1:]))
-        dist.all_to_all_single(out, x, receive, send)
-        return out
+def exchange_rows(x: Tensor, send: list[int], receive: list[int]) -> Tensor:
+    """All-to-all without gradient: the first send[0] rows of x go to rank 0, the next send[1] to rank 1, ...; returns what came,
+    receive[r] rows of rank r. With a single entry in `send` nothing travels."""
+    if len(send) == 1:
+        return x
+    x = x.contiguous()
+    out = x.new_empty((sum(receive), *x.shape[1:]))
+    dist.all_to_all_single(out, x, receive, send)
+    return out

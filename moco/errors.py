@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 
 EXIT_OK = 0
+EXIT_RANK = 1  # a rank was lost, as with any uncaught error: starting again with --resume auto helps
 EXIT_INPUT = 2  # the command line or the data: starting again without a change cannot help
 EXIT_NUMERICS = 3  # a loss or a gradient that is not finite
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: everything is saved, start me again
@@ -24,10 +25,14 @@ class NumericsError(Exception):
     """Numbers gone wrong: the message names the step. The mains print it and exit with 3."""
 
 
+class RankError(Exception):
+    """A rank was killed, hangs or has failed: the message names it. The mains print it and exit with 1."""
+
+
 def exit_code(run: Callable[[], int]) -> int:
     """Calls `run` and turns this file's exceptions into one line on stderr and an exit code.
 
-    Every rank meets the same bad input, so rank 0 speaks for all.
+    Every rank meets the same bad input, so rank 0 speaks for all; who has lost another rank speaks for itself.
     """
     try:
         return run()
@@ -35,3 +40,6 @@ def exit_code(run: Callable[[], int]) -> int:
         if int(os.environ.get("RANK", 0)) == 0 or isinstance(error, SampleError):
             print(f"error: {error}", file=sys.stderr, flush=True)
         return EXIT_INPUT if isinstance(error, InputError) else EXIT_NUMERICS
+    except RankError as error:
+        print(f"error (seen by rank {os.environ.get('RANK')}): {error}", file=sys.stderr, flush=True)
+        return EXIT_RANK

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from moco.builder import MoCo
 from moco.data.sampler import Sampler
-from moco.distributed import gather_rows, world_size
+from moco.distributed import gather_rows, rank, world_size
 from moco.errors import NumericsError
 from moco.logs import json_ready
 from moco.randomness import Purpose, stream_key
@@ -28,8 +28,8 @@ def collapse(values: Mapping[str, float]) -> str | None:
     if not spread > COLLAPSED:
         return None
     return (
-        f"the features are nearly one point (uniformity {spread:.3f}, 0 is collapse): a smaller --moco-m or --moco-k, or"
-        " a larger weight of uniformity, lets them spread"
+        f"the features are nearly one point (uniformity {spread:.3f}, 0 is collapse): a smaller --moco-m or --moco-k, or a"
+        " larger weight of uniformity, lets them spread"
     )
 
 
@@ -70,35 +70,34 @@ def check_agreement(model: MoCo, last_agreed: int, now: int) -> int:
 
 
 def write_repro(
-    folder: Path,
     sampler: Sampler,
-    *,
-    seed: int,
     epoch: int,
     step: int,
     global_step: int,
     last_values: Mapping[str, float],
     details: Mapping[str, Any],
-) -> Path:
-    """Writes down what is needed to look at a step whose loss or gradient was not finite, and returns the file's path.
+    folder: str | Path,
+) -> str:
+    """Rank 0 writes down what is needed to look at a step whose gradient was not finite; returns the file's name.
 
     step: the 0-based step in `epoch`. last_values: what was last printed while all was finite.
     """
-    path = folder / f"bad_step_{global_step:08d}.json"
+    name = f"bad_step_{global_step:08d}.json"
     streams = {
-        purpose.name.lower(): [f"{stream_key(seed, epoch, purpose, view):#018x}" for view in (0, 1)]
+        purpose.name.lower(): [f"{stream_key(sampler.seed, epoch, purpose, view):#018x}" for view in (0, 1)]
         for purpose in Purpose
     }
     record = {
         "epoch": epoch,
         "step": step,
         "global_step": global_step,
-        "seed": seed,
+        "seed": sampler.seed,
         "indices": sampler.global_batch(epoch, step).tolist(),  # of all ranks, in their order
         "rank_sizes": sampler.sizes(step),
         "random_streams_of_views": streams,
         "last_finite": dict(last_values),
         **details,
     }
-    path.write_text(json.dumps(json_ready(record), indent=1, allow_nan=False) + "\n")
-    return path
+    if rank() == 0:
+        (Path(folder) / name).write_text(json.dumps(json_ready(record), indent=1, allow_nan=False) + "\n")
+    return name

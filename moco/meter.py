@@ -28,7 +28,7 @@ class Meter:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint in mid-epoch holds, so that the log of a resumed run shows the same means."""
-        return {"sums": self._sums, "samples": self._samples}
+        return {"sums": {name: total.cpu() for name, total in self._sums.items()}, "samples": self._samples}
 
     def load(self, state: dict[str, Any], device: torch.device) -> None:
         self._sums = {name: value.to(device) for name, value in state["sums"].items()}

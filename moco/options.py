@@ -26,6 +26,7 @@ from moco.data.datasets import DATASET_DEFAULTS, DATASETS
 from moco.data.recipes import RECIPES
 from moco.errors import InputError
 from moco.losses import PRESET_WEIGHTS, Across, OneProcess, WeightedHead
+from moco.saver import Every
 
 RESULTS, EVALUATION, RUNNING = "changes results", "evaluation", "does not change results"
 
@@ -72,6 +73,9 @@ class PretrainOptions(CommonOptions):
     grad_clip: float | None = option(None, "largest gradient norm (new)", group=RESULTS)
     accum_steps: int = option(1, "parts a batch is split into, one after the other, to save memory (new)", group=RESULTS)
     amp: str = option("off", "automatic mixed precision of the encoders (new)", group=RESULTS, choices=("off", "bf16", "fp16"))
+    max_bad_steps: int = option(
+        0, "steps whose gradient is not finite to leave out before giving up (new)", group=RESULTS
+    )
     moco_dim: int = option(128, "feature dimension", group=RESULTS)
     moco_k: int = option(65536, "queue length: number of negative keys", group=RESULTS)
     moco_m: float = option(0.999, "momentum of the key encoder", group=RESULTS)
@@ -96,6 +100,10 @@ class PretrainOptions(CommonOptions):
 
     resume: str | None = option(None, "checkpoint to go on from; 'auto': the newest good one in --output-dir, if any")
     save_freq: int = option(1, "epochs between two checkpoints; the last epoch is always saved (new)")
+    save_every: str | None = option(None, "save inside epochs too: after so many steps (500) or minutes (30m) (new)")
+    keep_last: int = option(0, "checkpoints to keep; 0: all but those inside epochs, of which the last two (new)")
+    keep_every: int = option(0, "with --keep-last, keep also those of every so many epochs (new)")
+    rank_timeout: float = option(1800.0, "seconds after which a rank that does not answer ends the run (new)")
     channels_last: bool = option(True, "NHWC memory format (new)", action=argparse.BooleanOptionalAction)
     tensorboard: bool = option(True, "write TensorBoard files (new)", action=argparse.BooleanOptionalAction)
     wandb: str | None = option(None, "log to this Weights & Biases project as well (new)", metavar="PROJECT")
@@ -240,8 +248,8 @@ def parse_pretrain(argv: list[str] | None = None) -> PretrainOptions:
     )
     _check(resolved)
     _at_least(resolved, 1, "moco_dim", "moco_k", "accum_steps", "save_freq", "knn_k", "bn_group_size")
-    _at_least(resolved, 0, "warmup_epochs", "moco_m", "eval_freq")
-    _positive(resolved, "moco_t", "moco_align_alpha", "moco_unif_t", "grad_clip", "knn_t")
+    _at_least(resolved, 0, "warmup_epochs", "moco_m", "eval_freq", "max_bad_steps", "keep_last", "keep_every")
+    _positive(resolved, "moco_t", "moco_align_alpha", "moco_unif_t", "grad_clip", "knn_t", "rank_timeout")
     if resolved.moco_m > 1:
         raise InputError(f"--moco-m must lie between 0 and 1, not {resolved.moco_m:g}")
     if resolved.batch_size < distributed.world_size() * resolved.accum_steps:
@@ -250,6 +258,7 @@ def parse_pretrain(argv: list[str] | None = None) -> PretrainOptions:
             " accumulation steps without an image; raise it"
         )
     loss_head(resolved)  # its own checks, before anything is built
+    Every(resolved.save_every)
     return resolved
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -10,6 +11,7 @@ from pathlib import Path
 import torch
 
 
+@functools.cache  # as it was when the process began: what runs does not change with the files
 def git_state() -> str:
     """The commit this code is at, with "-dirty" if files differ from it; the package's version where there is no git."""
     here = Path(__file__).resolve().parent

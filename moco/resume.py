@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from moco import checkpoint, distributed
-from moco.builder import MoCo
 from moco.errors import InputError
 from moco.meter import Meter
 from moco.options import PretrainOptions, as_dict, result_options
+from moco.provenance import git_state
+from moco.step import TrainingStep
 
 FORMAT = 1
 
@@ -34,30 +35,25 @@ class Position:
 
 
 def snapshot(
-    model: MoCo,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    meters: list[Meter],
-    position: Position,
-    options: dict[str, Any],
-    git: str,
+    step: TrainingStep, meters: list[Meter], position: Position, options: PretrainOptions
 ) -> dict[str, Any]:
     """The checkpoint's contents. All ranks must call it: each adds its own random generators and running means."""
     of_ranks = distributed.gather_objects({"random": _random_states(), "meters": [meter.state() for meter in meters]})
     return {
         "epoch": position.epoch,
-        "arch": options["arch"],
-        "state_dict": {f"module.{name}": value for name, value in model.state_dict().items()},
-        "optimizer": optimizer.state_dict(),
+        "arch": options.arch,
+        "state_dict": {f"module.{name}": value for name, value in step.moco.state_dict().items()},
+        "optimizer": step.optimizer.state_dict(),
         "moco_run": {
             "format": FORMAT,
             "step_in_epoch": position.step,
             "global_step": position.global_step,
-            "queue_state": model.queue_state(),
-            "scaler": scaler.state_dict(),
+            "queue_state": step.moco.queue_state(),
+            "scaler": step.scaler.state_dict(),
+            "bad_steps": step.bad_steps,
             "ranks": of_ranks,
-            "options": options,
-            "git": git,
+            "options": as_dict(options),
+            "git": git_state(),
         },
     }
 
@@ -94,9 +90,7 @@ def seed(wish: int | None, state: dict[str, Any] | None) -> int:
 def restore(
     state: dict[str, Any],
     path: Path,
-    model: MoCo,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
+    step: TrainingStep,
     meters: list[Meter],
     options: PretrainOptions,
 ) -> tuple[Position, list[str]]:
@@ -110,7 +104,7 @@ def restore(
     if arch != options.arch:
         raise InputError(f"{path} holds a {arch}, not a {options.arch}; pass --arch {arch} or another --resume")
     weights = {name.removeprefix("module."): value for name, value in state["state_dict"].items()}
-    wanted = model.state_dict()
+    wanted = step.moco.state_dict()
     if "queue" in weights and weights["queue"].shape != wanted["queue"].shape:
         dim, length = weights["queue"].shape
         raise InputError(f"{path} was trained with --moco-dim {dim} --moco-k {length}; pass the same to resume it")
@@ -118,11 +112,11 @@ def restore(
                  if name not in weights or name not in wanted or weights[name].shape != wanted[name].shape)  # fmt: skip
     if odd:
         raise InputError(f"{path} does not fit this model (arch, --mlp?): {len(odd)} entries differ, the first is {odd[0]}")
-    model.load_state_dict(weights)
+    step.moco.load_state_dict(weights)
     notes = []
     if "optimizer" in state:
         try:
-            optimizer.load_state_dict(state["optimizer"])
+            step.optimizer.load_state_dict(state["optimizer"])
         except ValueError as error:
             raise InputError(f"the optimiser's state in {path} does not fit this model: {error}") from error
     else:
@@ -131,12 +125,12 @@ def restore(
     if run is None:
         notes.append(f"{path} was not written by this project: the queue's labels and the random generators start afresh")
         return Position(epoch=int(state["epoch"])), notes
-    model.load_queue_state(run["queue_state"])
-    scaler.load_state_dict(run["scaler"])
+    step.moco.load_queue_state(run["queue_state"])
+    step.scaler.load_state_dict(run["scaler"])
+    step.bad_steps.copy_(run["bad_steps"])
+    _restore_meters(meters, [old["meters"] for old in run["ranks"]], step.device)
     if len(run["ranks"]) == distributed.world_size():
         mine = run["ranks"][distributed.rank()]
-        for meter, sums in zip(meters, mine["meters"], strict=True):
-            meter.load(sums, model.queue.device)
         torch.set_rng_state(mine["random"]["cpu"])
         if "cuda" in mine["random"] and torch.cuda.is_available():
             torch.cuda.set_rng_state(mine["random"]["cuda"])
@@ -152,3 +146,13 @@ def restore(
         if name in run["options"] and run["options"][name] != now[name]
     ]
     return Position(int(state["epoch"]), int(run["step_in_epoch"]), int(run["global_step"])), notes
+
+
+def _restore_meters(meters: list[Meter], of_ranks: list[list[dict[str, Any]]], device: torch.device) -> None:
+    """Each rank takes over its own sums; on another number of ranks the old ones' are dealt out, so that none is lost."""
+    for meter, old in zip(meters, zip(*of_ranks, strict=True), strict=True):
+        mine = old[distributed.rank() :: distributed.world_size()]
+        sums = {name: torch.zeros_like(total) for name, total in old[0]["sums"].items()}
+        for state in mine:
+            sums = {name: state["sums"][name] + total for name, total in sums.items()}
+        meter.load({"sums": sums, "samples": sum(state["samples"] for state in mine)}, device)

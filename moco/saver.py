@@ -6,8 +6,8 @@ is written by one thread of global rank 0.
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from moco.checkpoint import checkpoints, position, remove_temporaries, save
+from moco.errors import InputError
 
 
 def host_copy(state: Any) -> Any:
@@ -41,17 +42,42 @@ def _copied(value: Any) -> tuple[Any, bool]:
     return value, False
 
 
-class Saver:
-    """Writes checkpoints into `folder`, keeping the last `keep_last` (0: all) and those of the epochs in `milestones`.
+class Every:
+    """When to save inside an epoch: `wish` is '500' (steps), '30m' (minutes) or None (never). InputError for another.
 
-    Epochs in `milestones` are counted as the files' `epoch` entry counts them: the number done. A file newer than the
+    By steps it is the same on all ranks; by minutes each has its own clock, and they must agree (`distributed.any_rank`).
+    """
+
+    def __init__(self, wish: str | None):
+        self.steps, self.seconds = 0, 0.0
+        if wish is not None:
+            match = re.fullmatch(r"(\d+)|(\d+(?:\.\d+)?)m", wish, re.ASCII)
+            steps, minutes = match.groups() if match else (None, None)
+            self.steps, self.seconds = int(steps or 0), float(minutes or 0) * 60
+            if not self.steps and not self.seconds:
+                raise InputError(f"--save-every takes steps, as in 500, or minutes, as in 30m; {wish!r} is neither")
+        self.saved()
+
+    def due(self, global_step: int) -> bool:
+        if self.seconds:
+            return time.monotonic() - self._last >= self.seconds
+        return self.steps > 0 and global_step % self.steps == 0
+
+    def saved(self) -> None:
+        self._last = time.monotonic()
+
+
+class Saver:
+    """Writes checkpoints into `folder`, keeping the last `keep_last` and those after every `keep_every` epochs (0: none).
+
+    With keep_last 0 every epoch's checkpoint is kept, and of those inside epochs the last two. A file newer than the
     one just written, which a run resumed from further back can find, is left alone. What a killed run's save left
     behind is removed first, so the folder's RunLock must be held. An error in the thread is raised by the next
     `submit` or `wait`.
     """
 
-    def __init__(self, folder: str | Path, keep_last: int = 0, milestones: Collection[int] = ()):
-        self.folder, self.keep_last, self.milestones = Path(folder), keep_last, milestones
+    def __init__(self, folder: str | Path, keep_last: int = 0, keep_every: int = 0):
+        self.folder, self.keep_last, self.keep_every = Path(folder), keep_last, keep_every
         remove_temporaries(self.folder)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="save")
         self._writing: Future[None] | None = None
@@ -76,11 +102,11 @@ class Saver:
 
     def _prune(self, newest: Path) -> None:
         written = position(newest)
-        if self.keep_last <= 0 or written is None:
+        if written is None:
             return
         places = {path: position(path) or written for path in checkpoints(self.folder)}
         older = sorted((path for path, place in places.items() if place <= written), key=places.__getitem__)
-        for path in older[: -self.keep_last]:
+        for path in older[: -(self.keep_last or 2)]:
             epochs, step = places[path]
-            if step or epochs not in self.milestones:
+            if step or (self.keep_last and not (self.keep_every and epochs % self.keep_every == 0)):
                 path.unlink(missing_ok=True)

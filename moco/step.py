@@ -13,8 +13,8 @@ from moco import metrics
 from moco.builder import MoCo
 from moco.data.augment import Augment
 from moco.data.loader import Batch
-from moco.distributed import GlobalBatch, all_reduce_sum, gather_rows, rank, shares, world_size
-from moco.errors import NumericsError
+from moco.distributed import all_reduce_sum, gather_rows, rank, shares, world_size
+from moco.globalbatch import GlobalBatch
 from moco.losses import Head
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -28,10 +28,11 @@ class _Part(NamedTuple):
 
 
 class TrainingStep:
-    """Holds what a step needs and counts the steps that were not applied because a gradient was not finite (`bad_steps`).
+    """Holds what a step needs, and counts the steps that were not applied because a gradient was not finite.
 
     model: a MoCo, or DistributedDataParallel around one. across: the head's view of the other ranks, told each batch's sizes.
     accum_steps: parts a batch is split into; the key encoder and the queue stand still until all are through.
+    go_on: training may go on after a step that was not applied, so BatchNorm's statistics must not keep what it left.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class TrainingStep:
         amp: str = "off",
         grad_clip: float | None = None,
         channels_last: bool = True,
+        go_on: bool = False,
     ) -> None:
         self.model, self.head, self.optimizer, self.augment, self.across = model, head, optimizer, augment, across
         self.moco: MoCo = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model  # type: ignore[assignment]
@@ -55,7 +57,9 @@ class TrainingStep:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp == "fp16")
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.bad_steps = torch.zeros((), dtype=torch.long, device=self.device)
-        self.first_bad = torch.zeros((), dtype=torch.long, device=self.device)  # as MoCo.step counts, from 1
+        self.first_bad = torch.zeros((), dtype=torch.long, device=self.device)  # as MoCo.step counts, from 1; 0: none
+        batchnorm = [b for name, b in self.moco.named_buffers() if "running_" in name] if go_on else []
+        self._running = [(buffer, torch.empty_like(buffer)) for buffer in batchnorm]
 
     def __call__(
         self, batch: Batch, epoch: int, sizes: list[int], measure: bool = False
@@ -66,6 +70,8 @@ class TrainingStep:
         the key from the queue, alignment and uniformity of the batch.
         """
         self.moco.update_key_encoder()
+        for buffer, before in self._running:
+            before.copy_(buffer)
         self.optimizer.zero_grad(set_to_none=True)
         outputs = []
         parts = [shares(size, self.accum_steps) for size in sizes]
@@ -117,13 +123,14 @@ class TrainingStep:
             bad = ~norm.isfinite()
             self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # what fused SGD asks before it applies a step
             self.optimizer.step()
-        self.first_bad = torch.where((self.bad_steps == 0) & bad, self.moco.step, self.first_bad)
+        self.first_bad = torch.where((self.first_bad == 0) & bad, self.moco.step, self.first_bad)
         self.bad_steps += bad
+        for buffer, before in self._running:
+            buffer.copy_(torch.where(bad, before, buffer))
 
-    def raise_if_bad(self) -> None:
-        """NumericsError if a step was not applied. Waits for the device; the ranks' answers agree."""
-        if self.bad_steps:
-            raise NumericsError(
-                f"the gradient of step {int(self.first_bad)} is not finite; that step was not applied and the checkpoints"
-                " before it are good: lower --lr, raise the temperature, or pass --amp off or --grad-clip"
-            )
+    def not_applied(self) -> tuple[int, int]:
+        """(steps not applied since the run began, the first one since the last call or 0). Waits for the device; the ranks'
+        answers agree."""
+        first = int(self.first_bad)
+        self.first_bad.zero_()
+        return int(self.bad_steps), first

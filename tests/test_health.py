@@ -104,18 +104,10 @@ def test_collapse_is_told_from_health() -> None:
 
 def test_repro_file_names_the_batch_and_its_randomness(tmp_path: Path) -> None:
     sampler = Sampler(100, 10, seed=7, world_size=3)
-    path = write_repro(
-        tmp_path,
-        sampler,
-        seed=7,
-        epoch=2,
-        step=4,
-        global_step=24,
-        last_values={"loss": 3.5},
-        details={"loss_scale": float("inf"), "options": {"lr": 0.03}},
-    )
-    assert path.name == "bad_step_00000024.json"
-    record = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    details = {"loss_scale": float("inf"), "options": {"lr": 0.03}}
+    name = write_repro(sampler, 2, 4, 24, {"loss": 3.5}, details, tmp_path)
+    assert name == "bad_step_00000024.json"
+    record = json.loads((tmp_path / name).read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     np.testing.assert_array_equal(record["indices"], sampler.global_batch(2, 4))
     assert record["rank_sizes"] == [4, 3, 3]
     assert int(record["random_streams_of_views"]["crop"][1], 16) == stream_key(7, 2, Purpose.CROP, 1)

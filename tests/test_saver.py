@@ -12,7 +12,7 @@ import torch
 from moco import saver as saver_module
 from moco.checkpoint import checkpoint_name, latest, load, position, save
 from moco.errors import InputError
-from moco.saver import Saver, host_copy
+from moco.saver import Every, Saver, host_copy
 
 
 def state(value: float = 0.0) -> dict[str, Any]:
@@ -122,21 +122,37 @@ def test_host_copy_from_the_gpu() -> None:
 
 
 def test_keeps_the_last_n_and_the_milestones(tmp_path: Path) -> None:
-    saver = Saver(tmp_path, keep_last=2, milestones=range(2, 100, 2))
+    saver = Saver(tmp_path, keep_last=2, keep_every=2)
     for epoch in range(5):
         saver.submit(state(), checkpoint_name(epoch, 10))
         saver.submit(state(), checkpoint_name(epoch))
     saver.wait()
-    # done epochs 2 and 4 are milestones (0-based names 1 and 3); the last two are 4's middle and its end
+    # the second and fourth epoch (0-based names 1 and 3), and the last two files: 4's middle and its end
     assert names(tmp_path) == [checkpoint_name(1), checkpoint_name(3), checkpoint_name(4, 10), checkpoint_name(4)]
 
 
-def test_keep_last_zero_keeps_all(tmp_path: Path) -> None:
+def test_keeps_all_epochs_by_default_but_not_all_inside_them(tmp_path: Path) -> None:
     saver = Saver(tmp_path)
-    for epoch in range(4):
+    for epoch in range(3):
+        for step in (10, 20, 30):
+            saver.submit(state(), checkpoint_name(epoch, step))
         saver.submit(state(), checkpoint_name(epoch))
     saver.wait()
-    assert len(names(tmp_path)) == 4
+    assert names(tmp_path) == [checkpoint_name(0), checkpoint_name(1), checkpoint_name(2, 30), checkpoint_name(2)]
+
+
+def test_save_every() -> None:
+    assert [step for step in range(1, 10) if Every("3").due(step)] == [3, 6, 9]
+    assert not any(Every(None).due(step) for step in range(1, 10))
+    minutes = Every("0.001m")
+    assert not Every("30m").due(1)
+    while not minutes.due(1):
+        pass
+    assert minutes.due(2)
+    minutes.saved()
+    for wish in ("0", "0m", "-3", "m", "3h", "x", "2.5", "1e3", "", "inf"):
+        with pytest.raises(InputError, match="--save-every"):
+            Every(wish)
 
 
 def test_never_removes_what_it_just_wrote_nor_other_files(tmp_path: Path) -> None:

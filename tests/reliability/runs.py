@@ -168,6 +168,7 @@ OWN = {"output_dir", "resume", "config"}  # options that may differ between two 
 def final_checkpoint(folder: Path) -> dict[str, Any]:
     state = load(checkpoints(folder)[-1])
     run = state["moco_run"]
+    del run["git"]  # of whoever commits meanwhile
     run["options"] = {name: value for name, value in run["options"].items() if name not in OWN}
     return state
 

@@ -1,0 +1,62 @@
+"""The batch of all ranks as a loss sees it: collectives through which gradients flow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from moco.distributed import all_reduce_max, all_reduce_sum, gather_rows, rank, world_size
+
+
+class _GatherRowsWithGrad(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, sizes: list[int]) -> Tensor:
+        ctx.sizes = sizes  # type: ignore[attr-defined]
+        return gather_rows(x, sizes)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        # every rank's loss depends on these rows through its own copy: their gradients add up
+        total = all_reduce_sum(grad.contiguous())
+        start = sum(ctx.sizes[: rank()])
+        return total[start : start + ctx.sizes[rank()]], None
+
+
+class _AllReduceSumWithGrad(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
+        return all_reduce_sum(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:
+        return all_reduce_sum(grad)
+
+
+class GlobalBatch:
+    """How a loss sees the rest of the global batch (the `across` of `moco.losses`), with gradients.
+
+    The gradient convention is DDP's: it averages the ranks' gradients, so a loss that is the same number L on every rank gets
+    exactly the gradient of L, also when the ranks weight it unevenly by weights that sum to the world size.
+    """
+
+    def __init__(self, sizes: list[int] | None = None) -> None:
+        self.sizes = sizes
+
+    def gather(self, x: Tensor) -> tuple[Tensor, int]:
+        """Rows of all ranks, and the position of this rank's first row among them."""
+        if world_size() == 1:
+            return x, 0
+        sizes = self.sizes or [len(x)] * world_size()
+        return _GatherRowsWithGrad.apply(x, sizes), sum(sizes[: rank()])
+
+    def logsumexp(self, x: Tensor) -> Tensor:
+        """log Σ_ranks exp(x) of a scalar."""
+        if world_size() == 1:
+            return x
+        top = all_reduce_max(x)
+        return top + _AllReduceSumWithGrad.apply((x - top).exp()).log()

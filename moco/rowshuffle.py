@@ -1,0 +1,48 @@
+"""MoCo's shuffle of the keys' images over the ranks, and back."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from moco.distributed import exchange_rows, rank
+from moco.randomness import permutation
+
+
+class RowShuffle:
+    """Deals the rows of the global batch out to the ranks anew (MoCo's shuffle-BN), by an all-to-all of rows.
+
+    MoCo gathers every image on every rank and keeps a part; here each row travels once, straight to its new rank. The
+    permutation is a function of `key`, so every rank knows it without a broadcast. A single size permutes this rank's rows
+    among themselves.
+    """
+
+    def __init__(self, key: int, sizes: list[int]) -> None:
+        me, world = rank() if len(sizes) > 1 else 0, len(sizes)
+        starts = [sum(sizes[:r]) for r in range(world + 1)]
+        order = torch.from_numpy(permutation(key, starts[-1]))  # new position p holds old row order[p]
+        owner = torch.bucketize(order, torch.tensor(starts[1:]), right=True)  # rank that holds old row order[p]
+        mine = order[starts[me] : starts[me + 1]]  # old rows that come here, in their new order
+        # what I send to rank r: my old rows among r's new ones, in r's order
+        sent = [order[starts[r] : starts[r + 1]] for r in range(world)]
+        sent = [rows[owner[starts[r] : starts[r + 1]] == me] - starts[me] for r, rows in enumerate(sent)]
+        self.send_rows = torch.cat(sent)
+        self.send_sizes = [len(rows) for rows in sent]
+        # rows arrive grouped by sender, within a group in my order: a stable sort by sender says which is which
+        sender = torch.bucketize(mine, torch.tensor(starts[1:]), right=True)
+        self.arrival = torch.argsort(sender, stable=True)
+        self.receive_sizes = torch.bincount(sender, minlength=world).tolist()
+
+    def shuffle(self, x: Tensor) -> Tensor:
+        """[sizes[rank], ...] -> [sizes[rank], ...]: this rank's part of the permuted global batch."""
+        received = exchange_rows(x[self.send_rows.to(x.device)], self.send_sizes, self.receive_sizes)
+        out = torch.empty_like(received)
+        out[self.arrival.to(x.device)] = received
+        return out
+
+    def unshuffle(self, x: Tensor) -> Tensor:
+        """The inverse: rows back to the rank and place they came from."""
+        returned = exchange_rows(x[self.arrival.to(x.device)], self.receive_sizes, self.send_sizes)
+        out = torch.empty_like(returned)
+        out[self.send_rows.to(x.device)] = returned
+        return out
