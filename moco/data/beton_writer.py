@@ -83,7 +83,8 @@ def write_beton(
         except OSError as problem:
             raise InputError(f"{out} could not be written: {problem}") from None
         finally:
-            partial.unlink(missing_ok=True)
+            for leftover in (partial, _partial_side(out)):
+                leftover.unlink(missing_ok=True)
     return side
 
 
@@ -143,11 +144,15 @@ def _page_size(source: Source, kept: np.ndarray, sizes: np.ndarray, max_resoluti
     return page
 
 
+def _partial_side(out: Path) -> Path:
+    return side_path(out).with_name(side_path(out).name + ".partial")
+
+
 def _publish(partial: Path, out: Path, side: SideData) -> None:
     """Checks what was written, completes the side data, and moves both to their names, the .beton last."""
     file = BetonFile(partial)
     side.file_bytes, side.head_crc32, side.tail_crc32 = file.table_checksums()
-    temporary = side_path(out).with_name(side_path(out).name + ".partial")
+    temporary = _partial_side(out)
     temporary.write_text(side.dumps(), encoding="utf-8")
     for path in (partial, temporary):
         with path.open("rb") as written:
