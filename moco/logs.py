@@ -14,6 +14,7 @@ no such numbers; `read_log` turns it back.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -215,11 +216,20 @@ class RunLog:
         record = {"kind": kind, **where, **json_ready(values)}
         if timing:
             record["timing"] = json_ready(timing)
-        if self._file is None:
-            self._file = self._open()
-        self._file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
+        self._write(json.dumps(record, allow_nan=False).encode() + b"\n")
         if kind in ("train", "epoch", "eval"):
             self._plot(kind, where["global_step"], {**values, **(timing or {})})
+
+    def _write(self, line: bytes) -> None:
+        try:
+            if self._file is None:
+                self._file = self._open()
+            if self._file.write(line) < len(line):  # a disk that fills up takes a part without an error
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise InputError(
+                f"cannot write {self.path}: {error.strerror}; make room, then go on with --resume auto"
+            ) from error
 
     def _open(self) -> IO[bytes]:
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ Otherwise the second run is refused with an InputError that names the first.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -80,9 +81,17 @@ class RunLock:
         self._beating: threading.Thread | None = None
 
     def acquire(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         mine = self.path.with_name(f".lock.{self._me['token']}")
-        mine.write_text(json.dumps(self._me))
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            mine.write_text(json.dumps(self._me))
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                mine.unlink()
+            raise InputError(
+                f"cannot write into {self.path.parent}: {error.strerror}; make room, fix its permissions or choose"
+                " another --output-dir"
+            ) from error
         try:
             while not self._link(mine):
                 self._remove_dead(mine)

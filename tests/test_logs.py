@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -137,6 +138,36 @@ def test_cut_back_passes_over_damaged_lines(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_bytes(b"\n".join(lines))
     quiet_log(tmp_path).cut_back(1)
     assert read_log(tmp_path / "log.jsonl") == [{"global_step": 1}]
+
+
+def test_full_disk(tmp_path: Path) -> None:
+    """One sentence; and the part of a line that still fitted is not in the way later."""
+
+    def work() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (250, resource.RLIM_INFINITY))
+        log = quiet_log(tmp_path)
+        with pytest.raises(
+            InputError, match=r"cannot write .*log\.jsonl: .*; make room, then go on with --resume auto"
+        ):
+            for step in range(1, 10):
+                train(log, step)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            work()
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    whole = len(read_log(tmp_path / "log.jsonl"))
+    assert 1 <= whole < 9
+    with quiet_log(tmp_path) as log:
+        train(log, 12)
+    assert [record["global_step"] for record in read_log(tmp_path / "log.jsonl")] == [*range(1, whole + 1), 12]
 
 
 def test_cut_back_without_a_log(tmp_path: Path) -> None:

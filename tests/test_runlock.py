@@ -88,6 +88,12 @@ def test_makes_the_folder(tmp_path: Path) -> None:
         assert (tmp_path / "runs" / "new" / ".lock").exists()
 
 
+def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot write into .*--output-dir"):
+        RunLock(tmp_path / "file" / "run").acquire()
+
+
 @pytest.mark.parametrize("reaped", [True, False], ids=["gone", "zombie"])
 def test_killed_run_does_not_block(tmp_path: Path, reaped: bool) -> None:
     """Also when nobody has waited for the dead process yet, as between a rank's death and torchrun's restart."""
