@@ -143,15 +143,17 @@ def test_cut_back_passes_over_damaged_lines(tmp_path: Path) -> None:
 def test_full_disk(tmp_path: Path) -> None:
     """One sentence; and the part of a line that still fitted is not in the way later."""
 
+    def train_on(log: RunLog) -> None:
+        for step in range(1, 10):
+            train(log, step)
+
     def work() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (250, resource.RLIM_INFINITY))
         log = quiet_log(tmp_path)
-        with pytest.raises(
-            InputError, match=r"cannot write .*log\.jsonl: .*; make room, then go on with --resume auto"
-        ):
-            for step in range(1, 10):
-                train(log, step)
+        message = r"cannot write .*log\.jsonl: .*; make room, then go on with --resume auto"
+        with pytest.raises(InputError, match=message):
+            train_on(log)
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
     child = os.fork()
