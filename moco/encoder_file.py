@@ -1,0 +1,246 @@
+"""Reading encoders out of checkpoints, whoever wrote them: where the encoder is, what its tensors are called here.
+
+A layout is a prefix in front of the encoder's own keys; a few projects also number or rename its parts. A trunk is
+taken whole or not at all: a checkpoint whose names or shapes do not cover it is refused, because an encoder that is
+partly untrained gives figures that look merely bad. No file is loaded that could run code (`moco.checkpoint`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moco import checkpoint
+from moco.encoders import classifier_name
+from moco.errors import InputError
+
+# (prefix of the encoder's keys, who writes it); the first one found is taken, so the special ones come first.
+LAYOUTS: tuple[tuple[str, str], ...] = (
+    ("module.encoder_q.", "MoCo"),
+    ("encoder_q.", "MoCo, without DistributedDataParallel"),
+    ("module.base_encoder.", "moco-v3"),
+    ("base_encoder.", "moco-v3, without DistributedDataParallel"),
+    ("backbone.", "lightly, solo-learn or DINO"),
+    ("module.backbone.", "DINO, in DistributedDataParallel"),
+    ("module.", "a network in DistributedDataParallel, as main_lincls.py saves it"),
+    ("", "a plain network (torchvision, timm)"),
+)
+# moco-v3's own names for its ViTs. vit_base is timm's; its vit_small has 12 heads of 32 where libraries have 6 of 64:
+# the same shapes, another function, so that loading it into timm's would go unnoticed.
+_MOCO_V3_ARCHS = {"vit_base": "timm:vit_base_patch16_224"}
+_MOCO_V3_UNKNOWN = ("vit_small", "vit_conv_small", "vit_conv_base")
+# Parts that torchvision's networks have only while they are trained with labels.
+_AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
+# Where a checkpoint keeps its weights, unless it is nothing but weights; DINO evaluates its teacher.
+_WEIGHTS = ("state_dict", "model", "teacher", "student", "model_state_dict")
+# lightly takes a ResNet apart into a Sequential: its parts that have tensors, in their order.
+_PARTS = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
+_AVERAGES = re.compile(r"momentum|target|teacher|ema|key|_k\b")  # in the names of encoders that follow another one
+METADATA = "metadata.json"  # beside the weights in a folder that moco.export has written
+
+
+@dataclass(frozen=True)
+class EncoderFile:
+    """An encoder as a checkpoint holds it. `state`: its tensors under the library's names, its classifier included."""
+
+    path: Path
+    layout: str
+    state: dict[str, Tensor]
+    arch: str | None = None
+    epoch: int | None = None
+    others: int = 0  # tensors of the file that are not the encoder's: key encoder, queue, predictor
+    options: dict[str, Any] = field(default_factory=dict)  # of the run that wrote it, if it was ours
+    rest: dict[str, Any] = field(default_factory=dict)  # the checkpoint's other entries: optimizer, best_acc1, ...
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What `load_trunk` did. `skipped`: names of the file that are no part of the trunk (its classifier)."""
+
+    matched: list[str]
+    skipped: list[str]
+    missing: list[str]
+    others: int = 0  # tensors of the file's other parts
+
+    def __str__(self) -> str:
+        text = f"{len(self.matched)} tensors of the trunk loaded"
+        if self.skipped:
+            text += f", {len(self.skipped)} left out ({', '.join(self.skipped[:4])}{', ...' * (len(self.skipped) > 4)})"
+        if self.others:
+            text += f", {self.others} of other parts not read"
+        return text + (f", {len(self.missing)} counters not in the file" if self.missing else "")
+
+
+def read_encoder(path: str | Path) -> EncoderFile:
+    """The encoder in a checkpoint of any layout in `LAYOUTS`: a torch or safetensors file, or a folder that moco.export
+    or `timm.models.save_for_hf` wrote. InputError if there is none or a number is not finite."""
+    content = _open(Path(path))
+    # torch.compile puts _orig_mod into the names
+    weights = {key.replace("_orig_mod.", ""): value for key, value in _weights(content, path).items()}
+    prefix, layout = next((p, name) for p, name in LAYOUTS if any(key.startswith(p) for key in weights))
+    state = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+    arch, epoch, run = content.get("arch"), content.get("epoch"), content.get("moco_run", content.get("moco_lincls"))
+    if arch is None and isinstance(content.get("args"), argparse.Namespace):
+        arch = getattr(content["args"], "arch", None)
+        arch = arch if str(arch).startswith("resnet") else None  # DINO's names for ViTs are its own
+    bad = next((key for key, value in state.items() if not torch.isfinite(value).all()), None)
+    if bad is not None:
+        raise InputError(f"{path}: {bad} holds numbers that are not finite; take an earlier checkpoint")
+    options = run.get("options") if isinstance(run, dict) else None
+    return EncoderFile(
+        path=Path(path),
+        layout=layout,
+        state=_library_names(state),
+        arch=_arch(arch, prefix, path) if isinstance(arch, str) else None,
+        epoch=epoch if isinstance(epoch, int) else None,
+        others=len(weights) - len(state),
+        options=options if isinstance(options, dict) else {},
+        rest={key: value for key, value in content.items() if key not in (*_WEIGHTS, *weights)},
+    )
+
+
+def _open(path: Path) -> dict[str, Any]:
+    """The content of a torch or safetensors file, with what moco.export has written beside it."""
+    if path.is_dir():
+        for told, name in ((METADATA, None), ("config.json", "model.safetensors")):
+            if (path / told).is_file():
+                about = _read_json(path / told)
+                return _open(path / (name or about["file"])) | _described(about)
+        raise InputError(f"{path} is a folder without {METADATA} or config.json: give the checkpoint file itself")
+    if path.suffix == ".safetensors":
+        return _open_safetensors(path)
+    # argparse.Namespace is a bag of values, and DINO's and MAE's files keep their options in one
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        content = checkpoint.load(path)
+    if (path.parent / METADATA).is_file() and "arch" not in content:
+        about = _read_json(path.parent / METADATA)
+        return content | (_described(about) if about.get("file") == path.name else {})
+    return content
+
+
+def _open_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError, safe_open  # it comes with timm
+
+    try:
+        with safe_open(path, "pt") as file:
+            told = json.loads((file.metadata() or {}).get("moco", "{}"))
+            return {"state_dict": {key: file.get_tensor(key) for key in file.keys()}} | _described(told)  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise InputError(f"there is no checkpoint {path}; check the path") from error
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is damaged or no safetensors file ({error}); fetch or write it again") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _described(about: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint's entries from moco.export's metadata, or from the config.json of timm's folders."""
+    if "architecture" in about:
+        return {"arch": f"timm:{about['architecture']}"}
+    return {key: about[key] for key in ("arch", "epoch") if about.get(key) is not None} | (
+        {"moco_run": {"options": about["options"], "classes": about.get("classes")}} if "options" in about else {}
+    )
+
+
+def _weights(content: dict[str, Any], path: str | Path) -> dict[str, Tensor]:
+    """The dict of tensors in the checkpoint: itself, or under the names that people give it."""
+    for candidate in (*(content.get(name) for name in _WEIGHTS), content):
+        if isinstance(candidate, dict):
+            tensors = {key: value for key, value in candidate.items() if isinstance(value, Tensor)}
+            if tensors and all(isinstance(key, str) for key in tensors):
+                return tensors
+    keys = ", ".join(str(key) for key in list(content)[:5]) or "nothing"
+    raise InputError(f"{path} holds no weights ('state_dict', 'model' or plain tensors), only {keys}: check the path")
+
+
+def _arch(arch: str, prefix: str, path: str | Path) -> str:
+    if not prefix.endswith("base_encoder."):
+        return arch
+    if arch in _MOCO_V3_UNKNOWN:
+        raise InputError(
+            f"{path} holds moco-v3's {arch}, which torchvision and timm lack: take its vit_base or resnet50"
+        )
+    return _MOCO_V3_ARCHS.get(arch, arch)
+
+
+def _library_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """torchvision's names for the tensors of a ResNet that lightly has numbered, or built (its `shortcut`)."""
+    numbers = sorted({key.split(".")[0] for key in state if key.split(".")[0].isdigit()}, key=int)
+    parts = dict(zip(numbers, _PARTS, strict=True)) if len(numbers) == len(_PARTS) else {}
+    renamed = {}
+    for key, value in state.items():
+        first, _, rest = key.partition(".")
+        key = f"{parts.get(first, first)}.{rest}" if rest else key
+        renamed[re.sub(r"^(layer\d\.\d+)\.shortcut\.", r"\1.downsample.", key)] = value
+    return renamed
+
+
+def _trunk_of(encoder: nn.Module) -> dict[str, Tensor]:
+    head = classifier_name(encoder) + "."
+    return {key: value for key, value in encoder.state_dict().items() if not key.startswith(head)}
+
+
+def _is_counter(key: str) -> bool:
+    return key.endswith("num_batches_tracked")  # PyTorch before 0.4.1 did not count
+
+
+def _find(wanted: dict[str, Tensor], file: EncoderFile) -> EncoderFile:
+    """`file`, or its part under a prefix that no layout tells, if the names of the trunk are all there.
+
+    Of several parts that would do, the one that is no moving average of another. InputError if that leaves several.
+    """
+    needed = {key for key in wanted if not _is_counter(key)}
+    if needed <= file.state.keys():
+        return file
+    found = {}
+    for prefix in {key[: dot.end()] for key in file.state for dot in re.finditer(r"\.", key)}:
+        state = _library_names({k.removeprefix(prefix): v for k, v in file.state.items() if k.startswith(prefix)})
+        if needed <= state.keys():
+            found[prefix] = state
+    leading = {prefix: state for prefix, state in found.items() if not _AVERAGES.search(prefix)} or found
+    if len(leading) > 1:
+        names = " and ".join(sorted(leading))
+        raise InputError(f"{file.path} holds several encoders, {names}: save the one that is meant by itself")
+    for prefix, state in leading.items():
+        return replace(file, state=state, others=file.others + len(file.state) - len(state), layout=f"under {prefix}")
+    return file
+
+
+def load_trunk(encoder: nn.Module, file: EncoderFile) -> Loaded:
+    """Copies the trunk's tensors from `file`; the classifier stays as it is. InputError if one is missing or odd."""
+    head, wanted = classifier_name(encoder) + ".", _trunk_of(encoder)
+    file = _find(wanted, file)
+    offered = {key: value for key, value in file.state.items() if not key.startswith((head, *_AUXILIARY))}
+    matched = [key for key in wanted if key in offered]
+    missing = [key for key in wanted if key not in offered]
+    lost = [key for key in missing if not _is_counter(key)]
+    unknown = [key for key in offered if key not in wanted]
+    shapes = [key for key in matched if wanted[key].shape != offered[key].shape]
+    if lost or unknown or shapes:
+        if shapes:
+            key = shapes[0]
+            problem = f"{key} is {list(offered[key].shape)} there and {list(wanted[key].shape)} here"
+        else:
+            problem = f"it has no {lost[0]}" if lost else f"it has {unknown[0]}, which is not in this encoder"
+        says = f" (the file says {file.arch})" if file.arch else ""
+        raise InputError(
+            f"{file.path} does not fit this encoder{says}: {problem}; {len(matched) - len(shapes)} of {len(wanted)} "
+            "tensors fit: pass the --arch that it was trained with"
+        )
+    with torch.no_grad():
+        for key in matched:
+            wanted[key].copy_(offered[key])
+    return Loaded(matched, [key for key in file.state if key not in offered], missing, file.others)
