@@ -60,6 +60,8 @@ class Augment:
     @torch.no_grad()
     def __call__(self, crops: Tensor, index: Tensor, epoch: int, view: int = 0) -> Tensor:
         _check(crops, index)
+        if not len(crops):
+            return torch.empty(crops.shape, dtype=self.dtype, device=crops.device).permute(0, 3, 1, 2)
         operations = self.recipe.view(view)
         parameters = draw(operations, self.seed, epoch, index, view)
         scale, shift = self._normalisation(crops.device)
@@ -166,7 +168,7 @@ def _one_by_one(
     # One view of several: samples follow each other at a distance. Flat, so that the compiled code knows its bytes
     # are in a row.
     stride = crops.stride(0) if n > 1 else 0
-    flat = crops.as_strided(((n - 1) * stride + size * size * 3,), (1,)).numpy() if n else np.empty(0, np.uint8)
+    flat = crops.as_strided(((n - 1) * stride + size * size * 3,), (1,)).numpy()
     arguments = (
         flat,
         stride,
