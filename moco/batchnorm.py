@@ -25,9 +25,10 @@ class _SplitBatchNorm(nn.modules.batchnorm._BatchNorm):
     statistics take the mean of the groups' statistics; parameters, buffers and evaluation are those of the plain layer.
     """
 
-    def __init__(self, num_features: int, group_size: int = 32, **kwargs: Any) -> None:
+    def __init__(self, num_features: int, group_size: int = 32, after: nn.Module | None = None, **kwargs: Any) -> None:
         super().__init__(num_features, **kwargs)
         self.group_size = group_size
+        self.after = after or nn.Identity()  # timm's layers carry their activation
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
@@ -35,8 +36,10 @@ class _SplitBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         groups = max(1, len(input) // self.group_size)
-        if not self.training or groups == 1:
-            return super().forward(input)
+        in_one = not self.training or groups == 1
+        return self.after(super().forward(input) if in_one else self._in_groups(input, groups))
+
+    def _in_groups(self, input: Tensor, groups: int) -> Tensor:
         n, channels = input.shape[:2]
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
@@ -61,7 +64,7 @@ class _SplitBatchNorm(nn.modules.batchnorm._BatchNorm):
         mean, var = running or (None, None)
         weight = None if self.weight is None else self.weight.repeat(groups)
         bias = None if self.bias is None else self.bias.repeat(groups)
-        return F.batch_norm(x, mean, var, weight, bias, True, self.momentum or 0.1, self.eps)
+        return F.batch_norm(x, mean, var, weight, bias, True, 0.1 if self.momentum is None else self.momentum, self.eps)
 
 
 def isolate_batchnorm(encoder: nn.Module, mode: str, group_size: int, device: torch.device) -> nn.Module:
@@ -71,7 +74,9 @@ def isolate_batchnorm(encoder: nn.Module, mode: str, group_size: int, device: to
     if mode == "sync":
         if device.type != "cuda":
             raise InputError("--bn sync needs a GPU (torch has no SyncBatchNorm on the CPU); take --bn shuffle or --bn split")
-        return nn.SyncBatchNorm.convert_sync_batchnorm(encoder)
+        from timm.layers import convert_sync_batchnorm  # torch's own would drop the activations of timm's layers
+
+        return convert_sync_batchnorm(encoder)
     if mode == "split":
         if group_size < 2:
             raise InputError(f"--bn-group-size must be at least 2, not {group_size}: one sample has no statistics")
@@ -81,10 +86,11 @@ def isolate_batchnorm(encoder: nn.Module, mode: str, group_size: int, device: to
 
 def _replace_with_split(module: nn.Module, group_size: int) -> None:
     for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d) and type(child) in (nn.BatchNorm1d, nn.BatchNorm2d):
+        if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
             split = _SplitBatchNorm(
                 child.num_features,
                 group_size,
+                nn.Sequential(*child.children()),  # none in torch's layers, drop and act in timm's
                 eps=child.eps,
                 momentum=child.momentum,
                 affine=child.affine,

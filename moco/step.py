@@ -83,16 +83,18 @@ class TrainingStep:
         self._update(torch.stack([out.loss for out in outputs]).sum())
 
         q, k = torch.cat([out.q for out in outputs]), torch.cat([out.k for out in outputs])
-        measured = self._measure(q, k) if measure else {}  # before the queue holds these very keys
+        # before the queue holds these very keys
+        measured = self._measure(q, k, pairs=min(sizes) > 1) if measure else {}
         self.moco.enqueue(gather_rows(k, sizes), gather_rows(batch.labels, sizes))
 
         weights = torch.tensor(parts[rank()], device=self.device) / len(q)
         values = [{"loss": out.loss, **out.logs} for out in outputs]
         return {name: torch.stack([v[name] for v in values]) @ weights.to(values[0][name]) for name in values[0]}, measured
 
-    def _measure(self, q: Tensor, k: Tensor) -> dict[str, Tensor]:
+    def _measure(self, q: Tensor, k: Tensor, pairs: bool) -> dict[str, Tensor]:
+        """`pairs`: there are two samples on every rank. All ranks must log the same names."""
         values = {**metrics.contrastive_accuracy(q, k, self.moco.queue), "alignment": metrics.alignment(q, k)}
-        return {**values, "uniformity": metrics.uniformity(q)} if len(q) > 1 else values
+        return {**values, "uniformity": metrics.uniformity(q)} if pairs else values
 
     def _forward_backward(self, part: Batch, epoch: int, sizes: list[int], total: int) -> _Part:
         im_q = self.augment(part.crops[:, 0], part.index, epoch, 0).contiguous(memory_format=self.memory_format)
