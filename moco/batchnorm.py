@@ -1,8 +1,10 @@
 """Keeping BatchNorm from telling which key belongs to a query (`--bn`).
 
-A query and its key that are normalised together share batch statistics, and the encoder learns to read the answer off them
+A query and its key that are normalised together share batch statistics, and the encoder learns to read the answer
+off them
 (He et al. 2020, §3.3). MoCo's cure is to shuffle the keys over the ranks, so that the two are normalised in different company.
-On one process there is no other rank: there, split the batch into virtual groups, and permute the keys over the groups.
+On one process there is no other rank: there, split the batch into virtual groups, and permute the keys over the
+groups.
 """
 
 from __future__ import annotations
@@ -21,8 +23,10 @@ BN_MODES = ("shuffle", "split", "sync", "local")
 class _SplitBatchNorm(nn.modules.batchnorm._BatchNorm):
     """Normalises every group of about `group_size` samples by itself, as that many samples per GPU would have it.
 
-    Sample i of n is in group i mod (n // group_size), so group sizes differ by at most one and any batch works. Running
-    statistics take the mean of the groups' statistics; parameters, buffers and evaluation are those of the plain layer.
+    Sample i of n is in group i mod (n // group_size), so group sizes differ by at most one and any batch works.
+    Running
+    statistics take the mean of the groups' statistics; parameters, buffers and evaluation are those of the plain
+    layer.
     """
 
     def __init__(self, num_features: int, group_size: int = 32, after: nn.Module | None = None, **kwargs: Any) -> None:
@@ -68,12 +72,15 @@ class _SplitBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 def isolate_batchnorm(encoder: nn.Module, mode: str, group_size: int, device: torch.device) -> nn.Module:
-    """`encoder` with its BatchNorm layers as `mode` asks: replaced for 'split' and 'sync', unchanged for 'shuffle' and 'local'."""
+    """`encoder` with its BatchNorm layers as `mode` asks: replaced for 'split' and 'sync', unchanged for 'shuffle'
+    and 'local'."""
     if mode not in BN_MODES:
         raise InputError(f"--bn {mode} is unknown; choose one of {', '.join(BN_MODES)}")
     if mode == "sync":
         if device.type != "cuda":
-            raise InputError("--bn sync needs a GPU (torch has no SyncBatchNorm on the CPU); take --bn shuffle or --bn split")
+            raise InputError(
+                "--bn sync needs a GPU (torch has no SyncBatchNorm on the CPU); take --bn shuffle or --bn split"
+            )
         from timm.layers import convert_sync_batchnorm  # torch's own would drop the activations of timm's layers
 
         return convert_sync_batchnorm(encoder)
@@ -96,7 +103,8 @@ def _replace_with_split(module: nn.Module, group_size: int) -> None:
                 affine=child.affine,
                 track_running_stats=child.track_running_stats,
             )
-            split.load_state_dict(child.state_dict())
+            split._parameters, split._buffers = child._parameters, child._buffers  # the very tensors, whatever
+            their type
             setattr(module, name, split)
         else:
             _replace_with_split(child, group_size)
