@@ -1,0 +1,141 @@
+"""A command line made from the fields of a dataclass: one flag per field, defaults from a YAML file, errors in one sentence."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import sys
+import types
+import typing
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import yaml
+
+from moco.errors import InputError
+
+T = TypeVar("T")
+
+# MoCo spawned its own processes; torchrun does that now
+_LAUNCH_FLAGS = {
+    "--multiprocessing-distributed",
+    "--world-size",
+    "--rank",
+    "--dist-url",
+    "--dist-backend",
+    "--gpu",
+    "--gpus",
+}
+
+
+def option(default: Any, help: str, *names: str, group: str, **argument: Any) -> Any:
+    """A field with its flag: `names` are further spellings beside --field-name; `argument` goes to add_argument."""
+    make = {"default_factory": lambda: list(default)} if isinstance(default, list) else {"default": default}
+    return dataclasses.field(**make, metadata={"names": names, "help": help, "group": group, "argument": argument})
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, instead of the usage of sixty flags."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see --help)")
+
+
+def build_parser(options: type, description: str) -> argparse.ArgumentParser:
+    """`options`: a dataclass of `option` fields. A field called `data` is the positional argument."""
+    parser = _Parser(
+        description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    hints = typing.get_type_hints(options)
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for f in dataclasses.fields(options):
+        argument = dict(f.metadata["argument"], help=f.metadata["help"])
+        title = f.metadata["group"]
+        group = groups[title] if title in groups else groups.setdefault(title, parser.add_argument_group(title))
+        if f.name == "data":
+            group.add_argument("data", nargs="?", **argument)
+            continue
+        argument["default"] = f.default if f.default is not dataclasses.MISSING else f.default_factory()  # type: ignore[misc]
+        if hints[f.name] is bool:
+            argument.setdefault("action", "store_true")
+        else:
+            argument["type"] = _scalar_type(hints[f.name])
+        group.add_argument("--" + f.name.replace("_", "-"), *f.metadata["names"], dest=f.name, **argument)
+    return parser
+
+
+def _scalar_type(hint: Any) -> type:
+    """int of `int`, `int | None` and `list[int]`."""
+    if isinstance(hint, types.UnionType):
+        return next(t for t in typing.get_args(hint) if t is not type(None))
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is list else hint
+
+
+def parse(options: type[T], description: str, argv: list[str] | None) -> T:
+    """`argv` (None: the process's) as an instance of `options`; `--config FILE` gives defaults that other flags override."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = build_parser(options, description)
+    finder = _Parser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config")
+    config = finder.parse_known_args(argv)[0].config
+    if config is not None:
+        parser.set_defaults(**_read_config(config, parser))
+    namespace, unknown = parser.parse_known_args(argv)
+    if unknown:
+        flag = unknown[0].split("=")[0]
+        if flag in _LAUNCH_FLAGS:
+            raise InputError(
+                f"{flag} is gone: torchrun starts the processes. Use: torchrun --nproc_per_node=8 {Path(parser.prog).name} ..."
+                " (several nodes: add --nnodes, --rdzv-backend=c10d and --rdzv-endpoint)"
+            )
+        known = [name for action in parser._actions for name in action.option_strings]
+        raise InputError(f"unknown argument {flag}{_near(flag, known)} (see --help)")
+    return options(**vars(namespace))
+
+
+def _read_config(path: str, parser: argparse.ArgumentParser) -> dict[str, Any]:
+    """The YAML file's settings, checked as if they had been typed."""
+    try:
+        settings = yaml.safe_load(Path(path).read_text()) or {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read --config {path}: {error}; give the path of a YAML file") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"--config {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(settings, dict):
+        raise InputError(f"--config {path} must hold lines of the form 'option: value'")
+    actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
+    words: list[str] = []
+    named = [str(key).replace("-", "_") for key in settings]
+    for name, value in zip(named, settings.values(), strict=True):
+        if name not in actions:
+            raise InputError(f"--config {path}: there is no option '{name}'{_near(name, list(actions))}")
+        words += _typed(actions[name], value, path)
+    try:
+        parsed = vars(parser.parse_args(words))
+    except InputError as error:
+        raise InputError(f"--config {path}: {error}") from error
+    return {name: parsed[name] for name in named}
+
+
+def _typed(action: argparse.Action, value: Any, path: str) -> list[str]:
+    """One setting as command-line words."""
+    if value is None:
+        return []
+    if isinstance(value, bool):
+        if isinstance(action, argparse.BooleanOptionalAction):
+            return [action.option_strings[0 if value else 1]]
+        if action.nargs != 0:
+            raise InputError(f"--config {path}: '{action.dest}' takes a value, not {str(value).lower()}")
+        return [action.option_strings[0]] if value else []
+    values = [str(v) for v in (value if isinstance(value, list) else [value])]
+    if not action.option_strings:
+        return values
+    if len(values) == 1 and action.nargs is None:
+        return [f"{action.option_strings[0]}={values[0]}"]  # one word, so that a value may begin with a dash
+    return [action.option_strings[0], *values]
+
+
+def _near(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, 3)
+    return f"; near: {', '.join(close)}" if close else ""
