@@ -1,8 +1,7 @@
 """Keeping BatchNorm from telling which key belongs to a query (`--bn`).
 
 A query and its key that are normalised together share batch statistics, and the encoder learns to read the answer
-off them
-(He et al. 2020, §3.3). MoCo's cure is to shuffle the keys over the ranks, so that the two are normalised in different company.
+off them (He et al. 2020, §3.3). MoCo's cure is to shuffle the keys over the ranks, so that the two are normalised in different company.
 On one process there is no other rank: there, split the batch into virtual groups, and permute the keys over the
 groups.
 """
@@ -103,8 +102,8 @@ def _replace_with_split(module: nn.Module, group_size: int) -> None:
                 affine=child.affine,
                 track_running_stats=child.track_running_stats,
             )
-            split._parameters, split._buffers = child._parameters, child._buffers  # the very tensors, whatever
-            their type
+            # the very tensors, whatever their type
+            split._parameters, split._buffers = child._parameters, child._buffers
             setattr(module, name, split)
         else:
             _replace_with_split(child, group_size)
