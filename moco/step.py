@@ -58,6 +58,11 @@ class TrainingStep:
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.bad_steps = torch.zeros((), dtype=torch.long, device=self.device)
         self.first_bad = torch.zeros((), dtype=torch.long, device=self.device)  # as MoCo.step counts, from 1; 0: none
+        # fused SGD takes uninitialised memory for its momentum if its very first step is one that is not applied
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                if p.requires_grad and group.get("momentum"):
+                    optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
         batchnorm = [b for name, b in self.moco.named_buffers() if "running_" in name] if go_on else []
         self._running = [(buffer, torch.empty_like(buffer)) for buffer in batchnorm]
 
@@ -89,7 +94,9 @@ class TrainingStep:
 
         weights = torch.tensor(parts[rank()], device=self.device) / len(q)
         values = [{"loss": out.loss, **out.logs} for out in outputs]
-        return {name: torch.stack([v[name] for v in values]) @ weights.to(values[0][name]) for name in values[0]}, measured
+        return {
+            name: torch.stack([v[name] for v in values]) @ weights.to(values[0][name]) for name in values[0]
+        }, measured
 
     def _measure(self, q: Tensor, k: Tensor, pairs: bool) -> dict[str, Tensor]:
         """`pairs`: there are two samples on every rank. All ranks must log the same names."""
