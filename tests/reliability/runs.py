@@ -83,10 +83,16 @@ class Launcher:
         return Started(self, self.ask({"start": ranks})["pids"], folder, outputs, starts)
 
     def run(
-        self, argv: Iterable[str], folder: Path, *, world: int = 1, faults: dict[int, list[Fault]] | None = None
+        self,
+        argv: Iterable[str],
+        folder: Path,
+        *,
+        world: int = 1,
+        faults: dict[int, list[Fault]] | None = None,
+        grace: float = 20.0,
     ) -> Ended:
-        """Starts, waits, and ends the other ranks once one has failed, as torchrun does."""
-        return self.start(argv, folder, world=world, faults=faults).end()
+        """Starts, waits, and once a rank has failed ends the others after `grace` seconds, as torchrun does."""
+        return self.start(argv, folder, world=world, faults=faults).end(grace=grace)
 
 
 @dataclass
