@@ -1,9 +1,9 @@
 """Keeping BatchNorm from telling which key belongs to a query (`--bn`).
 
-A query and its key that are normalised together share batch statistics, and the encoder learns to read the answer
-off them (He et al. 2020, §3.3). MoCo's cure is to shuffle the keys over the ranks, so that the two are normalised in different company.
-On one process there is no other rank: there, split the batch into virtual groups, and permute the keys over the
-groups.
+A query and its key that are normalised together share batch statistics, and the encoder learns to read the answer off
+them (He et al. 2020, §3.3). MoCo's cure is to shuffle the keys over the ranks, so that the two are normalised in
+different company. On one process there is no other rank: there, split the batch into virtual groups, and permute the
+keys over the groups.
 """
 
 from __future__ import annotations
@@ -71,8 +71,7 @@ class _SplitBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 def isolate_batchnorm(encoder: nn.Module, mode: str, group_size: int, device: torch.device) -> nn.Module:
-    """`encoder` with its BatchNorm layers as `mode` asks: replaced for 'split' and 'sync', unchanged for 'shuffle'
-    and 'local'."""
+    """`encoder` with its BatchNorm layers as `mode` asks: replaced for 'split' and 'sync', else unchanged."""
     if mode not in BN_MODES:
         raise InputError(f"--bn {mode} is unknown; choose one of {', '.join(BN_MODES)}")
     if mode == "sync":
