@@ -1,13 +1,14 @@
 #!/usr/bin/env python
 """Momentum-contrast pretraining.
 
-    torchrun --nproc_per_node=8 main_moco.py --mlp --aug-plus --cos --moco-t 0.2 /data/imagenet     # MoCo v2
-    torchrun --nproc_per_node=8 main_moco.py --loss align-uniform imagenet100.beton                 # another head, another loader
-    python main_moco.py --dataset digits -a smallcnn --resume auto                                  # one process, any device
+    torchrun --nproc_per_node=8 main_moco.py --mlp --aug-plus --cos --moco-t 0.2 /data/imagenet  # MoCo v2
+    torchrun --nproc_per_node=8 main_moco.py --loss align-uniform imagenet100.beton  # another head, another loader
+    python main_moco.py --dataset digits -a smallcnn --resume auto                   # one process, any device
 
-Read downwards: `train` builds and resumes, `Training` loops. One step is in moco/step.py, the losses in moco/losses.py, the
-pair and its queue in moco/builder.py, what a checkpoint holds in moco/resume.py. Exit codes (moco/errors.py): 0 done,
-2 bad input, 3 numbers gone wrong, 75 preempted and saved: start the same command again with --resume auto.
+Read downwards: `train` builds and resumes, `Training` loops. One step is in moco/step.py, the losses in
+moco/losses.py, the pair and its queue in moco/builder.py, what a checkpoint holds in moco/resume.py. Exit codes
+(moco/errors.py): 0 done, 2 bad input, 3 numbers gone wrong, 75 preempted and saved: start the same command again with
+--resume auto.
 """
 
 from __future__ import annotations
@@ -102,7 +103,8 @@ def train(options: PretrainOptions, device: torch.device, preemption: Preemption
         device=device,
     )
     across = GlobalBatch()
-    optimizer = torch.optim.SGD(  # the key encoder's parameters are listed as in MoCo's files; they never have a gradient
+    # the key encoder's parameters are listed, as in MoCo's files; they never have a gradient
+    optimizer = torch.optim.SGD(
         model.parameters(), options.lr, momentum=options.momentum, weight_decay=options.weight_decay, fused=True
     )
     step = TrainingStep(
@@ -134,8 +136,8 @@ def train(options: PretrainOptions, device: torch.device, preemption: Preemption
         for note in (*notes, *source.notes):
             log.say(note)
         log.say(
-            f"{len(source)} images, {len(loader)} steps of {options.batch_size} an epoch, on {world} x {device.type} with"
-            f" {loader.workers} decoding threads each; --bn {options.bn}, --seed {options.seed}; output in {folder}"
+            f"{len(source)} images, {len(loader)} steps of {options.batch_size} an epoch, on {world} x {device.type}"
+            f" with {loader.workers} decoding threads each; --bn {options.bn}, --seed {options.seed}; output in {folder}"
         )
         if rank == 0:
             (folder / "options.json").write_text(as_json(options) + "\n")
@@ -233,7 +235,9 @@ class Training:
                     if self.saver:
                         self.saver.wait()
                     signal = self.preemption.name or "a signal to another rank"
-                    self.log.say(f"{signal}: saved after epoch {epoch + 1}, step {position.step}; go on with --resume auto")
+                    self.log.say(
+                        f"{signal}: saved after epoch {epoch + 1}, step {position.step}; go on with --resume auto"
+                    )
                     return False
                 asked = time.perf_counter()
         self.log.epoch(of_epoch.read(), epoch=epoch, global_step=position.global_step)

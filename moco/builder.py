@@ -1,6 +1,7 @@
 """MoCo's model: a query encoder, a key encoder that follows it as a moving average, and a queue of past keys.
 
-He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR 2020, Algorithm 1. One training step is
+He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR 2020, Algorithm 1. One training
+step is
 
     model.update_key_encoder()               # k follows q: once per optimiser step, before the keys
     q, k = model(im_q, im_k)                 # unit-norm features
@@ -87,8 +88,9 @@ class MoCo(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Two views of the same images -> their features q, k: [N, dim], fp32, unit norm; k without gradient.
 
-        `im_k` may be a tuple of per-sample tensors that `prepare_k` turns into images after the shuffle: uint8 crops that are
-        augmented where they are encoded cross the network at a quarter of the bytes. `sizes`: samples per rank, where uneven.
+        `im_k` may be a tuple of per-sample tensors that `prepare_k` turns into images after the shuffle: uint8 crops
+        that are augmented where they are encoded cross the network at a quarter of the bytes. `sizes`: samples per
+        rank, where uneven.
         """
         q = F.normalize(self.encoder_q(im_q).float(), dim=1)
         with torch.no_grad():

@@ -1,7 +1,8 @@
-"""Everything that crosses ranks, and the only file that imports torch.distributed. At world size 1 each function is the identity.
+"""Everything that crosses ranks, and the only file that imports torch.distributed. At world size 1 each function is the
+identity.
 
-Per-rank batch sizes are passed as Python lists (`sizes[r]` rows on rank r), so that uneven batches need no exchange of sizes
-and no host-device synchronisation.
+Per-rank batch sizes are passed as Python lists (`sizes[r]` rows on rank r), so that uneven batches need no exchange of
+sizes and no host-device synchronisation.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from moco.errors import InputError, RankError
 
 T = TypeVar("T")
 
-_cpu_group: dist.ProcessGroup | None = None  # for flags and small Python objects: never touches the accelerator's stream
+_cpu_group: dist.ProcessGroup | None = (
+    None  # for flags and small Python objects: never touches the accelerator's stream
+)
 
 
 def is_launched() -> bool:
@@ -54,14 +57,16 @@ def pick_device(wish: str) -> torch.device:
         raise InputError("--device cuda, but torch sees no GPU; install a CUDA build of torch or pass --device cpu")
     if local_rank() >= torch.cuda.device_count():
         raise InputError(
-            f"{local_world_size()} processes on this node but {torch.cuda.device_count()} GPUs; pass a smaller --nproc_per_node"
+            f"{local_world_size()} processes on this node but {torch.cuda.device_count()} GPUs;"
+            " pass a smaller --nproc_per_node"
         )
     return torch.device("cuda", local_rank())
 
 
 @contextlib.contextmanager
 def session(device: torch.device, timeout: float = 1800.0) -> Iterator[None]:
-    """Joins the process group for the length of a `with` block: NCCL for CUDA, gloo for the CPU. `timeout` in seconds."""
+    """Joins the process group for the length of a `with` block: NCCL for CUDA, gloo for the CPU. `timeout` in
+    seconds."""
     global _cpu_group
     if world_size() == 1:
         yield
@@ -93,8 +98,9 @@ def session(device: torch.device, timeout: float = 1800.0) -> Iterator[None]:
 class _RollCall:
     """Finds out which rank is to blame when a collective fails.
 
-    The error that a rank sees names a socket. But every rank that sees one, or ends for a reason of its own, can still leave a
-    note at the meeting point (torchrun's agent keeps it); the rank without a note is the one that hangs or was killed.
+    The error that a rank sees names a socket. But every rank that sees one, or ends for a reason of its own, can still
+    leave a note at the meeting point (torchrun's agent keeps it); the rank without a note is the one that hangs or was
+    killed.
     """
 
     def __init__(self) -> None:
@@ -119,15 +125,18 @@ class _RollCall:
         blame = [f"rank {r} {note}" for r, note in notes.items() if note]
         if silent:
             names = ", ".join(map(str, silent))
-            blame.insert(0, f"rank {names} {'do' if len(silent) > 1 else 'does'} not answer (killed, or hung for {limit})")
+            blame.insert(
+                0, f"rank {names} {'do' if len(silent) > 1 else 'does'} not answer (killed, or hung for {limit})"
+            )
         return (f"{'; '.join(blame)}" if blame else f"the ranks lost each other: {error}") + (
             "; the last checkpoint is good: start all ranks again with --resume auto"
         )
 
 
 def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
-    """DistributedDataParallel, without its per-step broadcast of buffers: the queue is the same everywhere by construction
-    and is as large as the encoder. Rank 0's BatchNorm statistics are the ones that are saved (`broadcast_buffers`)."""
+    """DistributedDataParallel, without its per-step broadcast of buffers: the queue is the same everywhere by
+    construction and is as large as the encoder. Rank 0's BatchNorm statistics are the ones that are saved
+    (`broadcast_buffers`)."""
     if world_size() == 1:
         return module
     # the argument was renamed in torch 2.13
@@ -176,7 +185,8 @@ def gather_objects(value: T) -> list[T]:
 
 
 def any_rank(*flags: bool) -> list[bool]:
-    """For each flag: True on every rank if it is true on one. Travels on the CPU group: no host-device synchronisation."""
+    """For each flag: True on every rank if it is true on one. Travels on the CPU group: no host-device
+    synchronisation."""
     if world_size() == 1:
         return list(flags)
     votes = torch.tensor([int(flag) for flag in flags])
@@ -185,7 +195,8 @@ def any_rank(*flags: bool) -> list[bool]:
 
 
 def on_rank_0(work: Callable[[], T]) -> T:
-    """What `work` returns on rank 0, where alone it is called, on every rank; an InputError there is raised on every rank.
+    """What `work` returns on rank 0, where alone it is called, on every rank; an InputError there is raised on every
+    rank.
 
     For what must be decided once: several ranks that look at a shared folder may not see the same files.
     """
@@ -228,7 +239,8 @@ def all_reduce_mean(x: Tensor) -> Tensor:
 
 
 def broadcast_buffers(module: nn.Module) -> None:
-    """Rank 0's buffers (BatchNorm statistics) on every rank: before an evaluation, so that all ranks measure one model."""
+    """Rank 0's buffers (BatchNorm statistics) on every rank: before an evaluation, so that all ranks measure one
+    model."""
     if world_size() > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, src=0)
@@ -237,7 +249,8 @@ def broadcast_buffers(module: nn.Module) -> None:
 def gather_rows(x: Tensor, sizes: list[int] | None = None) -> Tensor:
     """Rows of all ranks in rank order, without gradient: [sizes[r], ...] on rank r -> [sum(sizes), ...] on every rank.
 
-    `sizes` None means as many rows on every rank as here. Uneven parts are padded for the exchange (collectives take equal ones).
+    `sizes` None means as many rows on every rank as here. Uneven parts are padded for the exchange (collectives take
+    equal ones).
     """
     if world_size() == 1:
         return x.detach()
@@ -251,8 +264,8 @@ def gather_rows(x: Tensor, sizes: list[int] | None = None) -> Tensor:
 
 
 def exchange_rows(x: Tensor, send: list[int], receive: list[int]) -> Tensor:
-    """All-to-all without gradient: the first send[0] rows of x go to rank 0, the next send[1] to rank 1, ...; returns what came,
-    receive[r] rows of rank r. With a single entry in `send` nothing travels."""
+    """All-to-all without gradient: the first send[0] rows of x go to rank 0, the next send[1] to rank 1, ...; returns
+    what came, receive[r] rows of rank r. With a single entry in `send` nothing travels."""
     if len(send) == 1:
         return x
     x = x.contiguous()

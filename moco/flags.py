@@ -1,4 +1,5 @@
-"""A command line made from the fields of a dataclass: one flag per field, defaults from a YAML file, errors in one sentence."""
+"""A command line made from the fields of a dataclass: one flag per field, defaults from a YAML file, errors in one
+sentence."""
 
 from __future__ import annotations
 
@@ -73,7 +74,8 @@ def _scalar_type(hint: Any) -> type:
 
 
 def parse(options: type[T], description: str, argv: list[str] | None) -> T:
-    """`argv` (None: the process's) as an instance of `options`; `--config FILE` gives defaults that other flags override."""
+    """`argv` (None: the process's) as an instance of `options`; `--config FILE` gives defaults that other flags
+    override."""
     argv = sys.argv[1:] if argv is None else argv
     parser = build_parser(options, description)
     finder = _Parser(add_help=False, allow_abbrev=False)
@@ -86,8 +88,8 @@ def parse(options: type[T], description: str, argv: list[str] | None) -> T:
         flag = unknown[0].split("=")[0]
         if flag in _LAUNCH_FLAGS:
             raise InputError(
-                f"{flag} is gone: torchrun starts the processes. Use: torchrun --nproc_per_node=8 {Path(parser.prog).name} ..."
-                " (several nodes: add --nnodes, --rdzv-backend=c10d and --rdzv-endpoint)"
+                f"{flag} is gone: torchrun starts the processes. Use: torchrun --nproc_per_node=8"
+                f" {Path(parser.prog).name} ... (several nodes: add --nnodes, --rdzv-backend=c10d and --rdzv-endpoint)"
             )
         known = [name for action in parser._actions for name in action.option_strings]
         raise InputError(f"unknown argument {flag}{_near(flag, known)} (see --help)")

@@ -1,10 +1,10 @@
 """The loss heads: what is done with queries, their keys and the queue. Pure maths: no ranks, no devices, no options.
 
-On the unit sphere ‖a - b‖² = 2 - 2a·b, so every head is a term in the positives q·k plus a log-sum-exp of scaled similarities
-to the queue. `queue_logsumexp` is that log-sum-exp; the rest of the file combines it.
+On the unit sphere ‖a - b‖² = 2 - 2a·b, so every head is a term in the positives q·k plus a log-sum-exp of scaled
+similarities to the queue. `queue_logsumexp` is that log-sum-exp; the rest of the file combines it.
 
-Shapes throughout: q, k [N, C] unit-norm queries and keys; queue [C, K] unit-norm columns, a constant (no gradient flows to it).
-Computed in fp32 at least, whatever the dtype of the inputs and whether or not autocast is on.
+Shapes throughout: q, k [N, C] unit-norm queries and keys; queue [C, K] unit-norm columns, a constant (no gradient flows
+to it). Computed in fp32 at least, whatever the dtype of the inputs and whether or not autocast is on.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class LossOutput(NamedTuple):
 
 
 class Head(Protocol):
-    """What the trainer calls. `labels` [N] and `queue_labels` [K] are int64, -1 where unknown; heads that need none ignore them."""
+    """What the trainer calls. `labels` [N] and `queue_labels` [K] are int64, -1 where unknown; heads that need none
+    ignore them."""
 
     def __call__(
         self, q: Tensor, k: Tensor, queue: Tensor, labels: Tensor | None = None, queue_labels: Tensor | None = None
@@ -67,7 +68,8 @@ def full_precision(head: Callable[..., LossOutput]) -> Callable[..., LossOutput]
 
 
 class _QueueLogSumExp(torch.autograd.Function):
-    """One pass over the queue gives the value and, since the queue is constant, the gradient: d lse/dq = scale · softmax · queueᵀ.
+    """One pass over the queue gives the value and, since the queue is constant, the gradient: d lse/dq = scale ·
+    softmax · queueᵀ.
 
     Both are accumulated chunk by chunk under a running maximum, so that N×K is never held and backward costs N×C.
     """
@@ -96,7 +98,8 @@ class _QueueLogSumExp(torch.autograd.Function):
 
 
 def queue_logsumexp(q: Tensor, queue: Tensor, scale: float, chunk: int = 8192) -> Tensor:
-    """log Σ_j exp(scale · q_i·Q_j): [N, C], [C, K] -> [N], differentiable in q (once), exact, memory N × min(K, chunk)."""
+    """log Σ_j exp(scale · q_i·Q_j): [N, C], [C, K] -> [N], differentiable in q (once), exact, memory N × min(K,
+    chunk)."""
     return _QueueLogSumExp.apply(q, queue, scale, chunk)
 
 
@@ -110,7 +113,8 @@ def contrastive_loss(q: Tensor, k: Tensor, queue: Tensor, temperature: float) ->
 def align_loss(q: Tensor, k: Tensor, alpha: float = 2.0) -> Tensor:
     """L_align (Wang & Isola 2020, §4.1): mean ‖q - k‖^α = mean (2 - 2 q·k)^{α/2}.
 
-    Below α = 2 the slope is infinite at q = k; the squared distance is clamped at the dtype's epsilon, where the slope becomes 0.
+    Below α = 2 the slope is infinite at q = k; the squared distance is clamped at the dtype's epsilon, where the slope
+    becomes 0.
     """
     distance2 = 2 - 2 * (q * k).sum(dim=1)
     if alpha == 2:
@@ -123,8 +127,8 @@ def uniform_loss(
 ) -> Tensor:
     """L_uniform (Wang & Isola 2020, §4.1) over queue entries: log mean exp(-t‖a - b‖²), one mean over all pairs (a, b).
 
-    The pairs are the N·K query-queue ones and, `intra_batch`, the N(N-1)/2 unordered query-query ones, whose gradient flows to
-    both. `across` joins the batches of several processes: then N counts all their queries.
+    The pairs are the N·K query-queue ones and, `intra_batch`, the N(N-1)/2 unordered query-query ones, whose gradient
+    flows to both. `across` joins the batches of several processes: then N counts all their queries.
     """
     across = across or OneProcess()
     exponents = [queue_logsumexp(q, queue, 2 * t)]
@@ -141,7 +145,8 @@ def uniform_loss(
 
 @dataclass
 class WeightedHead:
-    """contr_w · InfoNCE(temperature) + align_w · align(align_alpha) + unif_w · uniform(unif_t): Wang & Isola's whole family.
+    """contr_w · InfoNCE(temperature) + align_w · align(align_alpha) + unif_w · uniform(unif_t): Wang & Isola's whole
+    family.
 
     A term of weight 0 is not computed. InfoNCE is (1, 0, 0); their MoCo variant is (0, 3, 1).
     """
@@ -156,7 +161,11 @@ class WeightedHead:
     across: Across = field(default_factory=OneProcess)
 
     def __post_init__(self) -> None:
-        for name, value in (("temperature", self.temperature), ("align alpha", self.align_alpha), ("uniformity t", self.unif_t)):
+        for name, value in (
+            ("temperature", self.temperature),
+            ("align alpha", self.align_alpha),
+            ("uniformity t", self.unif_t),
+        ):
             if not 0 < value < math.inf:
                 raise InputError(f"the {name} must be a positive number, not {value:g}")
         weights = (self.contr_w, self.align_w, self.unif_w)

@@ -1,7 +1,7 @@
 """Every option of the two mains: its flag, default, meaning, and whether it changes the results.
 
-A field of the dataclass is the option; the parser is made from the fields. Names, defaults and meanings are facebookresearch/moco's
-and, for the loss, those of its align/uniform fork; what neither has is marked "(new)".
+A field of the dataclass is the option; the parser is made from the fields. Names, defaults and meanings are
+facebookresearch/moco's and, for the loss, those of its align/uniform fork; what neither has is marked "(new)".
 """
 
 from __future__ import annotations
@@ -161,8 +161,8 @@ def parse_pretrain(argv: list[str] | None = None) -> PretrainOptions:
         raise InputError(f"--moco-m must lie between 0 and 1, not {resolved.moco_m:g}")
     if resolved.batch_size < distributed.world_size() * resolved.accum_steps:
         raise InputError(
-            f"--batch-size {resolved.batch_size} leaves some of {distributed.world_size()} ranks × {resolved.accum_steps}"
-            " accumulation steps without an image; raise it"
+            f"--batch-size {resolved.batch_size} leaves some of {distributed.world_size()} ranks ×"
+            f" {resolved.accum_steps} accumulation steps without an image; raise it"
         )
     loss_head(resolved)  # its own checks, before anything is built
     Every(resolved.save_every)
@@ -170,7 +170,8 @@ def parse_pretrain(argv: list[str] | None = None) -> PretrainOptions:
 
 
 def parse_lincls(argv: list[str] | None = None) -> LinclsOptions:
-    """The options of main_lincls.py, checked. `arch`, `image_size` and `output_dir` may still be for the checkpoint to say."""
+    """The options of main_lincls.py, checked. `arch`, `image_size` and `output_dir` may still be for the checkpoint to
+    say."""
     o = flags.parse(LinclsOptions, "Linear classification on frozen features.", argv)
     _check(o)
     return o

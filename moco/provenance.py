@@ -10,11 +10,16 @@ from pathlib import Path
 
 import torch
 
+COMMIT_FILE = ".commit"  # beside moco/ in a copy of the code made for a job: the commit that was copied
+
 
 @functools.cache  # as it was when the process began: what runs does not change with the files
 def git_state() -> str:
-    """The commit this code is at, with "-dirty" if files differ from it; the package's version where there is no git."""
+    """The commit this code is at, with "-dirty" if files differ from it; the package's version where there is no
+    git."""
     here = Path(__file__).resolve().parent
+    if (noted := here.parent / COMMIT_FILE).exists():
+        return noted.read_text().strip()
     try:
         command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

@@ -1,9 +1,9 @@
 """Randomness as a function of its key: (seed, epoch, purpose, view, sample index) -> numbers, with no state to save.
 
-PyTorch's and NumPy's generators are states that advance; what a sample gets from them depends on who asked before. Here every
-number is a hash of its coordinates, so it is the same in any loader, on any device, for any number of workers and ranks, and
-after a resume. The hash is the finaliser of splitmix64 (Steele, Lea & Flood, "Fast splittable pseudorandom number
-generators", OOPSLA 2014), whose arithmetic modulo 2**64 is the same in Python, NumPy and torch.
+PyTorch's and NumPy's generators are states that advance; what a sample gets from them depends on who asked before. Here
+every number is a hash of its coordinates, so it is the same in any loader, on any device, for any number of workers and
+ranks, and after a resume. The hash is the finaliser of splitmix64 (Steele, Lea & Flood, "Fast splittable pseudorandom
+number generators", OOPSLA 2014), whose arithmetic modulo 2**64 is the same in Python, NumPy and torch.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def _mix(x: int) -> int:
 
 
 def stream_key(seed: int, epoch: int, purpose: Purpose, view: int = 0) -> int:
-    """The 64-bit key of one stream of numbers. All four are folded in one after the other; none commutes with another."""
+    """The 64-bit key of one stream of numbers. All four are folded in one after the other; none commutes with
+    another."""
     key = 0
     for part in (seed, epoch, int(purpose), view):
         key = _mix((key + _GOLDEN * ((part & _MASK) + 1)) & _MASK)
@@ -62,7 +63,9 @@ def _signed(x: int) -> int:
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
-    return (x >> bits) & ((1 << (64 - bits)) - 1)  # torch shifts int64 arithmetically; the hash needs zeros from the left
+    return (x >> bits) & (
+        (1 << (64 - bits)) - 1
+    )  # torch shifts int64 arithmetically; the hash needs zeros from the left
 
 
 def _hash_torch(key: int, counter: Tensor) -> Tensor:

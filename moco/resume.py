@@ -34,9 +34,7 @@ class Position:
     global_step: int = 0
 
 
-def snapshot(
-    step: TrainingStep, meters: list[Meter], position: Position, options: PretrainOptions
-) -> dict[str, Any]:
+def snapshot(step: TrainingStep, meters: list[Meter], position: Position, options: PretrainOptions) -> dict[str, Any]:
     """The checkpoint's contents. All ranks must call it: each adds its own random generators and running means."""
     of_ranks = distributed.gather_objects({"random": _random_states(), "meters": [meter.state() for meter in meters]})
     return {
@@ -67,10 +65,13 @@ def _random_states() -> dict[str, Tensor]:
 
 
 def find(resume: str | None, folder: str | Path) -> tuple[Path | None, list[str]]:
-    """The file that `--resume` means, and what should be said about it. 'auto' with nothing to resume is a fresh start."""
+    """The file that `--resume` means, and what should be said about it. 'auto' with nothing to resume is a fresh
+    start."""
     if resume is None:
         if checkpoint.checkpoints(folder):
-            raise InputError(f"{folder} already holds a run; pass --resume auto to go on with it, or another --output-dir")
+            raise InputError(
+                f"{folder} already holds a run; pass --resume auto to go on with it, or another --output-dir"
+            )
         return None, []
     if resume != "auto":
         return Path(resume), []
@@ -99,7 +100,10 @@ def restore(
     A checkpoint of facebookresearch/moco goes on too, at its next epoch, with what it holds.
     """
     if "state_dict" not in state or "epoch" not in state:
-        raise InputError(f"{path} is no checkpoint of a MoCo run (no 'state_dict' or no 'epoch'); for an encoder's weights use main_lincls.py --pretrained")
+        raise InputError(
+            f"{path} is no checkpoint of a MoCo run (no 'state_dict' or no 'epoch'); for an encoder's weights use"
+            " main_lincls.py --pretrained"
+        )
     arch = state.get("arch", options.arch)
     if arch != options.arch:
         raise InputError(f"{path} holds a {arch}, not a {options.arch}; pass --arch {arch} or another --resume")
@@ -111,7 +115,9 @@ def restore(
     odd = sorted(name for name in wanted.keys() | weights.keys()
                  if name not in weights or name not in wanted or weights[name].shape != wanted[name].shape)  # fmt: skip
     if odd:
-        raise InputError(f"{path} does not fit this model (arch, --mlp?): {len(odd)} entries differ, the first is {odd[0]}")
+        raise InputError(
+            f"{path} does not fit this model (arch, --mlp?): {len(odd)} entries differ, the first is {odd[0]}"
+        )
     step.moco.load_state_dict(weights)
     notes = []
     if "optimizer" in state:
@@ -123,7 +129,9 @@ def restore(
         notes.append(f"{path} holds no optimiser state: momentum starts from zero")
     run = state.get("moco_run")
     if run is None:
-        notes.append(f"{path} was not written by this project: the queue's labels and the random generators start afresh")
+        notes.append(
+            f"{path} was not written by this project: the queue's labels and the random generators start afresh"
+        )
         return Position(epoch=int(state["epoch"])), notes
     step.moco.load_queue_state(run["queue_state"])
     step.scaler.load_state_dict(run["scaler"])
@@ -136,8 +144,8 @@ def restore(
             torch.cuda.set_rng_state(mine["random"]["cuda"])
     else:
         notes.append(
-            f"{path} was written by {len(run['ranks'])} ranks, this run has {distributed.world_size()}: the samples stay the"
-            " same, sums over ranks round differently from here on"
+            f"{path} was written by {len(run['ranks'])} ranks, this run has {distributed.world_size()}: the samples"
+            " stay the same, sums over ranks round differently from here on"
         )
     now = as_dict(options)
     notes += [
@@ -149,7 +157,8 @@ def restore(
 
 
 def _restore_meters(meters: list[Meter], of_ranks: list[list[dict[str, Any]]], device: torch.device) -> None:
-    """Each rank takes over its own sums; on another number of ranks the old ones' are dealt out, so that none is lost."""
+    """Each rank takes over its own sums; on another number of ranks the old ones' are dealt out, so that none is
+    lost."""
     for meter, old in zip(meters, zip(*of_ranks, strict=True), strict=True):
         mine = old[distributed.rank() :: distributed.world_size()]
         sums = {name: torch.zeros_like(total) for name, total in old[0]["sums"].items()}

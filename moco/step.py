@@ -30,8 +30,8 @@ class _Part(NamedTuple):
 class TrainingStep:
     """Holds what a step needs, and counts the steps that were not applied because a gradient was not finite.
 
-    model: a MoCo, or DistributedDataParallel around one. across: the head's view of the other ranks, told each batch's sizes.
-    accum_steps: parts a batch is split into; the key encoder and the queue stand still until all are through.
+    model: a MoCo, or DistributedDataParallel around one. across: the head's view of the other ranks, told each batch's
+    sizes. accum_steps: parts a batch is split into; the key encoder and the queue stand still until all are through.
     go_on: training may go on after a step that was not applied, so BatchNorm's statistics must not keep what it left.
     """
 
@@ -69,10 +69,11 @@ class TrainingStep:
     def __call__(
         self, batch: Batch, epoch: int, sizes: list[int], measure: bool = False
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """One step on `batch`, this rank's part; `sizes` are every rank's numbers of samples, so that all weigh the same.
+        """One step on `batch`, this rank's part; `sizes` are every rank's numbers of samples, so that all weigh the
+        same.
 
-        Returns means over this rank's samples, on the device: the loss and its parts; and, if `measure`, accuracy of telling
-        the key from the queue, alignment and uniformity of the batch.
+        Returns means over this rank's samples, on the device: the loss and its parts; and, if `measure`, accuracy of
+        telling the key from the queue, alignment and uniformity of the batch.
         """
         self.moco.update_key_encoder()
         for buffer, before in self._running:
@@ -138,8 +139,8 @@ class TrainingStep:
             buffer.copy_(torch.where(bad, before, buffer))
 
     def not_applied(self) -> tuple[int, int]:
-        """(steps not applied since the run began, the first one since the last call or 0). Waits for the device; the ranks'
-        answers agree."""
+        """(steps not applied since the run began, the first one since the last call or 0). Waits for the device; the
+        ranks' answers agree."""
         first = int(self.first_bad)
         self.first_bad.zero_()
         return int(self.bad_steps), first
