@@ -65,23 +65,25 @@ def train(options: PretrainOptions, device: torch.device, preemption: Preemption
     # What is there to go on from? A checkpoint that cannot be used ends here, before anything is built.
     path, notes = distributed.on_rank_0(lambda: resume.find(options.resume, folder))
     saved = checkpoint.load(path) if path else None
-    options = dataclasses.replace(options, seed=distributed.broadcast_object(resume.seed(options.seed, saved)))
-    torch.manual_seed(options.seed)
+    seed = distributed.broadcast_object(resume.seed(options.seed, saved))
+    options = dataclasses.replace(options, seed=seed)
+    torch.manual_seed(seed)
     torch.use_deterministic_algorithms(options.deterministic)
     torch.backends.cudnn.benchmark = not options.deterministic
 
+    assert options.image_size is not None and options.recipe is not None  # resolved by the parser
     # Data: uint8 crops from threads; everything photometric happens on the device.
     source = open_split(options.data, options.dataset, "train", loader=options.loader, labels_required=False)
     recipe = find_recipe(options.recipe)
     loader = Loader(
         source,
-        Sampler(len(source), options.batch_size, options.seed, rank=rank, world_size=world),
+        Sampler(len(source), options.batch_size, seed, rank=rank, world_size=world),
         size=options.image_size,
         scale=recipe.scale,
         ratio=recipe.ratio,
         workers=options.workers,
         device=device,
-        seed=options.seed,
+        seed=seed,
         skip_bad_images=options.skip_bad_images,
     )
     evaluate = OnlineEvaluator.for_pretraining(options, source, device)
@@ -91,7 +93,7 @@ def train(options: PretrainOptions, device: torch.device, preemption: Preemption
     # Model, loss, optimiser.
     encoder = build_encoder(options.arch, options.moco_dim, mlp=options.mlp, image_size=options.image_size)
     if options.channels_last:
-        encoder = encoder.to(memory_format=torch.channels_last)
+        encoder = encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model = MoCo(
         encoder,
         dim=options.moco_dim,
@@ -99,7 +101,7 @@ def train(options: PretrainOptions, device: torch.device, preemption: Preemption
         m=options.moco_m,
         bn=options.bn,
         bn_group_size=options.bn_group_size,
-        seed=options.seed,
+        seed=seed,
         device=device,
     )
     across = GlobalBatch()
@@ -111,7 +113,7 @@ def train(options: PretrainOptions, device: torch.device, preemption: Preemption
         distributed.data_parallel(model, device),
         loss_head(options, across),
         optimizer,
-        Augment(recipe, options.seed),
+        Augment(recipe, seed),
         across,
         accum_steps=options.accum_steps,
         amp=options.amp,
@@ -137,7 +139,7 @@ def train(options: PretrainOptions, device: torch.device, preemption: Preemption
             log.say(note)
         log.say(
             f"{len(source)} images, {len(loader)} steps of {options.batch_size} an epoch, on {world} x {device.type}"
-            f" with {loader.workers} decoding threads each; --bn {options.bn}, --seed {options.seed}; output in {folder}"
+            f" with {loader.workers} decoding threads each; --bn {options.bn}, --seed {seed}; output in {folder}"
         )
         if rank == 0:
             (folder / "options.json").write_text(as_json(options) + "\n")

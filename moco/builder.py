@@ -75,7 +75,7 @@ class MoCo(nn.Module):
     @torch.no_grad()
     def update_key_encoder(self) -> None:
         """k ← m·k + (1 - m)·q over parameters (not BatchNorm buffers), Eq 2, in a few fused kernels."""
-        keys, queries = list(self.encoder_k.parameters()), [p.detach() for p in self.encoder_q.parameters()]
+        keys, queries = ([p.detach() for p in e.parameters()] for e in (self.encoder_k, self.encoder_q))
         torch._foreach_lerp_(keys, queries, 1 - self.m)
         self.step += 1
 

@@ -141,11 +141,12 @@ def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
         return module
     # the argument was renamed in torch 2.13
     renamed = "forward_sync_buffers" in inspect.signature(nn.parallel.DistributedDataParallel).parameters
+    no_broadcast: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
     return nn.parallel.DistributedDataParallel(
         module,
         device_ids=[device.index] if device.type == "cuda" else None,
         gradient_as_bucket_view=True,
-        **{"forward_sync_buffers" if renamed else "broadcast_buffers": False},
+        **no_broadcast,
     )
 
 

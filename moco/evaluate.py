@@ -8,6 +8,7 @@ is what a linear probe reads; "outputs" are the projection head's, which is what
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -49,7 +50,7 @@ def encode(network: nn.Module, loader: Loader, augment: Augment) -> tuple[Tensor
     """
     broadcast_buffers(network)  # BatchNorm statistics differ between ranks in training
     features, labels, index = [], [], []
-    with eval_mode(network), contextlib.closing(loader.epoch(0)) as batches:  # type: ignore[type-var]  # a generator
+    with eval_mode(network), contextlib.closing(loader.epoch(0)) as batches:
         for batch in batches:
             if len(batch.index):
                 views = [augment(batch.crops[:, v], batch.index, 0, v) for v in range(batch.crops.shape[1])]
@@ -129,20 +130,48 @@ class OnlineSettings(Settings, Protocol):
     def knn_t(self) -> float: ...
 
 
-def in_order(source: Source, size: int, settings: Settings, device: torch.device, **crops: Any) -> Loader:
-    """A loader of every sample once, in the order of the data set; `crops` are the Loader's arguments about them."""
-    batch = max(256, world_size())
-    sampler = Sampler(len(source), batch, 0, shuffle=False, drop_last=False, rank=rank(), world_size=world_size())
-    return Loader(
-        source, sampler, size=size, workers=settings.workers, device=device, skip_bad_images=settings.skip_bad_images,
-        **crops,
-    )  # fmt: skip
+def in_order(
+    source: Source, size: int, settings: Settings, device: torch.device, sampler: Sampler | None = None, **crops: Any
+) -> Loader:
+    """A loader of every sample once, in the data set's (or the sampler's) order; `crops` is for the Loader."""
+    in_turn = dict(shuffle=False, drop_last=False, rank=rank(), world_size=world_size())
+    sampler = sampler or Sampler(len(source), max(256, world_size()), 0, **in_turn)  # type: ignore[arg-type]
+    how = dict(workers=settings.workers, device=device, skip_bad_images=settings.skip_bad_images)
+    return Loader(source, sampler, size=size, **how, **crops)  # type: ignore[arg-type]
 
 
-def centre_crops(source: Source, recipe: Recipe, size: int, settings: Settings, device: torch.device) -> Loader:
+def centre_crops(
+    source: Source, recipe: Recipe, size: int, settings: Settings, device: torch.device, sampler: Sampler | None = None
+) -> Loader:
     """One view: the central square, of 7/8 of the shorter side (as 224 of 256); small pictures, made to size, whole."""
     share_of_side = 1.0 if recipe.name in ("digits", "cifar") else 0.875
-    return in_order(source, size, settings, device, views=1, eval_crop=share_of_side)
+    return in_order(source, size, settings, device, sampler, views=1, eval_crop=share_of_side)
+
+
+@torch.no_grad()
+def settle_batchnorm(
+    encoder: nn.Module, source: Source, recipe: Recipe, size: int, settings: Settings, device: torch.device
+) -> bool:
+    """Gives an untrained encoder the BatchNorm statistics of the data; False if it has no BatchNorm layer.
+
+    Its running statistics start at mean 0 and variance 1, which nothing it sees has: in evaluation mode its features
+    would nearly coincide, and "better than untrained" would say little. The statistics are means over the first 64
+    batches of 256, the same on every rank.
+    """
+    layers = [m for m in encoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    sampler = Sampler(len(source), min(256, len(source)), 0)
+    batches = centre_crops(source, recipe, size, settings, device, sampler).epoch(0)
+    augment = Augment(recipe.for_evaluation(), 0)
+    momenta = [layer.momentum for layer in layers]
+    with eval_mode(encoder), contextlib.closing(batches):
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.train().momentum = None  # None: all batches weigh the same
+        for batch in itertools.islice(batches, 64 if layers else 0):
+            encoder(augment(batch.crops[:, 0], batch.index, 0))
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.eval().momentum = momentum
+    return bool(layers)
 
 
 class Labelled:

@@ -57,7 +57,7 @@ def build_parser(options: type, description: str) -> argparse.ArgumentParser:
         if f.name == "data":
             group.add_argument("data", nargs="?", **argument)
             continue
-        argument["default"] = f.default if f.default is not dataclasses.MISSING else f.default_factory()  # type: ignore[misc]
+        argument["default"] = f.default_factory() if callable(f.default_factory) else f.default
         if hints[f.name] is bool:
             argument.setdefault("action", "store_true")
         else:

@@ -13,8 +13,8 @@ class RowShuffle:
     """Deals the rows of the global batch out to the ranks anew (MoCo's shuffle-BN), by an all-to-all of rows.
 
     MoCo gathers every image on every rank and keeps a part; here each row travels once, straight to its new rank. The
-    permutation is a function of `key`, so every rank knows it without a broadcast. A single size permutes this rank's rows
-    among themselves.
+    permutation is a function of `key`, so every rank knows it without a broadcast. A single size permutes this rank's
+    rows among themselves.
     """
 
     def __init__(self, key: int, sizes: list[int]) -> None:

@@ -45,7 +45,8 @@ def _copied(value: Any) -> tuple[Any, bool]:
 class Every:
     """When to save inside an epoch: `wish` is '500' (steps), '30m' (minutes) or None (never). InputError for another.
 
-    By steps it is the same on all ranks; by minutes each has its own clock, and they must agree (`distributed.any_rank`).
+    By steps it is the same on all ranks; by minutes each has its own clock, and they must agree
+    (`distributed.any_rank`).
     """
 
     def __init__(self, wish: str | None):
@@ -68,7 +69,8 @@ class Every:
 
 
 class Saver:
-    """Writes checkpoints into `folder`, keeping the last `keep_last` and those after every `keep_every` epochs (0: none).
+    """Writes checkpoints into `folder`, keeping the last `keep_last` and those after every `keep_every` epochs (0:
+    none).
 
     With keep_last 0 every epoch's checkpoint is kept, and of those inside epochs the last two. A file newer than the
     one just written, which a run resumed from further back can find, is left alone. What a killed run's save left

@@ -122,7 +122,7 @@ class TrainingStep:
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
         parameters = [p for p in self.moco.encoder_q.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in parameters])
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if self.grad_clip is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.grad_clip, norm)
         if self.scaler.is_enabled():

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -92,7 +92,7 @@ class Loader:
         """How many samples could not be read so far, in this process."""
         return len(self.bad)
 
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start_step: int = 0) -> Generator[Batch, None, None]:
         """The batches of an epoch, from `start_step` on: exactly those that an uninterrupted epoch gives there.
 
         May be left at any time. Raises InputError, naming the sample, if one cannot be read or a thread is stuck.
@@ -107,10 +107,7 @@ class Loader:
                 for step in islice(steps, 1):
                     waiting.append(self._begin(crew, epoch, step))
                 filling.wait(self.timeout, self.source)
-                batch = filling.deliver()
-                del filling  # the consumer alone decides how long the batch lives
-                yield batch
-                del batch
+                yield filling.deliver()
 
     def _begin(self, crew: Crew, epoch: int, step: int) -> _Filling:
         filling = _Filling(self, epoch, self.sampler.batch(epoch, step))
