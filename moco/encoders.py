@@ -56,7 +56,7 @@ class SmallAlexNet(nn.Module):
 
 
 class SmallCNN(nn.Module):
-    """Four 3x3 convolutions with BatchNorm and ReLU, the last three of stride 2, then the mean over all places.
+    """Four 3x3 convolutions with BatchNorm and ReLU, the first three of stride 2, then the mean over all places.
 
     `[N, 3, S, S] -> [N, num_classes]`, S = 32 in mind; quick enough to pretrain on the digits with two CPU cores.
     """
@@ -64,7 +64,7 @@ class SmallCNN(nn.Module):
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for c_in, c_out, stride in ((3, 32, 1), (32, 64, 2), (64, 128, 2), (128, 128, 2)):
+        for c_in, c_out, stride in ((3, 32, 2), (32, 64, 2), (64, 128, 2), (128, 128, 1)):
             layers += [nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True)]
         self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.fc = nn.Linear(128, num_classes)
@@ -172,14 +172,18 @@ def _build_plain(arch: str, num_classes: int, image_size: int | None) -> nn.Modu
         )
     if arch not in available():
         raise _unknown(arch)
-    extra: dict[str, Any] = {}
+    return models.get_model(arch, weights=None, num_classes=num_classes, **torchvision_arguments(arch, image_size))
+
+
+def torchvision_arguments(arch: str, image_size: int | None) -> dict[str, Any]:
+    """What `torchvision.models.get_model` needs beside the name for the network that `build_encoder` builds."""
     if arch in ("googlenet", "inception_v3"):
-        extra = {"aux_logits": False, "init_weights": True}  # with auxiliary classifiers their output is not one tensor
-    elif image_size is not None and arch.startswith("vit_"):
-        extra = {"image_size": image_size}
-    elif image_size is not None and arch.startswith("maxvit_"):
-        extra = {"input_size": (image_size, image_size)}
-    return models.get_model(arch, weights=None, num_classes=num_classes, **extra)
+        return {"aux_logits": False, "init_weights": True}  # with auxiliary classifiers their output is not one tensor
+    if image_size is not None and arch.startswith("vit_"):
+        return {"image_size": image_size}
+    if image_size is not None and arch.startswith("maxvit_"):
+        return {"input_size": (image_size, image_size)}
+    return {}
 
 
 def _build_timm(name: str, num_classes: int, image_size: int | None) -> nn.Module:

@@ -1,5 +1,189 @@
-"""Writing encoders for other projects (to come); reading them is `moco.encoder_file`."""
+"""Encoders for other projects, each proved on the spot to be the same function there.
 
-from moco.encoder_file import EncoderFile, Loaded, load_trunk, read_encoder
+    python -m moco.export runs/x/checkpoint_0199.pth.tar --to torchvision
+    python -m moco.export runs/lincls/model_best.pth.tar --to huggingface --output-dir cards/v2 --licence mit
 
-__all__ = ["EncoderFile", "Loaded", "load_trunk", "read_encoder"]
+A checkpoint of pretraining gives the trunk, one of main_lincls.py the trunk with its classifier. The result is a
+folder: the weights in the format's own layout, and `metadata.json`. It is written beside its place under another name,
+opened by the library that the format is for, compared on photographs, and only then put in its place. Reading is
+`moco.encoder_file`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moco.encoder_file import METADATA, EncoderFile, load_trunk, read_encoder
+from moco.encoders import build_encoder, classifier_name, feature_dim
+from moco.errors import EXIT_OK, InputError, exit_code
+from moco.formats import FORMATS, Exported
+from moco.preprocessing import Preprocessing
+
+TOLERANCE = 1e-5  # largest difference of an output, relative to the largest output (at least 1): fp32 in another order
+# What a run was told about the machine it ran on is nobody else's business.
+_PRIVATE = ("data", "output_dir", "resume", "config", "wandb", "pretrained", "init_from", "workers", "device", "loader")
+
+
+@dataclass(frozen=True)
+class Result:
+    """`difference`: the largest one, relative as `TOLERANCE` is. `verified_by`: library and version."""
+
+    folder: Path
+    file: Path
+    verified_by: str
+    difference: float
+    usage: str
+
+
+def photographs(how: Preprocessing, count: int = 8) -> Tensor:
+    """fp32 [count, 3, S, S]: squares out of the two photographs that scikit-learn ships, prepared as `how` says."""
+    from sklearn.datasets import load_sample_images
+
+    crops = []
+    for i in range(count):
+        image = load_sample_images().images[i % 2]
+        side = min(image.shape[:2]) * (i + 4) // (count + 4)
+        top, left = (image.shape[0] - side) * i // count, (image.shape[1] - side) * (count - i) // count
+        crops.append(how(image[top : top + side, left : left + side]))
+    return torch.stack(crops)
+
+
+def prepare(
+    file: EncoderFile,
+    *,
+    arch: str | None = None,
+    image_size: int | None = None,
+    recipe: str | None = None,
+    classifier: bool = True,
+    licence: str = "other",
+) -> Exported:
+    """The network in `file`, and what is known about it. The arguments say what the file does not, and win over it."""
+    arch = arch or file.arch
+    if arch is None:
+        raise InputError(f"{file.path} does not say which network it holds: pass --arch")
+    how = Preprocessing.of_run(file.options, image_size, recipe)
+    classes = _classes(file) if classifier else None
+    encoder = build_encoder(arch, len(classes or "1"), image_size=how.size)
+    load_trunk(encoder, file)
+    if classes:
+        prefix = classifier_name(encoder) + "."
+        head = {key.removeprefix(prefix): value for key, value in file.state.items() if key.startswith(prefix)}
+        encoder.get_submodule(classifier_name(encoder)).load_state_dict(head)
+    run = file.rest.get("moco_run") or file.rest.get("moco_lincls") or {}
+    about: dict[str, Any] = {
+        "arch": arch,
+        "feature_dim": feature_dim(encoder),
+        "classes": classes,
+        "epoch": file.epoch,
+        "loss": file.options.get("loss"),
+        "recipe": recipe or file.options.get("recipe"),
+        "git": run.get("git"),
+        "licence": licence,
+        "source": f"{file.path.name} ({file.layout})",
+        "preprocessing": how.as_dict(),
+        "options": {key: value for key, value in file.options.items() if key not in _PRIVATE and value is not None},
+    }
+    return Exported(arch, encoder.eval(), classes, how, about)
+
+
+def _classes(file: EncoderFile) -> list[str] | None:
+    """Names of the classes of a linear classifier in `file`, if main_lincls.py wrote it, here or in MoCo."""
+    if "best_acc1" not in file.rest:
+        return None
+    told = file.rest.get("moco_lincls", {}).get("classes")
+    weight = next(value for key, value in reversed(file.state.items()) if key.endswith("weight"))
+    return list(told) if told else [str(number) for number in range(len(weight))]
+
+
+def export(x: Exported, to: str, folder: str | Path) -> Result:
+    """Writes `x` as the format `to` into the new `folder`. InputError, and no folder, unless it reads back the same."""
+    form, folder = FORMATS[to], Path(folder)
+    if folder.exists():
+        raise InputError(f"{folder} is there already: remove it or pass another --output-dir")
+    if missing := form.missing():
+        raise InputError(f"--to {to} needs more than is installed: pip install {' '.join(missing)}")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        workplace = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".exporting", dir=folder.parent))
+    except OSError as error:
+        raise InputError(f"cannot write {folder}: {error.strerror or error}; pass another --output-dir") from error
+    try:
+        form.write(x, workplace / form.file)
+        images = photographs(x.preprocessing)
+        difference = compare(x, form.reload(x, workplace / form.file), images)
+        about = {"format": to, "file": form.file, "verified_by": form.verifier(), "difference": difference, **x.about}
+        (workplace / METADATA).write_text(json.dumps(about, indent=2) + "\n")
+        for path in workplace.iterdir():
+            path.chmod(0o644)
+        workplace.chmod(0o755)  # mkdtemp and safetensors write for their owner alone
+        os.replace(workplace, folder)
+    except InputError:
+        raise
+    except Exception as error:  # the other library's, of whatever kind: the export has failed
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{x.arch} cannot go to {to}: {form.verifier()} does not read it back ({why})") from error
+    finally:
+        shutil.rmtree(workplace, ignore_errors=True)
+    file = folder / form.file
+    timm, arch = x.arch.removeprefix("timm:"), x.arch
+    usage = form.usage.format(file=str(file), folder=folder, timm=timm, arch=arch, outputs=x.outputs)
+    return Result(folder, file, form.verifier(), difference, usage)
+
+
+@torch.no_grad()
+def compare(x: Exported, other: Any, images: Tensor) -> float:
+    """The largest difference of outputs, relative to the largest output. ValueError if it is above the tolerance."""
+    mine, theirs = x.network(images), other(images)
+    if mine.shape != theirs.shape:
+        raise ValueError(f"its outputs are {list(theirs.shape)}, not {list(mine.shape)}")
+    difference = ((mine - theirs).abs().max() / mine.abs().max().clamp_min(1)).item()
+    if not difference <= TOLERANCE:
+        raise ValueError(f"its outputs differ by {difference:.1e} of the largest; at most {TOLERANCE:g} is rounding")
+    return difference
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="moco-export", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("checkpoint", help="file of any layout that main_lincls.py --pretrained reads")
+    parser.add_argument("--to", required=True, choices=tuple(FORMATS))
+    parser.add_argument("--output-dir", help="new folder; default: one beside the checkpoint")
+    parser.add_argument("-a", "--arch", help="the network, where the checkpoint does not say")
+    parser.add_argument("--image-size", type=int, help="side of its images in pixels; default: the run's, else 224")
+    parser.add_argument("--recipe", help="recipe whose mean and std it was trained with; default: the run's")
+    parser.add_argument("--no-classifier", action="store_true", help="leave out the classifier of main_lincls.py")
+    parser.add_argument("--licence", default="other", help="of the weights, in the hub's spelling (%(default)s)")
+    arguments = parser.parse_args(argv)
+
+    def run() -> int:
+        x = prepare(
+            read_encoder(arguments.checkpoint),
+            arch=arguments.arch,
+            image_size=arguments.image_size,
+            recipe=arguments.recipe,
+            classifier=not arguments.no_classifier,
+            licence=arguments.licence,
+        )
+        path = Path(arguments.checkpoint)
+        default = path.parent / f"{path.name.split('.')[0]}-{arguments.to}"
+        result = export(x, arguments.to, arguments.output_dir or default)
+        what = f"{len(x.classes)} class scores" if x.classes else f"{x.about['feature_dim']} features"
+        print(f"{result.file}: {x.arch}, {what}; differs by {result.difference:.1e}, read back by {result.verified_by}")
+        print(f"use it: {result.usage}")
+        return EXIT_OK
+
+    return exit_code(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,276 @@
+"""How other projects keep an encoder: one `Format` each, how it is written and how their own library reads it back.
+
+`write` puts its files into an empty folder. `reload` opens them with the library that the format is for, and gives a
+function from normalised images [N, 3, S, S] to what the exported network puts out; what it cannot open raises.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moco import detectron2_layout
+from moco.encoders import build_encoder, classifier_name, torchvision_arguments, trunk
+from moco.errors import InputError
+from moco.model_card import model_card
+from moco.preprocessing import Preprocessing
+
+Outputs = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What is written: `network` in evaluation mode, the trunk alone unless `classes` names its linear classifier's."""
+
+    arch: str
+    encoder: nn.Module
+    classes: list[str] | None
+    preprocessing: Preprocessing
+    about: dict[str, Any]  # the metadata
+
+    @property
+    def network(self) -> nn.Module:
+        return self.encoder if self.classes else trunk(self.encoder)
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """The network's tensors under their library's names."""
+        return {key: value.contiguous() for key, value in self.network.state_dict().items()}
+
+    @property
+    def outputs(self) -> int:
+        return len(self.classes or ())
+
+
+@dataclass(frozen=True)
+class Format:
+    """`library`: the distribution that verifies it. `usage`: how it is loaded, for `str.format`."""
+
+    file: str
+    library: str
+    usage: str
+    write: Callable[[Exported, Path], None]
+    reload: Callable[[Exported, Path], Outputs]
+    needs: tuple[str, ...] = ()  # modules that a plain installation lacks
+
+    def verifier(self) -> str:
+        """'timm 1.0.31': the library that reads the result back here, and its version."""
+        try:
+            return f"{self.library} {version(self.library)}"
+        except PackageNotFoundError:
+            return "its published layout"
+
+    def missing(self) -> list[str]:
+        return [module for module in self.needs if find_spec(module) is None]
+
+
+def _strictly(network: nn.Module, state: dict[str, Tensor], allowed: str = "") -> None:
+    """Loads all of `state`; tensors named `allowed`* may be missing. ValueError otherwise."""
+    missing, unexpected = network.load_state_dict(state, strict=False)
+    if wrong := [key for key in missing if not allowed or not key.startswith(allowed)] + unexpected:
+        raise ValueError(f"{len(wrong)} names differ, the first is {wrong[0]}")
+
+
+def _save_state(x: Exported, path: Path) -> None:
+    torch.save(x.state, path)
+
+
+def _ours(x: Exported, state: dict[str, Tensor]) -> Outputs:
+    """A fresh network of ours with `state`: for formats that keep tensors and leave the network to the reader."""
+    encoder = build_encoder(x.arch, x.outputs or 1, image_size=x.preprocessing.size)
+    _strictly(encoder, state, "" if x.classes else classifier_name(encoder) + ".")
+    return (encoder if x.classes else trunk(encoder)).eval()
+
+
+# torchvision, timm and Hugging Face
+
+
+def _write_torchvision(x: Exported, path: Path) -> None:
+    from torchvision import models
+
+    if x.arch not in models.list_models(module=models):
+        raise InputError(f"torchvision has no {x.arch}: take --to safetensors, onnx or moco")
+    _save_state(x, path)
+
+
+def _reload_torchvision(x: Exported, path: Path) -> Outputs:
+    from torchvision import models
+
+    arguments = torchvision_arguments(x.arch, x.preprocessing.size)
+    network = models.get_model(x.arch, weights=None, num_classes=x.outputs or 1000, **arguments)
+    head = classifier_name(x.encoder)
+    _strictly(network, torch.load(path, weights_only=True), "" if x.classes else head + ".")
+    if not x.classes:
+        network.set_submodule(head, nn.Identity())
+    return network.eval()
+
+
+def timm_name(arch: str) -> str:
+    """timm's name of the network; whether it means the same one is for the verification to tell. InputError if none."""
+    import timm
+
+    name = arch.removeprefix("timm:")
+    if not timm.is_model(name):
+        raise InputError(f"timm has no {name}: take --to safetensors, onnx or moco")
+    return name
+
+
+def _timm_network(x: Exported, **arguments: Any) -> nn.Module:
+    import timm
+
+    name = timm_name(x.arch)
+    cfg = timm.models.get_pretrained_cfg(name, allow_unregistered=False)
+    if cfg is not None and cfg.fixed_input_size:
+        arguments["img_size"] = x.preprocessing.size
+    return timm.create_model(name, pretrained=False, num_classes=x.outputs, **arguments).eval()
+
+
+def _write_timm(x: Exported, path: Path) -> None:
+    timm_name(x.arch)
+    _save_state(x, path)
+
+
+def _write_huggingface(x: Exported, path: Path) -> None:
+    from timm.models import save_for_hf
+
+    network = _timm_network(x)
+    network.load_state_dict(x.state)
+    how = x.preprocessing
+    pictures = dict(
+        input_size=(3, how.size, how.size), mean=how.mean, std=how.std, crop_pct=how.crop, interpolation="bilinear"
+    )
+    labels = {"label_names": x.classes} if x.classes else {}
+    save_for_hf(network, str(path.parent), labels, safe_serialization=True, data_config=pictures)
+    config = json.loads((path.parent / "config.json").read_text())
+    for foreign in ("tag", "license", "origin_url", "paper_ids"):  # timm's own weights of this network have them
+        config["pretrained_cfg"].pop(foreign, None)
+    (path.parent / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (path.parent / "README.md").write_text(model_card(x.about))
+
+
+def _reload_huggingface(x: Exported, path: Path) -> Outputs:
+    import timm
+
+    return timm.create_model(f"local-dir:{path.parent}", pretrained=True).eval()
+
+
+# detectron2
+
+
+def _write_detectron2(x: Exported, path: Path) -> None:
+    stem = x.state.get("conv1.weight")
+    if stem is None or stem.shape[-1] != 7 or "layer4.0.conv1.weight" not in x.state:
+        raise InputError(f"detectron2's ResNets have a 7 x 7 stem and four stages; {x.arch} has not: take another --to")
+    _without_classifier(x, "detectron2's backbones")
+    detectron2_layout.write(path, x.state, json.dumps(x.about))
+    how = x.preprocessing
+    mean, std = ([round(255 * value, 3) for value in values] for values in (how.mean, how.std))
+    path.with_suffix(".yaml").write_text(
+        f"# to merge into a detector's config\nMODEL:\n  WEIGHTS: {path.name}\n  PIXEL_MEAN: {mean}\n"
+        f"  PIXEL_STD: {std}\n  RESNETS:\n    STRIDE_IN_1X1: false\nINPUT:\n  FORMAT: RGB\n"
+    )
+
+
+def _reload_detectron2(x: Exported, path: Path) -> Outputs:
+    """By detectron2 where it is installed; elsewhere by the layout, turned back."""
+    depth = re.search(r"resnet(\d+)$", x.arch)
+    if find_spec("detectron2") and depth:
+        return detectron2_layout.load_by_detectron2(path, int(depth[1]))
+    counters = {key: value for key, value in x.state.items() if key.endswith("num_batches_tracked")}
+    return _ours(x, detectron2_layout.read(path) | counters)
+
+
+# safetensors, ONNX and MoCo's own
+
+
+def _write_safetensors(x: Exported, path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file(x.state, path, metadata={"format": "pt", "moco": json.dumps(x.about)})
+
+
+def _reload_safetensors(x: Exported, path: Path) -> Outputs:
+    from safetensors.torch import load_file
+
+    return _ours(x, load_file(path))
+
+
+def _write_onnx(x: Exported, path: Path) -> None:
+    side = x.preprocessing.size
+    program = torch.onnx.export(
+        x.network, (torch.zeros(2, 3, side, side),), dynamo=True, verbose=False, input_names=["images"],
+        output_names=["logits" if x.classes else "features"], dynamic_shapes=({0: torch.export.Dim("n")},),
+    )  # fmt: skip
+    assert program is not None
+    for node in program.model.graph:
+        node.metadata_props.clear()  # stack traces, with the paths of this machine
+    program.model.metadata_props["moco"] = json.dumps(x.about)
+    program.save(path)
+
+
+def _reload_onnx(x: Exported, path: Path) -> Outputs:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+
+def _write_moco(x: Exported, path: Path) -> None:
+    _without_classifier(x, "checkpoints of MoCo's pretraining")
+    weights = {f"module.encoder_q.{key}": value for key, value in x.state.items()}
+    torch.save({"epoch": x.about["epoch"], "arch": x.arch, "state_dict": weights}, path)
+
+
+def _reload_moco(x: Exported, path: Path) -> Outputs:
+    """By the rule of MoCo's main_lincls.py: what is under module.encoder_q. but not .fc, without that prefix."""
+    prefix = "module.encoder_q."
+    head = prefix + classifier_name(x.encoder)
+    weights = torch.load(path, weights_only=True)["state_dict"]
+    return _ours(
+        x, {k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix) and not k.startswith(head)}
+    )
+
+
+def _without_classifier(x: Exported, what: str) -> None:
+    if x.classes:
+        raise InputError(f"{what} have no linear classifier: pass --no-classifier")
+
+
+FORMATS: dict[str, Format] = {
+    "torchvision": Format(
+        "encoder.pth", "torchvision", "torchvision.models.{arch}().load_state_dict(torch.load({file!r}), strict=False)",
+        _write_torchvision, _reload_torchvision,
+    ),
+    "timm": Format(
+        "encoder.pth", "timm", "timm.create_model({timm!r}, num_classes={outputs}, checkpoint_path={file!r})",
+        _write_timm, lambda x, path: _timm_network(x, checkpoint_path=path),
+    ),
+    "huggingface": Format(
+        "model.safetensors", "timm", "timm.create_model('local-dir:{folder}', pretrained=True)",
+        _write_huggingface, _reload_huggingface,
+    ),
+    "detectron2": Format(
+        "encoder.pkl", "detectron2", "a detector's MODEL.WEIGHTS {file}, with the settings of encoder.yaml",
+        _write_detectron2, _reload_detectron2,
+    ),
+    "safetensors": Format(
+        "encoder.safetensors", "safetensors", "safetensors.torch.load_file({file!r})",
+        _write_safetensors, _reload_safetensors,
+    ),
+    "onnx": Format(
+        "encoder.onnx", "onnxruntime", "onnxruntime.InferenceSession({file!r}).run(None, {{'images': images}})",
+        _write_onnx, _reload_onnx, needs=("onnx", "onnxscript", "onnxruntime"),
+    ),
+    "moco": Format(
+        "encoder.pth.tar", "facebookresearch/moco", "main_lincls.py --pretrained {file}", _write_moco, _reload_moco
+    ),
+}  # fmt: skip

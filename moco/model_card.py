@@ -1,0 +1,47 @@
+"""The README.md of an encoder on the Hugging Face hub: what was trained how, and how to use it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def model_card(about: dict[str, Any]) -> str:
+    """Markdown made from the metadata that `moco.export` writes; what the checkpoint did not tell is called unknown."""
+    how, classes = about["preprocessing"], about["classes"]
+    rows = {
+        "Network": about["arch"],
+        "Output": f"{len(classes)} classes" if classes else f"features: {about['feature_dim']} numbers per image",
+        "Pretraining": f"momentum contrast, loss {about['loss'] or 'unknown'}, recipe {about['recipe'] or 'unknown'}",
+        "Data": about["options"].get("dataset", "unknown"),
+        "Epochs": about["epoch"] or "unknown",
+        "Commit of the code": about["git"] or "unknown",
+        "Images": f"centre square, {how['crop']:g} of the shorter side, {how['size']} px",
+        "Mean, standard deviation": f"{how['mean']}, {how['std']}",
+        "Licence of the weights": about["licence"],
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    options = "\n".join(f"{key}: {value}" for key, value in about["options"].items())
+    result = "class scores" if classes else "features"
+    return f"""---
+library_name: timm
+license: {about["licence"]}
+tags:
+- image-{"classification" if classes else "feature-extraction"}
+- timm
+- self-supervised-learning
+---
+# {about["arch"]}, pretrained with momentum contrast
+
+| | |
+|---|---|
+{table}
+
+```python
+import timm
+from timm.data import create_transform, resolve_data_config
+
+network = timm.create_model("local-dir:PATH", pretrained=True).eval()  # or hf-hub:OWNER/NAME
+transform = create_transform(**resolve_data_config({{}}, model=network))
+{result.replace(" ", "_")} = network(transform(image)[None])  # image: a Pillow image
+```
+""" + (f"\nThe run's options:\n\n```yaml\n{options}\n```\n" if options else "")
