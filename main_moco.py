@@ -30,6 +30,7 @@ from moco.data.datasets import open_split
 from moco.data.loader import Loader
 from moco.data.recipes import find_recipe
 from moco.data.sampler import Sampler
+from moco.encoder_file import load_trunk, read_encoder
 from moco.encoders import build_encoder
 from moco.errors import EXIT_OK, EXIT_PREEMPTED, NumericsError, exit_code
 from moco.evaluate import OnlineEvaluator
@@ -92,6 +93,9 @@ def train(options: PretrainOptions, device: torch.device, preemption: Preemption
 
     # Model, loss, optimiser.
     encoder = build_encoder(options.arch, options.moco_dim, mlp=options.mlp, image_size=options.image_size)
+    if options.init_from and saved is None:
+        file = read_encoder(options.init_from)
+        notes.append(f"{file.path}: {file.layout}, {load_trunk(encoder, file)}; head and queue start afresh")
     if options.channels_last:
         encoder = encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model = MoCo(

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from moco import checkpoint
-from moco.encoders import classifier_name
+from moco.encoders import build_encoder, classifier_name, trunk
 from moco.errors import InputError
+from moco.preprocessing import Preprocessing
 
 # (prefix of the encoder's keys, who writes it); the first one found is taken, so the special ones come first.
 LAYOUTS: tuple[tuple[str, str], ...] = (
@@ -244,3 +245,20 @@ def load_trunk(encoder: nn.Module, file: EncoderFile) -> Loaded:
         for key in matched:
             wanted[key].copy_(offered[key])
     return Loaded(matched, [key for key in file.state if key not in offered], missing, file.others)
+
+
+def read_trunk(path: str | Path, arch: str | None = None, image_size: int | None = None) -> nn.Module:
+    """The trunk in a checkpoint, in evaluation mode: images [N, 3, S, S] -> features [N, d].
+
+    `arch` and `image_size` say what the file does not. Its attribute `preprocessing` makes fp32 [3, S, S] of a Pillow
+    image, as the evaluation of the run did. InputError as `read_encoder` and `load_trunk`.
+    """
+    file = read_encoder(path)
+    if arch is None and file.arch is None:
+        raise InputError(f"{path} does not say which network it holds: pass its arch")
+    how = Preprocessing.of_run(file.options, image_size)
+    encoder = build_encoder(arch or file.arch or "", 1, image_size=how.size)
+    load_trunk(encoder, file)
+    network = trunk(encoder).eval()
+    network.preprocessing = how  # type: ignore[assignment]
+    return network

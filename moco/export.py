@@ -73,6 +73,7 @@ def prepare(
     if arch is None:
         raise InputError(f"{file.path} does not say which network it holds: pass --arch")
     how = Preprocessing.of_run(file.options, image_size, recipe)
+    options = file.options | {"image_size": how.size} | ({"recipe": recipe} if recipe else {})
     classes = _classes(file) if classifier else None
     encoder = build_encoder(arch, len(classes or "1"), image_size=how.size)
     load_trunk(encoder, file)
@@ -87,12 +88,12 @@ def prepare(
         "classes": classes,
         "epoch": file.epoch,
         "loss": file.options.get("loss"),
-        "recipe": recipe or file.options.get("recipe"),
+        "recipe": options.get("recipe"),
         "git": run.get("git"),
         "licence": licence,
         "source": f"{file.path.name} ({file.layout})",
         "preprocessing": how.as_dict(),
-        "options": {key: value for key, value in file.options.items() if key not in _PRIVATE and value is not None},
+        "options": {key: value for key, value in options.items() if key not in _PRIVATE and value is not None},
     }
     return Exported(arch, encoder.eval(), classes, how, about)
 

@@ -58,6 +58,9 @@ class PretrainOptions(CommonOptions):
     arch: str = result(
         "resnet50", "encoder: a torchvision name, timm:NAME, resnet18_small, smallalexnet, smallcnn", "-a"
     )
+    init_from: str | None = result(
+        None, "start from this checkpoint's encoder, of any layout that --pretrained reads, with a new head (new)"
+    )
     epochs: int = result(200, "epochs to train")
     start_epoch: int = result(0, "epoch to start counting at")
     batch_size: int = result(256, "images per step, over all ranks", "-b")

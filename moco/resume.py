@@ -101,8 +101,8 @@ def restore(
     """
     if "state_dict" not in state or "epoch" not in state:
         raise InputError(
-            f"{path} is no checkpoint of a MoCo run (no 'state_dict' or no 'epoch'); for an encoder's weights use"
-            " main_lincls.py --pretrained"
+            f"{path} is no checkpoint of a MoCo run (no 'state_dict' or no 'epoch'); to start from an encoder's weights"
+            " pass --init-from"
         )
     arch = state.get("arch", options.arch)
     if arch != options.arch:
@@ -116,7 +116,8 @@ def restore(
                  if name not in weights or name not in wanted or weights[name].shape != wanted[name].shape)  # fmt: skip
     if odd:
         raise InputError(
-            f"{path} does not fit this model (arch, --mlp?): {len(odd)} entries differ, the first is {odd[0]}"
+            f"{path} does not fit this model (arch, --mlp?): {len(odd)} entries differ, the first is {odd[0]};"
+            " to start a new run from its encoder alone pass --init-from"
         )
     step.moco.load_state_dict(weights)
     notes = []
