@@ -23,21 +23,13 @@ import torch
 from torch import Tensor
 
 from moco.data import pixels
-from moco.data.parameters import BRIGHTNESS, CONTRAST, HUE, NO_JITTER, SATURATION, Parameters, draw
+from moco.data.parameters import CONTRAST, HUE, NO_JITTER, SATURATION, Parameters, draw
 from moco.data.recipes import RECIPES, Recipe, View, find_recipe
 from moco.errors import InputError
 
 __all__ = ["RECIPES", "Augment", "Parameters", "Recipe", "View", "draw", "find_recipe"]
 
 SAMPLES_PER_TASK = 4  # of a CPU thread: few enough that threads end together, enough that handing out costs nothing
-
-Operation = Callable[[Tensor, Tensor], Tensor]
-JITTER: dict[int, Operation] = {
-    BRIGHTNESS: pixels.brighten,
-    CONTRAST: pixels.contrast,
-    SATURATION: pixels.saturate,
-    HUE: pixels.shift_hue,
-}
 
 
 class Augment:
@@ -103,16 +95,24 @@ def everywhere(crops: Tensor, p: Parameters, view: View) -> Tensor:
     if p.grayscale is not None and view.grayscale_first:
         x = torch.where(pixels.per_sample(p.grayscale), pixels.luma(x), x)
     if p.order is not None and p.factors is not None:
-        for operation in p.order.unbind(1):
-            due, before = pixels.per_sample(operation), x
-            for which, run in JITTER.items():
-                x = torch.where(due == which, run(before, p.factors[:, which]), x)
+        x = _jitter(x, p.order, p.factors)
     if p.grayscale is not None and not view.grayscale_first:
         x = torch.where(pixels.per_sample(p.grayscale), pixels.luma(x), x)
     if p.sigma is not None:
         x = pixels.blur(x, p.sigma, pixels.blur_radius(view.sigma[1], x.shape[1]))
     if p.solarize is not None:
         x = torch.where(pixels.per_sample(p.solarize), pixels.solarize(x), x)
+    return x
+
+
+def _jitter(x: Tensor, order: Tensor, factors: Tensor) -> Tensor:
+    """Four rounds; in each, every sample undergoes the operation that its order puts there."""
+    for which in order.unbind(1):
+        due = pixels.per_sample(which)
+        grey = pixels.luma(x)
+        flat = torch.where(due == CONTRAST, grey.mean((1, 2, 3), keepdim=True), 0.0)
+        blended = pixels.blend(x, torch.where(due == SATURATION, grey, flat), factors.gather(1, which[:, None]))
+        x = torch.where(due == HUE, pixels.shift_hue(x, factors[:, HUE]), blended)
     return x
 
 

@@ -32,23 +32,11 @@ def luma(x: Tensor) -> Tensor:
     return LUMA[0] * r + LUMA[1] * g + LUMA[2] * b
 
 
-def _blend(x: Tensor, base: Tensor, factor: Tensor) -> Tensor:
+def blend(x: Tensor, base: Tensor, factor: Tensor) -> Tensor:
+    """factor * x + (1 - factor) * base, clamped; factor [n]. Brightness (base: black), contrast (base: the image's mean
+    grey) and saturation (base: the pixel's grey) are this one formula."""
+    factor = per_sample(factor)
     return (factor * x + (1 - factor) * base).clamp(0, WHITE)
-
-
-def brighten(x: Tensor, factor: Tensor) -> Tensor:
-    """factor * x, clamped; factor [n]."""
-    return (per_sample(factor) * x).clamp(0, WHITE)
-
-
-def contrast(x: Tensor, factor: Tensor) -> Tensor:
-    """factor * x + (1 - factor) * mean grey of the image, clamped; factor [n]."""
-    return _blend(x, luma(x).mean((1, 2, 3), keepdim=True), per_sample(factor))
-
-
-def saturate(x: Tensor, factor: Tensor) -> Tensor:
-    """factor * x + (1 - factor) * grey of the pixel, clamped; factor [n]."""
-    return _blend(x, luma(x), per_sample(factor))
 
 
 def shift_hue(x: Tensor, turns: Tensor) -> Tensor:
