@@ -5,7 +5,7 @@
     python main_lincls.py --dataset digits --pretrained runs/digits/checkpoint_0039.pth.tar
     python main_lincls.py --evaluate --resume runs/lincls/model_best.pth.tar /data/imagenet
 
-Reads checkpoints of main_moco.py, MoCo v1 and v2, its align/uniform fork, moco-v3, torchvision, timm (moco/export.py).
+Reads checkpoints of main_moco.py, MoCo v1 and v2, its align/uniform fork, moco-v3, torchvision, timm (moco/encoder_file.py).
 Read `probe` downwards. Exit codes (moco/errors.py): 0 done, 2 bad input, 3 numbers gone wrong.
 """
 
@@ -139,8 +139,7 @@ def probe(options: LinclsOptions, device: torch.device) -> int:
         result = {
             "top1": top1, "top5": top5, "best_top1": best.acc1, "best_top5": best.acc5, "best_epoch": best.epoch,
             "epochs": max(start, options.epochs), "classes": len(val.classes), "images": [len(train), len(val)],
-            "arch": options.arch, "pretrained": options.pretrained, "pretrained_epoch": origin.epoch if origin else None,
-            "seconds": time.monotonic() - started, **about,
+            "arch": options.arch, "pretrained": options.pretrained, "seconds": time.monotonic() - started, **about,
         }  # fmt: skip
         if rank == 0:
             (folder / RESULT).write_text(json.dumps(result, indent=2) + "\n")

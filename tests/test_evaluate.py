@@ -16,7 +16,7 @@ from moco.data.recipes import find_recipe
 from moco.data.source import ArraySource
 from moco.encoders import build_encoder, feature_dim, trunk
 from moco.errors import InputError, NumericsError
-from moco.evaluate import Labelled, OnlineEvaluator, centre_crops, encode, eval_mode, extract_features
+from moco.evaluate import Labelled, OnlineEvaluator, centre_crops, encode, eval_mode, extract_features, settle_batchnorm
 
 SIZE, CLASSES = 8, 3
 CPU = torch.device("cpu")
@@ -181,3 +181,19 @@ def test_how_often(tmp_path) -> None:  # type: ignore[no-untyped-def]
     )
     with pytest.raises(InputError, match="val"):
         OnlineEvaluator.for_pretraining(settings(dataset="folder", data=str(tmp_path), eval_freq=1), train, CPU)
+
+
+def test_an_untrained_encoder_gets_the_statistics_of_the_data() -> None:
+    data, net = source(20), encoder().eval()
+    first = net.features[0](normalised(data))  # type: ignore[index, operator, union-attr]
+    assert settle_batchnorm(net, data, RECIPE, SIZE, settings(), CPU)
+    statistics = net.state_dict()
+    torch.testing.assert_close(statistics["features.1.running_mean"], first.mean((0, 2, 3)), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(statistics["features.1.running_var"], first.var((0, 2, 3)), atol=1e-5, rtol=1e-4)
+    assert not any(module.training for module in net.modules())
+    assert {m.momentum for m in net.modules() if isinstance(m, nn.BatchNorm2d)} == {0.1}
+    again = encoder().train()
+    settle_batchnorm(again, data, RECIPE, SIZE, settings(), CPU)
+    assert all(module.training for module in again.modules())
+    assert all(torch.equal(value, statistics[name]) for name, value in again.state_dict().items())
+    assert not settle_batchnorm(nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), data, RECIPE, SIZE, settings(), CPU)
