@@ -7,8 +7,8 @@
 
 Everything it writes lies in one folder that `stop` removes (but for a line per node in /etc/hosts, taken out as well).
 Processes are stopped by the ids noted at their start; step daemons, which outlive a slurmd, by the cluster they name in
-their environment. There is no systemd, no cgroup and no accounting: finished jobs stay in slurmctld's memory for an hour, and
-`squeue -t all` tells their state. Partitions: `work`, and `low`, whose jobs are preempted by those of `high`.
+their environment. There is no systemd, no cgroup and no accounting: finished jobs stay in slurmctld's memory for an
+hour, and `squeue -t all` tells their state. Partitions: `work`, and `low`, whose jobs are preempted by those of `high`.
 """
 
 from __future__ import annotations
@@ -85,7 +85,11 @@ PartitionName=high Nodes=ALL MaxTime=INFINITE PriorityTier=9 PreemptMode=OFF
 
 
 class Trouble(RuntimeError):
-    """The cluster cannot be had here; the message says why."""
+    """The cluster does not do what it should; the message says what."""
+
+
+class NotInstalled(Trouble):
+    """Slurm is not here and cannot be installed."""
 
 
 def until(true: Callable[[], bool], seconds: float, what: str) -> None:
@@ -105,20 +109,22 @@ def install() -> None:
         return
     by_hand = f"install them as root: apt-get install -y {' '.join(PACKAGES)}"
     if shutil.which("apt-get") is None:
-        raise Trouble(f"Slurm is not installed and there is no apt-get; {by_hand}")
+        raise NotInstalled(f"Slurm is not installed and there is no apt-get; {by_hand}")
     root = [] if os.getuid() == 0 else ["sudo", "-n"]
     quiet = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq"]
     for command in (["update"], ["install", "-y", "--no-install-recommends", *PACKAGES]):
         try:
             subprocess.run([*root, *quiet, *command], check=True, capture_output=True, text=True, timeout=300)
         except (OSError, subprocess.SubprocessError) as error:
-            raise Trouble(f"Slurm cannot be installed here; {by_hand} ({getattr(error, 'stderr', '') or error})") from error
+            why = getattr(error, "stderr", "") or error
+            raise NotInstalled(f"Slurm cannot be installed here; {by_hand} ({why})") from error
 
 
 class Cluster:
     def __init__(self, folder: Path = FOLDER, nodes: int = 2, cpus: int = 4, gpus: int = 0, port: int = 26817):
         self.folder, self.nodes, self.cpus, self.gpus, self.port = folder, nodes, cpus, gpus, port
         self.configuration = folder / "slurm.conf"
+        self._children: list[subprocess.Popen[bytes]] = []
 
     def environment(self) -> dict[str, str]:
         """What a process needs to talk to this cluster."""
@@ -131,7 +137,8 @@ class Cluster:
         if self.configuration.exists():
             raise Trouble(f"{self.folder} already holds a cluster: stop it first")
         for name in ("state", "pids"):
-            (self.folder / name).mkdir(parents=True)
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o755)  # munged insists that everyone may reach its socket, in the folders above as well
         try:
             self._write_configuration()
             self._name_nodes()
@@ -144,9 +151,11 @@ class Cluster:
             self._spawn("slurmctld", "slurmctld", "-D", "-i")
             for node in range(1, self.nodes + 1):
                 self.start_node(f"n{node}")
-            until(lambda: self.tell("sinfo", "-hN", "-tidle", "-o%N", "-pwork").split() == self.names(), 60, "idle nodes")
+            idle = ("sinfo", "-hN", "-tidle", "-o%N", "-pwork")
+            until(lambda: self.tell(*idle).split() == self.names(), 60, "all nodes are idle")
         except Trouble as error:
-            tails = [f"{log.name}: {log.read_text()[-800:]}" for log in sorted(self.folder.glob("*.log"))]
+            logs = [*self.folder.glob("*.log"), *self.folder.glob("*.out")]
+            tails = [f"{log.name}: {log.read_text()[-800:]}" for log in sorted(logs) if log.stat().st_size]
             self.stop()
             raise Trouble("\n".join([str(error), *tails])) from error
         except BaseException:
@@ -156,13 +165,16 @@ class Cluster:
     def stop(self) -> None:
         """Ends the jobs, then the daemons in reverse order of their start, and removes every trace."""
         with contextlib.suppress(OSError, subprocess.SubprocessError, Trouble):
-            subprocess.run(["scancel", "--user", str(os.getuid())], env=self._everything(), timeout=10, capture_output=True)
+            cancel = ["scancel", "--user", str(os.getuid())]
+            subprocess.run(cancel, env=self._everything(), timeout=10, capture_output=True)
             until(lambda: not self.tell("squeue", "-h", "-trunning,completing", "-o%i"), 20, "jobs end")
         notes = sorted((self.folder / "pids").glob("*"), key=lambda note: note.stat().st_mtime_ns, reverse=True)
         for note in notes:
             end_process(int(note.read_text()))
         for pid in self._strays():
             end_process(pid, signal.SIGKILL)
+        for child in self._children:
+            child.wait()
         if HOSTS.exists() and MARK in (text := HOSTS.read_text()):
             # written in place: in containers /etc/hosts is a mount that cannot be replaced
             HOSTS.write_text("".join(line for line in text.splitlines(keepends=True) if MARK not in line))
@@ -178,15 +190,16 @@ class Cluster:
 
     def kill_node(self, name: str) -> None:
         """What a power cut does to a node: its daemon, its steps and all that they started are gone at once."""
-        tasks = {pid for pid, variables in processes() if variables.get("SLURMD_NODENAME") == name and self._mine(variables)}
+        tasks = {pid for pid, its in processes() if its.get("SLURMD_NODENAME") == name and self._mine(its)}
         parents = {parent(pid) for pid in tasks} - {None}
         steps = {pid for pid in parents if pid and command_line(pid).startswith("slurmstepd")}
         daemon = int((self.folder / "pids" / f"slurmd.{name}").read_text())
         for pid in [daemon, *steps, *tasks]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(daemon, 0)
+        for child in self._children:
+            if child.pid == daemon:
+                child.wait()
 
     # -- talk to it --------------------------------------------------------------------------------------------------
 
@@ -214,9 +227,9 @@ class Cluster:
 
     def _spawn(self, name: str, *command: str) -> None:
         with open(self.folder / f"{name}.out", "ab") as out:
-            process = subprocess.Popen(
-                command, env=self._everything(), stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
-            )
+            streams = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": out}
+            process = subprocess.Popen(command, env=self._everything(), start_new_session=True, **streams)
+        self._children.append(process)
         (self.folder / "pids" / name).write_text(str(process.pid))
 
     def _write_configuration(self) -> None:
@@ -246,10 +259,10 @@ class Cluster:
                 with open(HOSTS, "a") as file:
                     file.writelines(lines)
             except OSError as error:
-                raise Trouble(f"the nodes' names do not resolve and {HOSTS} cannot be written: {error.strerror}") from error
+                raise Trouble(f"the nodes' names do not resolve, and {HOSTS} cannot be written: {error}") from error
 
 
-# -- processes, as /proc tells them ---------------------------------------------------------------------------------------
+# -- processes, as /proc tells them ---------------------------------------------------------------------------------
 
 
 def environment(pid: int) -> dict[str, str]:
@@ -295,8 +308,6 @@ def end_process(pid: int, first: signal.Signals = signal.SIGTERM) -> None:
                 os.kill(pid, number)
             with contextlib.suppress(Trouble):
                 until(lambda: not alive(pid), 15, "")
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(pid, os.WNOHANG)
 
 
 def resolves(name: str) -> bool:

@@ -1,0 +1,168 @@
+"""What one task of a job does: it becomes a rank, calls the mains as their command lines would, and has itself requeued.
+
+submitit pickles a `Job` and calls it in every task that srun starts. The mains notice signals by themselves: they save at a step
+that all ranks agree on and return EXIT_PREEMPTED. Only then submitit's own handler is called, on rank 0, as if the signal had
+come just now: it asks `checkpoint` what to run next and requeues the job. The other ranks leave without a result, because a
+result of a job that goes on would be taken for its end.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import submitit
+
+from launch.journal import Journal
+from moco.errors import EXIT_INPUT, EXIT_NUMERICS, EXIT_PREEMPTED, EXIT_RANK
+from moco.preemption import SIGNALS
+
+# How long a rank that lost another waits to be told why. Slurm kills it at once if the other was killed, and after
+# SlurmdTimeout (300 s, by default) if the other's node died; then it requeues the job, but not if a rank has already failed.
+VERDICT_S = 900.0
+MEANING = {EXIT_INPUT: "bad input", EXIT_NUMERICS: "numbers gone wrong", EXIT_RANK: "a rank was lost"}
+
+
+class JobFailed(RuntimeError):
+    """A main ended with another code than 0. Slurm shows the job as FAILED and does not start it again."""
+
+
+class Step(NamedTuple):
+    """One main and its arguments."""
+
+    main: str  # main_moco or main_lincls
+    options: str  # a YAML file for --config: the resolved options, with `resume: auto`
+    output_dir: str
+    begin_from: str | None = None  # the checkpoint that --resume named: for a start that finds none in output_dir
+
+    def arguments(self) -> list[str]:
+        fresh = self.begin_from and not list(Path(self.output_dir).glob("checkpoint*.pth.tar"))
+        return ["--config", self.options, *(["--resume", str(self.begin_from)] if fresh else [])]
+
+
+class Job:
+    """The steps, one after the other, in the same ranks. `folder` is the job's; each step writes to its own output_dir."""
+
+    def __init__(self, steps: list[Step], folder: Path, stalled_restarts: int = 5):
+        self.steps, self.folder, self.stalled_restarts = steps, folder, stalled_restarts
+
+    def __call__(self) -> None:
+        task = this_task()
+        self.begin(task)
+        for number, step in enumerate(self.steps):
+            become_rank(task, number)
+            code = importlib.import_module(step.main).main(step.arguments())
+            if code == EXIT_PREEMPTED:
+                self.go_on_later(task)
+            if code == EXIT_RANK and os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
+                print(f"rank {os.environ['RANK']}: waiting for Slurm's word on the rank that was lost", flush=True)
+                time.sleep(VERDICT_S)
+            if code:
+                self.end(task, f"{MEANING.get(code, 'failed')}, exit code {code}")
+                raise JobFailed(f"{step.main}.py ended with exit code {code} ({MEANING.get(code, 'see its output')})")
+        self.end(task, "done")
+
+    def checkpoint(self) -> submitit.helpers.DelayedSubmission | None:
+        """submitit asks what to run when the job starts again: the same. None ends it."""
+        journal = self.journal(this_task())
+        if journal.starts_without_progress() > self.stalled_restarts:
+            print(f"{self.stalled_restarts} restarts in a row saved nothing: not again", flush=True)
+            journal.write("end", outcome="stalled")
+            return None
+        journal.write("requeue")
+        return submitit.helpers.DelayedSubmission(self)
+
+    # -- parts of a call ----------------------------------------------------------------------------------------------
+
+    def begin(self, task: submitit.JobEnvironment | None) -> None:
+        if task is None:
+            return
+        self.on_usr2 = signal.getsignal(task._usr_sig())
+        # what an earlier start left behind is no result of this one, and would make submitit refuse to write its own
+        for path in (task.paths.result_pickle, task.paths.submitted_pickle):
+            path.with_name(path.name + ".save_tmp").unlink(missing_ok=True)
+        task.paths.result_pickle.unlink(missing_ok=True)
+        devices = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        print(
+            f"rank {task.global_rank} of {task.num_tasks}: process {os.getpid()} on"
+            f" {os.environ.get('SLURMD_NODENAME', task.hostname)}, device {own_device(devices, task.local_rank)}, start"
+            f" {os.environ.get('SLURM_RESTART_COUNT', '0')} of job {task.job_id}",
+            flush=True,
+        )
+        if task.global_rank == 0:
+            journal = self.journal(task)
+            journal.write("start")
+            if journal.starts_without_progress() > self.stalled_restarts + 1:
+                journal.write("end", outcome="stalled")
+                raise JobFailed(f"{self.stalled_restarts} restarts in a row saved nothing; look into {self.folder}")
+
+    def end(self, task: submitit.JobEnvironment | None, outcome: str) -> None:
+        if task is not None and task.global_rank == 0:
+            self.journal(task).write("end", outcome=outcome)
+
+    def journal(self, task: submitit.JobEnvironment | None) -> Journal:
+        name = task.job_id if task else "debug"
+        return Journal(self.folder / f"{name}_events.jsonl", [Path(step.output_dir) for step in self.steps])
+
+    def go_on_later(self, task: submitit.JobEnvironment | None) -> None:
+        """Does not return: the job is requeued, or it is being cancelled and must not be."""
+        sys.stdout.flush()
+        if task is None:
+            raise SystemExit(EXIT_PREEMPTED)
+        if task.global_rank != 0:
+            os._exit(0)  # not an exit code that would make srun kill rank 0, and no result for submitit
+        if os.environ.get("SUBMITIT_EXECUTOR") == "slurm" and not may_requeue(task.raw_job_id):
+            print("saved; Slurm is ending this job, so it is not requeued from here", flush=True)
+            self.journal(task).write("end", outcome="ended by Slurm")
+            sys.stdout.flush()
+            os._exit(EXIT_PREEMPTED)
+        for number in SIGNALS:  # a second request to requeue would fail, and look like a failure of the job
+            signal.signal(number, signal.SIG_IGN)
+        assert callable(self.on_usr2), "submitit's handler was not there when the job began"
+        self.on_usr2(task._usr_sig(), None)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in vars(self).items() if name != "on_usr2"}
+
+
+def this_task() -> submitit.JobEnvironment | None:
+    """submitit's view of this process; None outside of its jobs (--cluster debug, elements of a local sweep)."""
+    try:
+        return submitit.JobEnvironment()
+    except RuntimeError:
+        return None
+
+
+def become_rank(task: submitit.JobEnvironment | None, number: int) -> None:
+    """Sets what torchrun would set. A port of its own for each job, each restart and each step: the old one may linger."""
+    if task is None:
+        return
+    job, restart = int(task.raw_job_id), int(os.environ.get("SLURM_RESTART_COUNT", 0))
+    os.environ.update(
+        RANK=str(task.global_rank),
+        WORLD_SIZE=str(task.num_tasks),
+        LOCAL_RANK=str(task.local_rank),
+        LOCAL_WORLD_SIZE=str(task.num_tasks // task.num_nodes),
+        MASTER_ADDR=task.hostnames[0] if task.num_nodes > 1 else "127.0.0.1",
+        # below the range from which the kernel deals out ports; neighbouring jobs never share one
+        MASTER_PORT=str(10000 + (job + 1009 * restart + 7013 * number) % 20000),
+    )
+
+
+def own_device(visible: str, local_rank: int) -> str:
+    devices = [device for device in visible.split(",") if device]
+    return devices[local_rank] if local_rank < len(devices) else "cpu"
+
+
+def may_requeue(job: str) -> bool:
+    """Whether Slurm still lets this job run, or has ended it for its time limit alone. A cancelled job must stay cancelled,
+    and one that Slurm requeues by itself needs no second request."""
+    told = subprocess.run(["squeue", "-h", "-tall", "-o%T|%r", "-j", job], capture_output=True, text=True, timeout=60)
+    state, _, reason = told.stdout.strip().partition("|")
+    return told.returncode != 0 or state == "RUNNING" or reason == "TimeLimit"

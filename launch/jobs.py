@@ -1,0 +1,129 @@
+#!/usr/bin/env python
+"""The job index: one line for each job that was submitted, and how far it is.
+
+    python launch/jobs.py [--index runs/jobs.jsonl] [--watch SECONDS]
+
+prints id, state, last step, last metric and folder of every job. The state is Slurm's where Slurm knows the job, else what the
+job noted itself; submitit's own result files are not read, since ranks of a job that was requeued may have left errors in them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from launch import journal  # noqa: E402
+from moco.errors import InputError  # noqa: E402
+from moco.logs import read_log  # noqa: E402
+
+INDEX = Path("runs/jobs.jsonl")
+# what tells most about a run, the first that is there
+METRICS = ("val_acc1", "knn_top1", "loss")
+
+
+def add(index: Path, entry: dict[str, Any]) -> None:
+    """One line, in one write, so that several submissions at once do not mix."""
+    index.parent.mkdir(parents=True, exist_ok=True)
+    with open(index, "a") as file:
+        file.write(json.dumps({"submitted": time.strftime("%Y-%m-%d %H:%M:%S"), **entry}) + "\n")
+
+
+def read(index: Path) -> list[dict[str, Any]]:
+    if not index.exists():
+        raise InputError(f"there is no job index {index}; name it with --index, or submit a job first")
+    return [json.loads(line) for line in index.read_text().splitlines()]
+
+
+def slurm_states(ids: list[str]) -> dict[str, str]:
+    """{id: state} of the jobs that Slurm remembers: squeue knows the recent ones, sacct the others where there is accounting."""
+    states: dict[str, str] = {}
+    commands = (
+        ["sacct", "-XnP", "-oJobID,State", "-j", ",".join(ids)],
+        ["squeue", "-h", "-tall", "-o%i|%T", "-j", ",".join(ids)],
+    )
+    for command in commands if ids else ():
+        if shutil.which(command[0]):
+            with contextlib.suppress(OSError, subprocess.SubprocessError):
+                told = subprocess.run(command, capture_output=True, text=True, timeout=60)
+                for line in told.stdout.splitlines():
+                    job, _, state = line.partition("|")
+                    states[job] = state.split()[0] if state else ""
+    return states
+
+
+def noted_state(entry: dict[str, Any]) -> str:
+    events = journal.read(Path(entry["job_folder"]) / f"{entry['id']}_events.jsonl")
+    if not events:
+        return "WAITING"
+    last = events[-1]
+    known = {"start": "RUNNING", "requeue": "WAITING", "end": "FAILED"}
+    return "COMPLETED" if last.get("outcome") == "done" else known[last["event"]]
+
+
+def progress(folder: Path) -> tuple[str, str]:
+    """(last step, last metric) of the run in `folder`, as its log tells."""
+    try:
+        records = read_log(folder / "log.jsonl")
+    except InputError:
+        return "-", "-"
+    trained = [record for record in records if record["kind"] == "train"]
+    measured = [record for record in records if record["kind"] in ("train", "eval")]
+    step = f"epoch {trained[-1]['epoch'] + 1} step {trained[-1]['step']}" if trained else "-"
+    for metric in METRICS:
+        for record in reversed(measured):
+            if metric in record:
+                return step, f"{metric} {record[metric]:.4g}"
+    return step, "-"
+
+
+def table(rows: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def show(index: Path) -> str:
+    entries = read(index)
+    states = slurm_states([entry["id"] for entry in entries if entry["cluster"] == "slurm"])
+    rows = [["id", "state", "step", "metric", "name", "folder"]]
+    for entry in entries:
+        state = states.get(entry["id"]) or noted_state(entry)
+        rows.append([entry["id"], state, *progress(Path(entry["folder"])), entry["name"], shown(entry["folder"])])
+    return table(rows)
+
+
+def shown(path: str) -> str:
+    relative = os.path.relpath(path)
+    return path if relative.startswith("..") else relative
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--index", type=Path, default=INDEX)
+    parser.add_argument("--watch", type=float, metavar="SECONDS", help="again and again, until interrupted")
+    arguments = parser.parse_args(argv)
+    try:
+        print(show(arguments.index), flush=True)
+        while arguments.watch:
+            time.sleep(arguments.watch)
+            print(f"\n{time.strftime('%H:%M:%S')}\n{show(arguments.index)}", flush=True)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        pass
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""A main's command line, resolved once and kept as a YAML file: what a job runs, today and after every requeue."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from launch.job import Step
+from moco.options import CommonOptions, LinclsOptions, PretrainOptions, as_dict, parse_lincls, parse_pretrain
+
+NOT_KEPT = ("config", "dry_run", "resume")
+PATHS = ("data", "output_dir", "pretrained")
+
+
+def pretraining(argv: list[str], ranks: int) -> PretrainOptions:
+    """Parsed as `ranks` ranks will parse it. InputError says what is wrong before anything waits in a queue."""
+    with as_one_of(ranks):
+        return parse_pretrain(argv)
+
+
+def probe(argv: list[str], pretrain: PretrainOptions, ranks: int) -> LinclsOptions:
+    """The linear probe of what `pretrain` will have trained: same data, its last checkpoint, a folder inside its own."""
+    out = Path(pretrain.output_dir)
+    given = {
+        "--dataset": pretrain.dataset,
+        "--loader": pretrain.loader,
+        "--workers": pretrain.workers,
+        "--device": pretrain.device,
+        "--pretrained": out / f"checkpoint_{pretrain.epochs - 1:04d}.pth.tar",
+        "--output-dir": out / "lincls",
+        **({"--seed": pretrain.seed} if pretrain.seed is not None else {}),
+    }
+    data = [pretrain.data] if pretrain.data else []
+    with as_one_of(ranks):
+        return parse_lincls([*data, *(str(word) for pair in given.items() for word in pair), *argv])
+
+
+def write(main: str, options: CommonOptions, path: Path) -> Step:
+    """Keeps `options` in `path`, with absolute paths, so that the job's working folder does not matter."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(as_text(options))
+    begin_from = getattr(options, "resume", None)
+    begin_from = None if begin_from in (None, "auto") else os.path.abspath(begin_from)
+    return Step(main, str(path), os.path.abspath(options.output_dir), begin_from)
+
+
+def as_text(options: CommonOptions) -> str:
+    kept: dict[str, Any] = {k: v for k, v in as_dict(options).items() if v is not None and k not in NOT_KEPT}
+    absolute = {name: os.path.abspath(kept[name]) for name in PATHS if kept.get(name)}
+    return yaml.safe_dump({**kept, **absolute, "resume": "auto"}, sort_keys=False)
+
+
+@contextlib.contextmanager
+def as_one_of(ranks: int) -> Iterator[None]:
+    """Some defaults and checks depend on the number of ranks, which the mains read from torchrun's variables."""
+    before = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE")}
+    os.environ.update(RANK="0", WORLD_SIZE=str(ranks))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value

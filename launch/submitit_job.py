@@ -1,0 +1,226 @@
+#!/usr/bin/env python
+"""Submits pretraining, and with --then-lincls the linear probe after it, to Slurm.
+
+    python launch/submitit_job.py --nodes 2 --gpus-per-node 8 --time 1440 -- --config launch/recipes/moco_v2.yaml /data/imagenet
+    python launch/submitit_job.py --nodes 2 --gpus-per-node 8 --then-lincls -- [options of main_moco.py] -- [of main_lincls.py]
+    python launch/submitit_job.py --cluster local --tasks-per-node 2 -- --dataset digits -a smallcnn --epochs 4
+
+Each task of the job is a rank. The code, the commit and the resolved options are copied to OUTPUT_DIR/jobs/TIME/, and the job runs
+from there. Before its time limit, and when it is preempted, the job saves, is requeued and goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import submitit  # noqa: E402
+from submitit.slurm.slurm import _make_sbatch_string  # noqa: E402
+
+from launch import jobs, options_file, snapshot  # noqa: E402
+from launch.job import Job, JobFailed, Step  # noqa: E402
+from moco.errors import EXIT_INPUT, InputError  # noqa: E402
+from moco.provenance import git_state  # noqa: E402
+
+# submitit gives up after so many time limits; what ends a job here is that restarts save nothing
+AS_OFTEN_AS_NEEDED = 10**6
+
+
+def build_parser(description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--cluster", choices=("slurm", "local", "debug"), default="slurm", help="local: here, without Slurm; debug: in this process")
+    add("--dry-run", action="store_true", help="print the batch script and the resolved options; submit and write nothing")
+    add("--nodes", type=int, default=1)
+    add("--gpus-per-node", type=int, default=0)
+    add("--tasks-per-node", type=int, help="ranks on each node; default: one for each GPU, else one")
+    add("--cpus-per-task", type=int, help="processors for each rank: its decoding threads")
+    add("--time", type=int, default=1440, metavar="MINUTES", help="time limit of one start; the job is requeued as often as needed")
+    add("--signal-delay", type=int, default=120, metavar="SECONDS", help="how long before the limit the job saves and is requeued")
+    add("--mem-gb", type=float, help="memory of each node")
+    for name in ("partition", "account", "qos", "constraint", "exclude", "nodelist", "dependency"):
+        add(f"--{name}", help="as sbatch takes it")
+    add("--sbatch", action="append", default=[], metavar="NAME=VALUE", help="any other option of sbatch; may be repeated")
+    add("--setup", action="append", default=[], metavar="COMMAND", help="shell line before the ranks start; may be repeated")
+    add("--name", help="of the job; default: that of the output folder")
+    add("--stalled-restarts", type=int, default=5, help="give up after so many restarts in a row that saved nothing")
+    add("--index", type=Path, default=jobs.INDEX, help="the job index: see launch/jobs.py")
+    return parser
+
+
+def slurm_parameters(o: argparse.Namespace, name: str) -> dict[str, Any]:
+    """For submitit's executor. What this project relies on comes last: a site's own options do not undo it."""
+    tasks = tasks_per_node(o)
+    srun = ["--kill-on-bad-exit=1", "--wait=0"]  # one rank gone: all go; one rank done: the others may take their time
+    if o.cpus_per_task:
+        srun.append(f"--cpus-per-task={o.cpus_per_task}")  # srun no longer inherits it from sbatch (Slurm 22.05)
+    wishes = {
+        "gpus_per_node": o.gpus_per_node or None,
+        "cpus_per_task": o.cpus_per_task,
+        "mem": f"{int(o.mem_gb * 1024)}MB" if o.mem_gb else None,
+        **{key: getattr(o, key) for key in ("partition", "account", "qos", "constraint", "exclude", "nodelist", "dependency")},
+    }
+    extra: dict[str, Any] = dict(word.lstrip("-").partition("=")[::2] for word in o.sbatch)
+    return {
+        **{key: value for key, value in wishes.items() if value is not None},
+        "job_name": name,
+        "nodes": o.nodes,
+        "ntasks_per_node": tasks,
+        "time": o.time,
+        "signal_delay_s": o.signal_delay,
+        "stderr_to_stdout": True,
+        "srun_args": srun,
+        "setup": o.setup or None,
+        "additional_parameters": {key: value or True for key, value in extra.items()} | {"requeue": True},
+    }
+
+
+def tasks_per_node(o: argparse.Namespace) -> int:
+    return o.tasks_per_node or o.gpus_per_node or 1
+
+
+def executor(o: argparse.Namespace, folder: Path, code: Path, name: str, **more: Any) -> submitit.Executor:
+    """`folder` may hold %j, or %A for an array."""
+    if o.cluster == "local":
+        if o.nodes > 1:
+            raise InputError("--cluster local is this machine alone: pass --nodes 1 and more --tasks-per-node")
+        local = submitit.LocalExecutor(folder, max_num_timeout=AS_OFTEN_AS_NEEDED, python=snapshot.python(code))
+        local.update_parameters(
+            timeout_min=o.time,
+            tasks_per_node=tasks_per_node(o),
+            gpus_per_node=o.gpus_per_node,
+            signal_delay_s=o.signal_delay,
+            stderr_to_stdout=True,
+        )
+        return local
+    try:
+        slurm = submitit.SlurmExecutor(folder, max_num_timeout=AS_OFTEN_AS_NEEDED, python=snapshot.python(code))
+    except RuntimeError as error:
+        raise InputError("there is no srun here: submit from a login node of the cluster, or pass --cluster local") from error
+    slurm.update_parameters(**{**slurm_parameters(o, name), **more})
+    return slurm
+
+
+def fresh_folder(parent: Path) -> Path:
+    """A folder for one submission. Job ids start again with a new cluster, and submitit trusts what it finds under an id."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    for number in range(1000):
+        folder = parent / (stamp if number == 0 else f"{stamp}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+    raise InputError(f"cannot make a folder for the job in {parent}")
+
+
+def submit(o: argparse.Namespace, pretrain_argv: list[str], probe_argv: list[str]) -> list[str]:
+    """Submits, and returns the ids."""
+    if o.cluster == "debug" and o.nodes * tasks_per_node(o) > 1:
+        raise InputError("--cluster debug is one process: leave out --nodes, --tasks-per-node and --gpus-per-node")
+    ranks = o.nodes * tasks_per_node(o)
+    pretrain = options_file.pretraining(pretrain_argv, ranks)
+    if pretrain.dry_run:
+        raise InputError("--dry-run belongs before the --: it prints the batch script and the resolved options")
+    probe = options_file.probe(probe_argv, pretrain, ranks) if o.then_lincls else None
+    out = Path(pretrain.output_dir).absolute()
+    name = o.name or out.name
+    if o.dry_run:
+        command = f"{snapshot.python(out / 'jobs/TIME/code')} -u -m submitit.core._submit {shlex.quote(str(out / 'jobs/TIME/%j'))}"
+        print(_make_sbatch_string(command=command, folder=out / "jobs/TIME/%j", **slurm_parameters(o, name)))
+        print(options_file.as_text(pretrain))
+        return []
+
+    folder = fresh_folder(out / "jobs")
+    code = snapshot.take(folder / "code")
+    steps = [options_file.write("main_moco", pretrain, folder / "main_moco.yaml")]
+    if probe:
+        steps.append(options_file.write("main_lincls", probe, folder / "main_lincls.yaml"))
+    description = {"command": [sys.executable, *sys.argv], "git": git_state(), "ranks": ranks, "submission": vars(o)}
+    (folder / "job.json").write_text(json.dumps(description, indent=2, default=str) + "\n")
+    if o.cluster == "debug":
+        Job(steps, folder)()
+        return []
+
+    # Slurm chains jobs; on one machine the probe is the second step of the one job
+    ids: list[str] = []
+    for part in [[step] for step in steps] if o.cluster == "slurm" else [steps]:
+        title = name if part[0].main == "main_moco" else f"{name}-lincls"
+        run = executor(o, folder / "%j", code, title)
+        if ids:
+            after = run.parameters["additional_parameters"] | {"kill-on-invalid-dep": "yes"}
+            run.update_parameters(dependency=f"afterok:{ids[-1]}", additional_parameters=after)
+        (job,) = hand_over(run, [Job(part, folder, o.stalled_restarts)])
+        ids.append(job.job_id)
+        announce(o, job, title, part[-1], folder)
+        if o.cluster == "local":
+            job.wait()
+            if (state := jobs.noted_state({"job_folder": folder, "id": job.job_id})) != "COMPLETED":
+                raise JobFailed(f"job {job.job_id} is {state}; see {jobs.shown(str(job.paths.stdout))}")
+    return ids
+
+
+def hand_over(run: submitit.Executor, calls: list[Job]) -> list[submitit.Job[Any]]:
+    """One job, or an array of several."""
+    inside_a_job = "SLURM_JOB_ID" in os.environ
+    kept = {name: os.environ[name] for name in ("SLURM_CONF",) if name in os.environ}
+    try:
+        # that job's variables would become defaults of the new one's
+        with submitit.helpers.clean_env() if inside_a_job else contextlib.nullcontext():
+            os.environ.update(kept)
+            if len(calls) == 1:
+                return [run.submit(calls[0])]
+            with run.batch():
+                return [run.submit(call) for call in calls]
+    except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
+        raise InputError(f"Slurm refused the job: {' '.join(str(error).split())}") from error
+
+
+def announce(o: argparse.Namespace, job: submitit.Job[Any], name: str, step: Step, folder: Path) -> None:
+    entry = {"id": job.job_id, "cluster": o.cluster, "name": name, "folder": step.output_dir, "job_folder": str(folder)}
+    jobs.add(o.index, entry)
+    print(f"job {job.job_id}  {name}\n  output  {jobs.shown(step.output_dir)}\n  log     {jobs.shown(str(job.paths.stdout))}", flush=True)
+
+
+def split_at_dashes(argv: list[str]) -> list[list[str]]:
+    """Three lists: before the first `--`, up to the second, after it."""
+    parts: list[list[str]] = [[]]
+    for word in argv:
+        if word == "--" and len(parts) < 3:
+            parts.append([])
+        else:
+            parts[-1].append(word)
+    return parts + [[]] * (3 - len(parts))
+
+
+def main(argv: list[str] | None = None) -> int:
+    mine, pretrain_argv, probe_argv = split_at_dashes(sys.argv[1:] if argv is None else argv)
+    parser = build_parser((__doc__ or "").splitlines()[0])
+    parser.add_argument("--then-lincls", action="store_true", help="the linear probe as a second job, after the first ends well")
+    o = parser.parse_args(mine)
+    try:
+        if probe_argv and not o.then_lincls:
+            raise InputError("options of main_lincls.py are given, but not --then-lincls")
+        submit(o, pretrain_argv, probe_argv)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_INPUT
+    except JobFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
