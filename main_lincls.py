@@ -5,7 +5,7 @@
     python main_lincls.py --dataset digits --pretrained runs/digits/checkpoint_0039.pth.tar
     python main_lincls.py --evaluate --resume runs/lincls/model_best.pth.tar /data/imagenet
 
-Reads checkpoints of main_moco.py, MoCo v1 and v2, its align/uniform fork, moco-v3, torchvision, timm (moco/encoder_file.py).
+Reads checkpoints of main_moco.py, MoCo, its align/uniform fork, moco-v3, torchvision, timm, ... (moco/encoder_file.py).
 Read `probe` downwards. Exit codes (moco/errors.py): 0 done, 2 bad input, 3 numbers gone wrong.
 """
 
