@@ -10,19 +10,21 @@ end to end    two-view float batches from files: our loader and augmentations, f
 GPU           the augmentations of two views against a MoCo step of ResNet-50 in bf16, batch 256; with a GPU only.
 
 FOLDER has train/<class>/*; without one, photograph-like JPEGs of 500 x 375 are made up. All contestants of a table take
-turns in one process, round by round; printed are medians over the rounds, and of the ratios within a round.
+turns in one process, round by round; printed are medians over the rounds, and of the ratios within a round (with
+their range): by the clock and by processor time.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import random
 import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -44,20 +46,26 @@ Contestants = dict[str, Callable[[], int]]  # name -> do one round's work, retur
 
 
 def median_table(title: str, unit: str, contestants: Contestants, rounds: int) -> None:
-    """Run all in turn, `rounds` times after one that warms up, and print a line for each."""
-    speeds: dict[str, list[float]] = {name: [] for name in contestants}
+    """Run all in turn, `rounds` times after one that warms up, and print a line for each: by the clock, and by the
+    processor time of this process and its workers, which a busy machine disturbs less."""
+    clocks: dict[str, list[tuple[float, float]]] = {name: [] for name in contestants}
     for round_number in range(rounds + 1):
         for name, work in contestants.items():
-            start = time.perf_counter()
+            start, used = time.perf_counter(), sum(os.times()[:4])
             count = work()
+            speeds = count / (time.perf_counter() - start), count / max(sum(os.times()[:4]) - used, 1e-9)
             if round_number:
-                speeds[name].append(count / (time.perf_counter() - start))
+                clocks[name].append(speeds)
     first = next(iter(contestants))
-    print(f"\n{title}\n{'':34}{unit:>12}   first is faster by")
-    for name, values in speeds.items():
-        ratios = [ours / theirs for ours, theirs in zip(speeds[first], values, strict=True)]
-        spread = f"{min(ratios):.2f} - {max(ratios):.2f}"
-        print(f"{name:34}{statistics.median(values):12.0f}   {statistics.median(ratios):.2f} ({spread})", flush=True)
+    print(f"\n{title}\n{'':32}{unit + '/s':>12}  first: times as fast   {unit + '/CPU s':>13}  times as fast")
+    for name, speeds_of in clocks.items():
+        line = f"{name:32}"
+        for kind, widths in ((0, (12, 16)), (1, (16, 15))):
+            ratios = [ours[kind] / theirs[kind] for ours, theirs in zip(clocks[first], speeds_of, strict=True)]
+            median = statistics.median(ratios)
+            text = f"{median:.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+            line += f"{statistics.median(s[kind] for s in speeds_of):{widths[0]}.0f}  {text:{widths[1]}}"
+        print(line, flush=True)
 
 
 # Photographs --------------------------------------------------------------------------------------
@@ -175,7 +183,7 @@ def photometric(source: Any, threads: int, rounds: int, batch: int = 32) -> None
         return batch
 
     contestants[f"PIL (MoCo), {threads} threads"] = run_pil
-    median_table(f"Photometric half, {SIZE} px, {threads} threads", "views/s", contestants, rounds)
+    median_table(f"Photometric half, {SIZE} px, {threads} threads", "views", contestants, rounds)
     pool.shutdown()
 
 
@@ -210,23 +218,17 @@ def end_to_end(folder: Path, betons: list[Path], threads: int, rounds: int, batc
     transform = T.Compose([T.RandomResizedCrop(SIZE, scale=V2.scale), *photometric_transforms()])
     images = datasets.ImageFolder(str(folder / "train"), Twice(transform))
 
-    def theirs() -> Iterator[int]:
-        # Workers are started once: their start-up is not what is measured.
-        order = torch.utils.data.RandomSampler(images, replacement=True, num_samples=10**9)
-        for views, _ in torch.utils.data.DataLoader(images, batch, sampler=order, num_workers=threads):
-            yield len(views[0])
-
-    stream = theirs()
-
     def run_theirs() -> int:
-        # What the workers prefetched while others had their turn is not to count: their queues hold 2 batches each.
-        return sum(next(stream) for _ in range(max(count // batch, 8 * threads)))
+        # Workers are forked anew each time, in some 50 ms: so nothing that they prefetch meanwhile is for free, and
+        # their processor time is known once they have ended.
+        part = torch.utils.data.Subset(images, torch.randperm(len(images))[:count].tolist())
+        return sum(len(views[0]) for views, _ in torch.utils.data.DataLoader(part, batch, num_workers=threads))
 
     contestants: Contestants = {"this project, folder": ours(folder)}
     contestants |= {f"this project, {path.name}": ours(path) for path in betons}
     contestants["MoCo's recipe, DataLoader"] = run_theirs
     title = f"Two-view float batches from files, {SIZE} px, {threads} threads or workers"
-    median_table(title, "images/s", contestants, rounds)
+    median_table(title, "images", contestants, rounds)
 
 
 def on_gpu(rounds: int, batch: int = 256) -> None:
@@ -264,7 +266,7 @@ def on_gpu(rounds: int, batch: int = 256) -> None:
         "augmentations, eager": augmentations(Augment(V2, 0)),
         "MoCo step without them, bf16": step,
     }
-    median_table(f"GPU, {torch.cuda.get_device_name()}, batch {batch}", "images/s", contestants, rounds)
+    median_table(f"GPU, {torch.cuda.get_device_name()}, batch {batch}", "images", contestants, rounds)
 
 
 def main() -> None:
