@@ -1,0 +1,117 @@
+"""One element of a sweep: it pretrains, probes and writes one row of the table. As a job, or as `python -m launch.element FOLDER`.
+
+In its folder: element.json (what it is), main_moco.yaml and main_lincls.yaml (its options), pretrain/ and lincls/ (its runs) and,
+in the end, row.json or failed.json.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import submitit
+
+from launch.job import Job, JobFailed, Step
+from moco.errors import EXIT_INPUT, InputError
+from moco.logs import read_log
+from moco.runlock import RunLock
+
+ROW, FAILED, DESCRIPTION = "row.json", "failed.json", "element.json"
+
+
+class Element(Job):
+    """`place` is the element's folder, `folder` that of the jobs of this submission."""
+
+    def __init__(self, place: Path, folder: Path, stalled_restarts: int = 5):
+        described = json.loads((place / DESCRIPTION).read_text())
+        super().__init__([Step(*step) for step in described["steps"]], folder, stalled_restarts)
+        self.place = place
+
+    def __call__(self) -> None:
+        if (self.place / ROW).exists():
+            print(f"{self.place} is finished: nothing to do", flush=True)
+            return
+        if int(os.environ.get("SLURM_PROCID", 0)) != 0:
+            super().__call__()
+            return
+        # Submitted twice, it waits in two queues; whoever comes second must not touch it
+        with RunLock(self.place):
+            (self.place / FAILED).unlink(missing_ok=True)
+            started = time.monotonic()
+            try:
+                super().__call__()
+                row = self.row() | {"seconds": round(time.monotonic() - started, 1)}
+            except Exception as error:
+                write_json(self.place / FAILED, {"error": " ".join(str(error).split())[:500]})
+                raise
+            write_json(self.place / ROW, row)
+        gather(self.place.parent.parent)
+
+    def checkpoint(self) -> submitit.helpers.DelayedSubmission | None:
+        again = super().checkpoint()
+        if again is None:
+            write_json(self.place / FAILED, {"error": "restarts in a row saved nothing"})
+        return again
+
+    def row(self) -> dict[str, Any]:
+        described = json.loads((self.place / DESCRIPTION).read_text())
+        row: dict[str, Any] = {"id": self.place.name, **described["swept"]}
+        for record in read_log(self.place / "pretrain" / "log.jsonl"):
+            if record["kind"] == "epoch":
+                row["loss"] = record["loss"]
+            elif record["kind"] == "eval":
+                row |= {name: value for name, value in record.items() if name.startswith(("knn_", "val_"))}
+            elif record["kind"] == "start":
+                row["git"] = record.get("git")
+        if (result := self.place / "lincls" / "lincls.json").exists():
+            found = json.loads(result.read_text())
+            row |= {f"lincls_{name}": found[name] for name in ("top1", "top5", "best_top1")}
+        return row
+
+
+def gather(folder: Path) -> Path:
+    """The rows of all finished elements, in the spec's order, as results.csv (and .parquet where pyarrow is installed)."""
+    order = json.loads((folder / "sweep.json").read_text())["elements"]
+    rows = [json.loads(path.read_text()) for id in order if (path := folder / "elements" / id / ROW).exists()]
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    target = folder / "results.csv"
+    temporary = target.with_name(f".results.{os.uname().nodename}.{os.getpid()}")
+    with open(temporary, "w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(temporary, target)
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        return target
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), temporary)
+    os.replace(temporary, target.with_suffix(".parquet"))
+    return target
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Whole or not at all: its being there means that the element has ended."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def main(argv: list[str] | None = None) -> int:
+    place, folder = map(Path, sys.argv[1:] if argv is None else argv)
+    try:
+        Element(place, folder)()
+    except (InputError, JobFailed) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_INPUT if isinstance(error, InputError) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,182 @@
+"""What a sweep consists of, read from a YAML file. Each of its parts is a grid or random draws over options of main_moco.py:
+
+    name: digits
+    set: {dataset: digits, arch: smallcnn}          # for every element
+    probe: {epochs: 10}                             # options of main_lincls.py; leave it out for no probe
+    parts:
+      - set: {loss: infonce}
+        grid: {moco_t: [0.07, 0.2], seed: [0, 1]}   # all combinations
+      - random:
+          count: 20
+          seed: 0                                   # of the draws; a larger count leaves the first ones as they are
+          draw:
+            moco_unif_t: [1, 2, 3]                  # one of these
+            lr: {low: 0.03, high: 0.3, log: true}   # or a range
+
+A draw that main_moco.py refuses (all weights 0, say) is made again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import json
+import math
+import random
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from launch import options_file
+from moco.errors import InputError
+from moco.options import CommonOptions, LinclsOptions, PretrainOptions, result_options
+
+Settings = dict[str, Any]
+PATIENCE = 1000  # draws in a row that may be refused
+
+
+@dataclass
+class Element:
+    """One encoder of a sweep. `swept`: the options in which the elements differ."""
+
+    swept: Settings
+    pretrain: PretrainOptions
+    probe: LinclsOptions | None
+
+    @property
+    def id(self) -> str:
+        """The same for the same results: of options that change them, and are not at their defaults."""
+        kept = {name: value for name, value in _changed(self.pretrain).items() if name != "output_dir"}
+        if self.probe:
+            kept["probe"] = {name: value for name, value in _changed(self.probe).items() if name != "pretrained"}
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:10]
+
+
+@dataclass
+class Spec:
+    name: str
+    elements: list[Element]
+
+
+def read(path: Path, folder: Path | None, words: list[str], ranks: int) -> Spec:
+    """The sweep in the file `path`, its elements to be written below `folder` (default: runs/sweeps/NAME). `words` are
+    options of main_moco.py for every element. InputError if it makes no sense, before anything is started."""
+    spec, name = _load(path), name_of(path)
+    elements: dict[str, Element] = {}
+    for number, part in enumerate(spec["parts"]):
+        where = f"{path}, part {number + 1}"
+        if not isinstance(part, dict) or set(part) - {"set", "grid", "random"} or {"grid", "random"} <= set(part):
+            raise InputError(f"{where} must hold `grid` or `random`, and may hold `set`")
+        fixed = {**(spec.get("set") or {}), **(part.get("set") or {})}
+        for swept in _grid(part.get("grid") or {}) if "random" not in part else ():
+            element = _resolve(fixed, swept, spec.get("probe"), words, ranks, where)
+            elements.setdefault(element.id, element)
+        if "random" in part:
+            _draw_elements(elements, part["random"], fixed, spec.get("probe"), words, ranks, where)
+    out = folder or Path("runs/sweeps") / name
+    for element in elements.values():
+        place = out / "elements" / element.id
+        element.pretrain = dataclasses.replace(element.pretrain, output_dir=str(place / "pretrain"))
+        if element.probe:
+            last = place / "pretrain" / f"checkpoint_{element.pretrain.epochs - 1:04d}.pth.tar"
+            element.probe = dataclasses.replace(element.probe, output_dir=str(place / "lincls"), pretrained=str(last))
+    return Spec(name, list(elements.values()))
+
+
+def name_of(path: Path) -> str:
+    return str(_load(path).get("name") or path.stem)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        spec = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise InputError(f"cannot read the sweep {path}: {' '.join(str(error).split())}") from error
+    known = {"name", "set", "probe", "parts"}
+    if not isinstance(spec, dict) or not spec.get("parts") or set(spec) - known:
+        raise InputError(f"{path} must hold `parts` and may hold {', '.join(sorted(known - {'parts'}))}; nothing else")
+    return spec
+
+
+def _grid(values: dict[str, list[Any]]) -> Iterator[Settings]:
+    for combination in itertools.product(*values.values()):
+        yield dict(zip(values, combination, strict=True))
+
+
+def _draw_elements(
+    elements: dict[str, Element],
+    wanted: dict[str, Any],
+    fixed: Settings,
+    probe: Settings | None,
+    words: list[str],
+    ranks: int,
+    where: str,
+) -> None:
+    generator, found, refused = random.Random(int(wanted.get("seed", 0))), 0, 0
+    while found < int(wanted["count"]):
+        swept = {name: _draw(generator, choice, f"{where}: {name}") for name, choice in wanted["draw"].items()}
+        try:
+            element = _resolve(fixed, swept, probe, words, ranks, where)
+        except InputError:
+            element = None
+            if refused > PATIENCE:
+                raise
+        if element is None or element.id in elements:
+            if (refused := refused + 1) > 2 * PATIENCE:
+                raise InputError(f"{where}: there are fewer than {wanted['count']} different elements to draw")
+            continue
+        elements[element.id], found, refused = element, found + 1, 0
+
+
+def _draw(generator: random.Random, choice: Any, where: str) -> Any:
+    if isinstance(choice, list):
+        return generator.choice(choice)
+    if not isinstance(choice, dict) or not {"low", "high"} <= set(choice) <= {"low", "high", "log"}:
+        raise InputError(f"{where} must be a list, or a range {{low: ..., high: ..., log: true}}")
+    low, high = float(choice["low"]), float(choice["high"])
+    if choice.get("log"):
+        return float(f"{math.exp(generator.uniform(math.log(low), math.log(high))):.4g}")
+    return float(f"{generator.uniform(low, high):.4g}")
+
+
+def _resolve(
+    fixed: Settings, swept: Settings, probe: Settings | None, words: list[str], ranks: int, where: str
+) -> Element:
+    try:
+        with _as_config({**fixed, **swept}) as config:
+            pretrain = options_file.pretraining(config + words, ranks)
+        classifier = None
+        if probe is not None:
+            with _as_config(probe) as config:
+                classifier = options_file.probe(config, pretrain, ranks)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    return Element(swept, pretrain, classifier)
+
+
+@contextlib.contextmanager
+def _as_config(settings: Settings) -> Iterator[list[str]]:
+    """The settings as a --config file, so that they go through the same checks as a command line."""
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        yaml.safe_dump(settings, file)
+        file.flush()
+        yield ["--config", file.name]
+
+
+def _changed(options: CommonOptions) -> Settings:
+    """Options that change results and differ from their defaults: a new option in a later version changes no id."""
+    fields = {field.name: field for field in dataclasses.fields(options)}
+    changed = {}
+    for name in result_options(type(options)):
+        field, value = fields[name], getattr(options, name)
+        factory = field.default_factory
+        default = factory() if factory is not dataclasses.MISSING else field.default
+        if value != default:
+            changed[name] = value
+    return changed
