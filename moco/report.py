@@ -96,7 +96,7 @@ def _plain(axes: Axes, title: str, x: str, y: str) -> None:
 def _losses(rows: Sequence[Axes], trained: Sequence[Pictured], colours: Mapping[str, str]) -> None:
     """One panel each: losses of different heads have no common scale."""
     for place, (axes, encoder) in enumerate(zip(rows, trained, strict=False)):
-        axes.plot(*series(encoder.records, "train", "loss"), color=colours[encoder.name], linewidth=2)
+        axes.plot(*series(encoder.records, "epoch", "loss"), color=colours[encoder.name], linewidth=2)
         _plain(axes, "Training loss" if place == 0 else "", "epoch" if place == len(rows) - 1 else "", "loss")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_title(encoder.name, loc="right", fontsize=10, weight="bold", color=colours[encoder.name])
@@ -110,42 +110,34 @@ def _knn(axes: Axes, encoders: Sequence[Pictured], colours: Mapping[str, str]) -
                 epochs, values, "o-", color=colours[encoder.name], linewidth=2, markersize=4.5, label=encoder.name
             )
         elif len(values):
-            axes.axhline(values[-1], color=FAINT, linewidth=1.5, linestyle="--", label=encoder.name)
-    _plain(axes, "kNN accuracy while training (validation)", "epoch", "top-1 [%]")
+            axes.axhline(values[-1], color=FAINT, linewidth=1.5, linestyle="--")
+            corner = axes.get_yaxis_transform()
+            axes.text(0.99, values[-1], encoder.name, transform=corner, ha="right", va="bottom", color=FAINT)
+    _plain(axes, "kNN while training (validation)", "epoch", "top-1 [%]")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(frameon=True, edgecolor="white", framealpha=1, labelcolor="linecolor", loc="lower right")
+    axes.margins(y=0.1)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, labelcolor="linecolor", loc="center right")
 
 
 def _sphere(axes: Axes, encoders: Sequence[Pictured], colours: Mapping[str, str]) -> None:
     """Wang & Isola's plane, where less is better on both axes: each run's way from its first evaluation to its last."""
     for encoder in encoders:
-        epochs, align = series(encoder.records, "eval", "val_alignment")
+        _, align = series(encoder.records, "eval", "val_alignment")
         _, uniform = series(encoder.records, "eval", "val_uniformity")
         if not len(align) or len(align) != len(uniform):
             continue
-        colour = colours.get(encoder.name, FAINT)
+        colour, size = colours.get(encoder.name, FAINT), 50.0
         axes.plot(align, uniform, color=colour, linewidth=1.2, alpha=0.6)
-        axes.scatter(
-            align, uniform, s=np.linspace(10, 45, len(align)) if encoder.trained else 45, color=colour, zorder=3
-        )
-        ends = [0, -1] if encoder.trained else [-1]
-        for end, text in zip(
-            ends, [f"epoch {epochs[0]}", encoder.name] if encoder.trained else [encoder.name], strict=True
-        ):
-            axes.annotate(
-                text,
-                (align[end], uniform[end]),
-                xytext=(8, 5) if end == 0 else (9, -11),
-                textcoords="offset points",
-                color=colour,
-                fontsize=8 if end == 0 else 10,
-                weight="bold" if end else "normal",
-            )
-    _plain(
-        axes, "Alignment and uniformity (validation)", "alignment  ← closer positives", "uniformity  ← more spread out"
-    )
+        sizes = np.linspace(size / 5, size, len(align)) if encoder.trained else size
+        axes.scatter(align, uniform, s=sizes, color=colour, marker="o" if encoder.trained else "X", zorder=3)
+        axes.scatter([], [], s=size, color=colour, marker="o" if encoder.trained else "X", label=encoder.name)
+    title = "Alignment, uniformity (validation; dots grow in time)"
+    _plain(axes, title, "alignment  ← closer positives", "uniformity  ← more spread out")
     axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.margins(0.2)
+    axes.margins(0.1)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=True, edgecolor="white", framealpha=0.8, labelcolor="linecolor", handletextpad=0.2)
 
 
 def _features(axes: Axes, encoder: Pictured, classes: Sequence[str], colour: str) -> None:

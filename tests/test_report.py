@@ -43,12 +43,12 @@ def test_projection_keeps_classes_together_and_repeats_itself() -> None:
 
 def test_comparison_draws_trained_and_untrained(tmp_path: Path) -> None:
     values = {"knn_top1": 90.0, "val_alignment": 0.4, "val_uniformity": -2.0}
-    logs = [{"kind": "train", "epoch": e, "loss": 1.0 / (e + 1)} for e in range(3)]
+    logs = [{"kind": kind, "epoch": e, "loss": 1.0 / (e + 1)} for e in range(3) for kind in ("train", "epoch")]
     logs += [{"kind": "eval", "epoch": e, **values} for e in range(3)]
     encoders = [
         Pictured("untrained", [{"kind": "eval", "epoch": -1, **values}], *features(30, 0), "kNN 90"),
         Pictured("InfoNCE", logs, *features(30, 1), "kNN 90"),
-        Pictured("not evaluated", logs[:3], *features(30, 2), "kNN -"),
+        Pictured("not evaluated", logs[:6], *features(30, 2), "kNN -"),
     ]
     path = comparison(encoders, ["a", "b", "c"], "a title", tmp_path / "new" / "figure.png")
     with Image.open(path) as picture:
