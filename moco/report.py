@@ -121,7 +121,7 @@ def _knn(axes: Axes, encoders: Sequence[Pictured], colours: Mapping[str, str]) -
 
 
 def _sphere(axes: Axes, encoders: Sequence[Pictured], colours: Mapping[str, str]) -> None:
-    """Wang & Isola's plane, where less is better on both axes: each run's way from its first evaluation to its last."""
+    """Wang & Isola's plane, where less is better on both axes: each run's way through it; the dots grow in time."""
     for encoder in encoders:
         _, align = series(encoder.records, "eval", "val_alignment")
         _, uniform = series(encoder.records, "eval", "val_uniformity")
@@ -132,7 +132,7 @@ def _sphere(axes: Axes, encoders: Sequence[Pictured], colours: Mapping[str, str]
         sizes = np.linspace(size / 5, size, len(align)) if encoder.trained else size
         axes.scatter(align, uniform, s=sizes, color=colour, marker="o" if encoder.trained else "X", zorder=3)
         axes.scatter([], [], s=size, color=colour, marker="o" if encoder.trained else "X", label=encoder.name)
-    title = "Alignment, uniformity (validation; dots grow in time)"
+    title = "Alignment and uniformity (validation)"
     _plain(axes, title, "alignment  ← closer positives", "uniformity  ← more spread out")
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.margins(0.1)
