@@ -21,14 +21,14 @@ CPU = torch.device("cpu")
 def plain_layer(channels: int, dims: int, seed: int = 0, **arguments: object) -> nn.Module:
     """In float64, with scale, shift and running statistics that are not 1 and 0."""
     torch.manual_seed(seed)
-    layer = (nn.BatchNorm1d if dims == 0 else nn.BatchNorm2d)(channels, **arguments).double()  # type: ignore[arg-type]
+    layer = (nn.BatchNorm1d if dims == 0 else nn.BatchNorm2d)(channels, **arguments).double()
     for value in (*layer.parameters(), *(b for b in layer.buffers() if b.is_floating_point())):
         nn.init.uniform_(value, 0.5, 2)
     return layer
 
 
 def split_of(layer: nn.Module, group_size: int) -> nn.Module:
-    return isolate_batchnorm(nn.Sequential(copy.deepcopy(layer)), "split", group_size, CPU)[0]  # type: ignore[index]
+    return isolate_batchnorm(nn.Sequential(copy.deepcopy(layer)), "split", group_size, CPU)[0]
 
 
 def made_up(n: int, channels: int, dims: int, seed: int = 0) -> Tensor:
@@ -72,7 +72,7 @@ def test_equals_one_layer_per_group(
     torch.testing.assert_close(out.detach(), expected, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(x.grad, y.grad, rtol=1e-8, atol=1e-8)
     for name, parameter in split.named_parameters():
-        total = sum(dict(own.named_parameters())[name].grad for own in layers)  # type: ignore[misc]
+        total = sum(dict(own.named_parameters())[name].grad for own in layers)
         torch.testing.assert_close(parameter.grad, total, rtol=1e-8, atol=1e-8)
     for name, buffer in split.named_buffers():
         values = torch.stack([dict(own.named_buffers())[name].double() for own in layers])
@@ -114,7 +114,7 @@ def test_under_autocast(dtype: torch.dtype, n: int) -> None:
     with torch.autocast("cpu", dtype):
         out = encoder(torch.randn(n, 3, 8, 8))
     out.float().sum().backward()
-    assert out.isfinite().all() and encoder[0].weight.grad.isfinite().all()  # type: ignore[index,union-attr]
+    assert out.isfinite().all() and encoder[0].weight.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "smallalexnet", "smallcnn", "timm:resnet10t", "timm:regnetx_002"])
