@@ -173,9 +173,8 @@ def knn_predict(
     predicted = []
     for part in test_x.split(chunk or _rows_at_once(len(train_x))):
         similarity, neighbour = (part @ train_x.T).topk(k, dim=1)
-        weight = (
-            (similarity - similarity[:, :1]) / t
-        ).exp()  # a common factor changes no vote, and e^(1/t) may overflow
+        # relative to the nearest: a common factor changes no vote, and e^(1/t) may overflow
+        weight = ((similarity - similarity[:, :1]) / t).exp()
         votes = weight.new_zeros((len(part), classes)).scatter_add_(1, train_y[neighbour], weight)
         predicted.append(votes.argmax(dim=1))
     return torch.cat(predicted) if predicted else train_y.new_zeros(0)
