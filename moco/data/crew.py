@@ -25,10 +25,13 @@ _open_crews: weakref.WeakSet[Crew] = weakref.WeakSet()
 
 
 def worker_count(wished: int | None = None) -> int:
-    """Threads for this process: the cores it may run on, shared by the processes of this node, and at most `wished`."""
+    """Threads for this process: its part of the cores, and at most its part of the `wished` threads of the node.
+
+    The processes of a node share both, as in MoCo; the cores are those that the process may run on.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     fair = max(1, cores // local_world_size())
-    return fair if wished is None else max(1, min(wished, fair))
+    return fair if wished is None else max(1, min(-(-wished // local_world_size()), fair))
 
 
 class Crew:

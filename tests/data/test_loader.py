@@ -345,6 +345,8 @@ def test_workers_follow_affinity_and_local_ranks(monkeypatch: pytest.MonkeyPatch
     assert worker_count(32) == 1
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "5")
     assert loader(arrays(), workers=32).workers == 2
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    assert [worker_count(w) for w in (1, 3, 4, 7, 32)] == [1, 1, 2, 3, 4]  # of the node, as MoCo's -j
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "64")
     assert worker_count() == 1
 
