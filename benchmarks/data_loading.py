@@ -1,4 +1,4 @@
-"""How fast two-view batches are delivered: this loader against stock FFCV, MoCo's recipe, and kornia's augmentation.
+"""How fast two uint8 crops of each image are delivered: this loader against stock FFCV and against PIL in processes.
 
     python benchmarks/data_loading.py                       # made-up JPEGs of 500×375
     python benchmarks/data_loading.py --images /data/train  # photographs: FOLDER/<class>/<image>
@@ -6,8 +6,8 @@
 
 Every contender delivers the same images once per round, in rounds that alternate between all of them (so that what
 else the machine does falls on all alike), after a warm-up round that takes FFCV's compilation; printed are the
-medians. Ratios are the claim, not the absolute numbers. FFCV and kornia rows are left out where these are not
-installed.
+medians. Ratios are the claim, not absolute numbers. Without FFCV its rows are left out. For augmented batches see
+augmentation.py.
 """
 
 from __future__ import annotations
@@ -15,25 +15,23 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
-import random
+import resource
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageFilter
+from PIL import Image
 
-from moco.data.augment import Augment
 from moco.data.beton_file import BetonSource
 from moco.data.beton_writer import write_beton
 from moco.data.crew import worker_count
 from moco.data.folder import FolderSource
-from moco.data.loader import Batch, Loader
-from moco.data.recipes import RECIPES
+from moco.data.loader import Loader
 from moco.data.sampler import Sampler
 from moco.data.source import Source
 
@@ -48,38 +46,18 @@ def made_up_photos(folder: Path, n: int) -> None:
         coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize(
             (500, 375), Image.Resampling.BICUBIC
         )
-        pixels = np.asarray(coarse, dtype=float) + rng.normal(0, 9, (375, 500, 1))
+        pixels = np.asarray(coarse, dtype=float) + rng.normal(0, 6, (375, 500, 1))
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / "made_up" / f"{i:05}.jpg", quality=92)
 
 
-def ours(source: Source, batch: int, size: int, photometric: Callable[[Batch, int], Any] | None = None) -> Contender:
+def ours(source: Source, batch: int, size: int) -> Contender:
     loader = Loader(source, Sampler(len(source), batch, 0), size=size)
 
     def deliver(turn: int) -> Iterator[int]:
         for step in loader.epoch(turn):
-            if photometric is not None:
-                photometric(step, turn)
             yield len(step.index)
 
     return deliver
-
-
-def our_augmentation() -> Callable[[Batch, int], Any]:
-    augment = Augment(RECIPES["v2"], seed=0)
-    return lambda step, epoch: [augment(step.crops[:, view], step.index, epoch, view) for view in range(2)]
-
-
-def kornia_augmentation(size: int) -> Callable[[Batch, int], Any]:
-    from kornia import augmentation as K
-
-    steps = K.AugmentationSequential(
-        K.ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8),
-        K.RandomGrayscale(p=0.2),
-        K.RandomGaussianBlur((23, 23), (0.1, 2.0), p=0.5),
-        K.RandomHorizontalFlip(),
-        K.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    )
-    return lambda step, _: [steps(step.crops[:, v].permute(0, 3, 1, 2).float().div(255)) for v in range(2)]
 
 
 def stock_ffcv(path: Path, batch: int, size: int, workers: int) -> Contender:
@@ -109,13 +87,6 @@ def stock_ffcv(path: Path, batch: int, size: int, workers: int) -> Contender:
     return deliver
 
 
-class PilBlur:
-    """Gaussian blur as MoCo applies it, one sigma per image."""
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        return image.filter(ImageFilter.GaussianBlur(radius=random.uniform(0.1, 2.0)))
-
-
 class TwoViews:
     def __init__(self, transform: Callable[[Image.Image], Any]) -> None:
         self.transform = transform
@@ -124,21 +95,12 @@ class TwoViews:
         return [self.transform(image), self.transform(image)]
 
 
-def moco_recipe(folder: Path, batch: int, size: int, workers: int, full: bool) -> Contender:
-    """facebookresearch/moco's input pipeline: ImageFolder, PIL transforms, a DataLoader with worker processes."""
+def pil_processes(folder: Path, batch: int, size: int, workers: int) -> Contender:
+    """The usual pipeline: ImageFolder, PIL, torchvision's crop, a DataLoader with worker processes; decodes once."""
     from torchvision import datasets
     from torchvision import transforms as T
 
-    crop = T.RandomResizedCrop(size, scale=(0.2, 1.0))
-    photometric = [
-        T.RandomApply([T.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
-        T.RandomGrayscale(p=0.2),
-        T.RandomApply([PilBlur()], p=0.5),
-        T.RandomHorizontalFlip(),
-        T.ToTensor(),
-        T.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
-    ]
-    transform = T.Compose([crop, *photometric]) if full else T.Compose([crop, T.PILToTensor()])
+    transform = T.Compose([T.RandomResizedCrop(size, scale=(0.2, 1.0)), T.PILToTensor()])
     data = datasets.ImageFolder(str(folder), TwoViews(transform))
     loader = torch.utils.data.DataLoader(data, batch, shuffle=True, num_workers=workers, drop_last=True)
 
@@ -149,25 +111,40 @@ def moco_recipe(folder: Path, batch: int, size: int, workers: int, full: bool) -
     return deliver
 
 
-def measure(contenders: dict[str, Contender], rounds: int) -> dict[str, list[float]]:
-    speeds: dict[str, list[float]] = {name: [] for name in contenders}
+class Result(NamedTuple):
+    speed: float  # images/s by the clock
+    work: float  # CPU time per image in µs, child processes included
+
+
+def cpu_seconds() -> float:
+    both = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    return sum(usage.ru_utime + usage.ru_stime for usage in both)
+
+
+def measure(contenders: dict[str, Contender], rounds: int) -> dict[str, list[Result]]:
+    results: dict[str, list[Result]] = {name: [] for name in contenders}
     for turn in range(rounds + 1):
         for name, deliver in contenders.items():
-            start = time.perf_counter()
+            start, work = time.perf_counter(), cpu_seconds()
             images = sum(deliver(turn))
             if turn:  # the first round compiles, fills caches and starts threads
-                speeds[name].append(images / (time.perf_counter() - start))
-    return speeds
+                elapsed = time.perf_counter() - start
+                results[name].append(Result(images / elapsed, (cpu_seconds() - work) / images * 1e6))
+    return results
 
 
-def show(title: str, speeds: dict[str, list[float]], pairs: list[tuple[str, str, str]]) -> None:
-    print(f"\n| {title} | images/s: median (lowest to highest) |\n|---|---|")
-    for name, values in speeds.items():
-        print(f"| {name} | {statistics.median(values):.0f} ({min(values):.0f} to {max(values):.0f}) |")
+def show(results: dict[str, list[Result]], pairs: list[tuple[str, str, str]]) -> None:
+    print("\n| two uint8 crops | images/s: median (lowest to highest) | CPU time, µs per image |\n|---|---|---|")
+    for name, rounds in results.items():
+        speeds = [result.speed for result in rounds]
+        work = statistics.median(result.work for result in rounds)
+        print(f"| {name} | {statistics.median(speeds):.0f} ({min(speeds):.0f} to {max(speeds):.0f}) | {work:.0f} |")
     for mine, theirs, target in pairs:
-        if mine in speeds and theirs in speeds:
-            ratios = [a / b for a, b in zip(speeds[mine], speeds[theirs], strict=True)]
-            print(f"{mine} / {theirs}: {statistics.median(ratios):.2f} × (target {target})")
+        if mine in results and theirs in results:
+            turns = list(zip(results[mine], results[theirs], strict=True))
+            by_clock = statistics.median(a.speed / b.speed for a, b in turns)
+            by_work = statistics.median(b.work / a.work for a, b in turns)
+            print(f"{mine} / {theirs}: {by_clock:.2f} × by the clock (target {target}), {by_work:.2f} × by CPU time")
 
 
 def resident() -> float:
@@ -185,9 +162,10 @@ def show_memory(sources: dict[str, Source], batch: int, size: int, epochs: int =
             for _ in loader.epoch(epoch):
                 seen.append(resident() - start)
         tenth = len(seen) // 10
+        first, last = statistics.mean(seen[:tenth]), statistics.mean(seen[-tenth:])
         print(
-            f"{name}: batches may hold {bound:.0f} MiB; resident memory rose by at most {max(seen):.0f} MiB; "
-            f"mean over the first tenth {statistics.mean(seen[:tenth]):.1f}, over the last {statistics.mean(seen[-tenth:]):.1f}"
+            f"{name}: batches may hold {bound:.0f} MiB; resident memory rose by at most {max(seen):.0f} MiB, "
+            f"by {first:.1f} in the first tenth of the steps and {last:.1f} in the last"
         )
 
 
@@ -200,7 +178,7 @@ def show_start(sources: dict[str, Source], folder: Path, betons: dict[str, Path]
         batches = loader.epoch(0)
         next(batches)
         print(f"{name}: opened in {ready * 1e3:.0f} ms, first batch after {(time.perf_counter() - start) * 1e3:.0f} ms")
-        batches.close()  # type: ignore[attr-defined]
+        batches.close()
 
 
 def main() -> None:
@@ -210,7 +188,6 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--only", choices=("crops", "augmented"), help="one of the two tables")
     parser.add_argument("--memory", action="store_true", help="measure memory instead of speed")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -243,24 +220,13 @@ def run(options: argparse.Namespace, scratch: Path) -> None:
     if options.memory:
         show_memory(sources, batch, size)
         return
-    if options.only != "augmented":
-        contenders = {f"ours, {name}": ours(source, batch, size) for name, source in sources.items()}
-        for mode, path in betons.items():
-            contenders[f"stock FFCV, {mode}"] = stock_ffcv(path, batch, size, workers)
-        contenders["ImageFolder, PIL, DataLoader"] = moco_recipe(folder, batch, size, workers, full=False)
-        pairs = [("ours, jpg", "stock FFCV, jpg", "2"), ("ours, raw", "stock FFCV, raw", "1.3"),
-                 ("ours, folder", "ImageFolder, PIL, DataLoader", "none")]  # fmt: skip
-        show("two uint8 crops", measure(contenders, options.rounds), pairs)
-    if options.only != "crops":
-        contenders = {
-            f"ours, {name}": ours(source, batch, size, our_augmentation()) for name, source in sources.items()
-        }
-        contenders["MoCo's own"] = moco_recipe(folder, batch, size, workers, full=True)
-        if importlib.util.find_spec("kornia") is not None:
-            contenders["our folder, kornia"] = ours(sources["folder"], batch, size, kornia_augmentation(size))
-        pairs = [("ours, folder", "MoCo's own", "1.5, stretch 3"), ("ours, folder", "our folder, kornia", "3"),
-                 ("ours, raw", "MoCo's own", "none")]  # fmt: skip
-        show("two augmented views (MoCo v2)", measure(contenders, options.rounds), pairs)
+    contenders = {f"ours, {name}": ours(source, batch, size) for name, source in sources.items()}
+    for mode, path in betons.items():
+        contenders[f"stock FFCV, {mode}"] = stock_ffcv(path, batch, size, workers)
+    contenders["ImageFolder, DataLoader"] = pil_processes(folder, batch, size, workers)
+    targets = [("ours, jpg", "stock FFCV, jpg", "2"), ("ours, raw", "stock FFCV, raw", "1.3"),
+               ("ours, folder", "ImageFolder, DataLoader", "none")]  # fmt: skip
+    show(measure(contenders, options.rounds), targets)
 
 
 if __name__ == "__main__":
