@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import pickle
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,15 @@ def read(path: Path) -> dict[str, Tensor]:
     """What `write` wrote, under torchvision's names and without BatchNorm's counters."""
     content = _Unpickler(io.BytesIO(path.read_bytes())).load()
     return torchvision_names({key: torch.from_numpy(value) for key, value in content["model"].items()})
+
+
+def config(weights: Path, mean: Sequence[float], std: Sequence[float]) -> str:
+    """YAML to merge into a detector's configuration. `mean` and `std` are of values in [0, 1]."""
+    pixels = [[round(255 * value, 3) for value in values] for values in (mean, std)]
+    return (
+        f"MODEL:\n  WEIGHTS: {weights.name}\n  PIXEL_MEAN: {pixels[0]}\n  PIXEL_STD: {pixels[1]}\n"
+        "  RESNETS:\n    STRIDE_IN_1X1: false\nINPUT:\n  FORMAT: RGB\n"
+    )
 
 
 def load_by_detectron2(path: Path, depth: int) -> Callable[[Tensor], Tensor]:

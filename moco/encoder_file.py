@@ -2,13 +2,12 @@
 
 A layout is a prefix in front of the encoder's own keys; a few projects also number or rename its parts. A trunk is
 taken whole or not at all: a checkpoint whose names or shapes do not cover it is refused, because an encoder that is
-partly untrained gives figures that look merely bad. No file is loaded that could run code (`moco.checkpoint`).
+partly untrained gives figures that look merely bad. So is one that would be taken, and be another function.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moco import checkpoint
 from moco.encoders import build_encoder, classifier_name, trunk
 from moco.errors import InputError
 from moco.preprocessing import Preprocessing
+from moco.weights_file import open_weights
 
 # (prefix of the encoder's keys, who writes it); the first one found is taken, so the special ones come first.
 LAYOUTS: tuple[tuple[str, str], ...] = (
@@ -44,7 +43,6 @@ _WEIGHTS = ("state_dict", "model", "teacher", "student", "model_state_dict")
 # lightly takes a ResNet apart into a Sequential: its parts that have tensors, in their order.
 _PARTS = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
 _AVERAGES = re.compile(r"momentum|target|teacher|ema|key|_k\b")  # in the names of encoders that follow another one
-METADATA = "metadata.json"  # beside the weights in a folder that moco.export has written
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class EncoderFile:
     state: dict[str, Tensor]
     arch: str | None = None
     epoch: int | None = None
-    others: int = 0  # tensors of the file that are not the encoder's: key encoder, queue, predictor
+    others: list[str] = field(default_factory=list)  # tensors of other things: key encoder, queue, predictor
     options: dict[str, Any] = field(default_factory=dict)  # of the run that wrote it, if it was ours
     rest: dict[str, Any] = field(default_factory=dict)  # the checkpoint's other entries: optimizer, best_acc1, ...
 
@@ -82,7 +80,7 @@ class Loaded:
 def read_encoder(path: str | Path) -> EncoderFile:
     """The encoder in a checkpoint of any layout in `LAYOUTS`: a torch or safetensors file, or a folder that moco.export
     or `timm.models.save_for_hf` wrote. InputError if there is none or a number is not finite."""
-    content = _open(Path(path))
+    content = open_weights(Path(path))
     # torch.compile puts _orig_mod into the names
     weights = {key.replace("_orig_mod.", ""): value for key, value in _weights(content, path).items()}
     prefix, layout = next((p, name) for p, name in LAYOUTS if any(key.startswith(p) for key in weights))
@@ -98,61 +96,12 @@ def read_encoder(path: str | Path) -> EncoderFile:
     return EncoderFile(
         path=Path(path),
         layout=layout,
-        state=_library_names(state),
+        state=_library_names(state, Path(path)),
         arch=_arch(arch, prefix, path) if isinstance(arch, str) else None,
         epoch=epoch if isinstance(epoch, int) else None,
-        others=len(weights) - len(state),
+        others=[key for key in weights if not key.startswith(prefix)],
         options=options if isinstance(options, dict) else {},
         rest={key: value for key, value in content.items() if key not in (*_WEIGHTS, *weights)},
-    )
-
-
-def _open(path: Path) -> dict[str, Any]:
-    """The content of a torch or safetensors file, with what moco.export has written beside it."""
-    if path.is_dir():
-        for told, name in ((METADATA, None), ("config.json", "model.safetensors")):
-            if (path / told).is_file():
-                about = _read_json(path / told)
-                return _open(path / (name or about["file"])) | _described(about)
-        raise InputError(f"{path} is a folder without {METADATA} or config.json: give the checkpoint file itself")
-    if path.suffix == ".safetensors":
-        return _open_safetensors(path)
-    # argparse.Namespace is a bag of values, and DINO's and MAE's files keep their options in one
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        content = checkpoint.load(path)
-    if (path.parent / METADATA).is_file() and "arch" not in content:
-        about = _read_json(path.parent / METADATA)
-        return content | (_described(about) if about.get("file") == path.name else {})
-    return content
-
-
-def _open_safetensors(path: Path) -> dict[str, Any]:
-    from safetensors import SafetensorError, safe_open  # it comes with timm
-
-    try:
-        with safe_open(path, "pt") as file:
-            told = json.loads((file.metadata() or {}).get("moco", "{}"))
-            return {"state_dict": {key: file.get_tensor(key) for key in file.keys()}} | _described(told)  # noqa: SIM118
-    except FileNotFoundError as error:
-        raise InputError(f"there is no checkpoint {path}; check the path") from error
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is damaged or no safetensors file ({error}); fetch or write it again") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
-    return content if isinstance(content, dict) else {}
-
-
-def _described(about: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint's entries from moco.export's metadata, or from the config.json of timm's folders."""
-    if "architecture" in about:
-        return {"arch": f"timm:{about['architecture']}"}
-    return {key: about[key] for key in ("arch", "epoch") if about.get(key) is not None} | (
-        {"moco_run": {"options": about["options"], "classes": about.get("classes")}} if "options" in about else {}
     )
 
 
@@ -177,16 +126,23 @@ def _arch(arch: str, prefix: str, path: str | Path) -> str:
     return _MOCO_V3_ARCHS.get(arch, arch)
 
 
-def _library_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """torchvision's names for the tensors of a ResNet that lightly has numbered, or built (its `shortcut`)."""
+def _library_names(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """torchvision's names for a ResNet whose parts are numbered (lightly) or whose downsampling is called shortcut."""
     numbers = sorted({key.split(".")[0] for key in state if key.split(".")[0].isdigit()}, key=int)
     parts = dict(zip(numbers, _PARTS, strict=True)) if len(numbers) == len(_PARTS) else {}
+    if parts and any(".shortcut." in key for key in state):
+        raise _another_function(path, "lightly's ResNet for small images, with no ReLU after the first convolution")
     renamed = {}
     for key, value in state.items():
         first, _, rest = key.partition(".")
         key = f"{parts.get(first, first)}.{rest}" if rest else key
         renamed[re.sub(r"^(layer\d\.\d+)\.shortcut\.", r"\1.downsample.", key)] = value
     return renamed
+
+
+def _another_function(path: Path, what: str) -> InputError:
+    """For networks that have the tensors of one of ours, and compute something else with them."""
+    return InputError(f"{path} holds {what}: no network here is that function; take the project's ResNet for ImageNet")
 
 
 def _trunk_of(encoder: nn.Module) -> dict[str, Tensor]:
@@ -208,7 +164,8 @@ def _find(wanted: dict[str, Tensor], file: EncoderFile) -> EncoderFile:
         return file
     found = {}
     for prefix in {key[: dot.end()] for key in file.state for dot in re.finditer(r"\.", key)}:
-        state = _library_names({k.removeprefix(prefix): v for k, v in file.state.items() if k.startswith(prefix)})
+        inside = {k.removeprefix(prefix): v for k, v in file.state.items() if k.startswith(prefix)}
+        state = _library_names(inside, file.path)
         if needed <= state.keys():
             found[prefix] = state
     leading = {prefix: state for prefix, state in found.items() if not _AVERAGES.search(prefix)} or found
@@ -216,14 +173,22 @@ def _find(wanted: dict[str, Tensor], file: EncoderFile) -> EncoderFile:
         names = " and ".join(sorted(leading))
         raise InputError(f"{file.path} holds several encoders, {names}: save the one that is meant by itself")
     for prefix, state in leading.items():
-        return replace(file, state=state, others=file.others + len(file.state) - len(state), layout=f"under {prefix}")
+        others = file.others + [key for key in file.state if not key.startswith(prefix)]
+        return replace(file, state=state, others=others, layout=f"under {prefix}")
     return file
+
+
+def _is_solos_small(file: EncoderFile) -> bool:
+    stem = file.state.get("conv1.weight")
+    return stem is not None and stem.shape[-1] == 3 and {"classifier.weight", "projector.0.weight"} <= {*file.others}
 
 
 def load_trunk(encoder: nn.Module, file: EncoderFile) -> Loaded:
     """Copies the trunk's tensors from `file`; the classifier stays as it is. InputError if one is missing or odd."""
     head, wanted = classifier_name(encoder) + ".", _trunk_of(encoder)
     file = _find(wanted, file)
+    if _is_solos_small(file):
+        raise _another_function(file.path, "solo-learn's ResNet for small images, whose stem pads by 2 pixels, not 1")
     offered = {key: value for key, value in file.state.items() if not key.startswith((head, *_AUXILIARY))}
     matched = [key for key in wanted if key in offered]
     missing = [key for key in wanted if key not in offered]
@@ -244,7 +209,7 @@ def load_trunk(encoder: nn.Module, file: EncoderFile) -> Loaded:
     with torch.no_grad():
         for key in matched:
             wanted[key].copy_(offered[key])
-    return Loaded(matched, [key for key in file.state if key not in offered], missing, file.others)
+    return Loaded(matched, [key for key in file.state if key not in offered], missing, len(file.others))
 
 
 def read_trunk(path: str | Path, arch: str | None = None, image_size: int | None = None) -> nn.Module:

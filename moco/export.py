@@ -21,14 +21,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from moco.encoder_file import METADATA, EncoderFile, load_trunk, read_encoder
+from moco.encoder_file import EncoderFile, load_trunk, read_encoder
 from moco.encoders import build_encoder, classifier_name, feature_dim
 from moco.errors import EXIT_OK, InputError, exit_code
 from moco.formats import FORMATS, Exported
 from moco.preprocessing import Preprocessing
+from moco.weights_file import METADATA
 
 TOLERANCE = 1e-5  # largest difference of an output, relative to the largest output (at least 1): fp32 in another order
 # What a run was told about the machine it ran on is nobody else's business.
@@ -50,9 +52,10 @@ def photographs(how: Preprocessing, count: int = 8) -> Tensor:
     """fp32 [count, 3, S, S]: squares out of the two photographs that scikit-learn ships, prepared as `how` says."""
     from sklearn.datasets import load_sample_images
 
+    pictures = [np.array(image) for image in load_sample_images().images]
     crops = []
     for i in range(count):
-        image = load_sample_images().images[i % 2]
+        image = pictures[i % 2]
         side = min(image.shape[:2]) * (i + 4) // (count + 4)
         top, left = (image.shape[0] - side) * i // count, (image.shape[1] - side) * (count - i) // count
         crops.append(how(image[top : top + side, left : left + side]))

@@ -15,8 +15,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from torch import Tensor, nn
+from torchvision import models
 
 from moco import detectron2_layout
 from moco.encoders import build_encoder, classifier_name, torchvision_arguments, trunk
@@ -80,10 +82,6 @@ def _strictly(network: nn.Module, state: dict[str, Tensor], allowed: str = "") -
         raise ValueError(f"{len(wrong)} names differ, the first is {wrong[0]}")
 
 
-def _save_state(x: Exported, path: Path) -> None:
-    torch.save(x.state, path)
-
-
 def _ours(x: Exported, state: dict[str, Tensor]) -> Outputs:
     """A fresh network of ours with `state`: for formats that keep tensors and leave the network to the reader."""
     encoder = build_encoder(x.arch, x.outputs or 1, image_size=x.preprocessing.size)
@@ -95,16 +93,12 @@ def _ours(x: Exported, state: dict[str, Tensor]) -> Outputs:
 
 
 def _write_torchvision(x: Exported, path: Path) -> None:
-    from torchvision import models
-
     if x.arch not in models.list_models(module=models):
         raise InputError(f"torchvision has no {x.arch}: take --to safetensors, onnx or moco")
-    _save_state(x, path)
+    torch.save(x.state, path)
 
 
 def _reload_torchvision(x: Exported, path: Path) -> Outputs:
-    from torchvision import models
-
     arguments = torchvision_arguments(x.arch, x.preprocessing.size)
     network = models.get_model(x.arch, weights=None, num_classes=x.outputs or 1000, **arguments)
     head = classifier_name(x.encoder)
@@ -116,8 +110,6 @@ def _reload_torchvision(x: Exported, path: Path) -> Outputs:
 
 def timm_name(arch: str) -> str:
     """timm's name of the network; whether it means the same one is for the verification to tell. InputError if none."""
-    import timm
-
     name = arch.removeprefix("timm:")
     if not timm.is_model(name):
         raise InputError(f"timm has no {name}: take --to safetensors, onnx or moco")
@@ -125,8 +117,6 @@ def timm_name(arch: str) -> str:
 
 
 def _timm_network(x: Exported, **arguments: Any) -> nn.Module:
-    import timm
-
     name = timm_name(x.arch)
     cfg = timm.models.get_pretrained_cfg(name, allow_unregistered=False)
     if cfg is not None and cfg.fixed_input_size:
@@ -136,7 +126,7 @@ def _timm_network(x: Exported, **arguments: Any) -> nn.Module:
 
 def _write_timm(x: Exported, path: Path) -> None:
     timm_name(x.arch)
-    _save_state(x, path)
+    torch.save(x.state, path)
 
 
 def _write_huggingface(x: Exported, path: Path) -> None:
@@ -158,8 +148,6 @@ def _write_huggingface(x: Exported, path: Path) -> None:
 
 
 def _reload_huggingface(x: Exported, path: Path) -> Outputs:
-    import timm
-
     return timm.create_model(f"local-dir:{path.parent}", pretrained=True).eval()
 
 
@@ -172,12 +160,7 @@ def _write_detectron2(x: Exported, path: Path) -> None:
         raise InputError(f"detectron2's ResNets have a 7 x 7 stem and four stages; {x.arch} has not: take another --to")
     _without_classifier(x, "detectron2's backbones")
     detectron2_layout.write(path, x.state, json.dumps(x.about))
-    how = x.preprocessing
-    mean, std = ([round(255 * value, 3) for value in values] for values in (how.mean, how.std))
-    path.with_suffix(".yaml").write_text(
-        f"# to merge into a detector's config\nMODEL:\n  WEIGHTS: {path.name}\n  PIXEL_MEAN: {mean}\n"
-        f"  PIXEL_STD: {std}\n  RESNETS:\n    STRIDE_IN_1X1: false\nINPUT:\n  FORMAT: RGB\n"
-    )
+    path.with_suffix(".yaml").write_text(detectron2_layout.config(path, x.preprocessing.mean, x.preprocessing.std))
 
 
 def _reload_detectron2(x: Exported, path: Path) -> Outputs:

@@ -79,7 +79,7 @@ def test_what_the_file_tells(tmp_path: Path) -> None:
     file = read_encoder(tmp_path / "checkpoint_0199.pth.tar")
     assert (file.arch, file.epoch, file.layout) == ("resnet18", 200, "MoCo")
     assert file.options["image_size"] == 64
-    assert file.others == len(encoder().state_dict()) + 2
+    assert len(file.others) == len(encoder().state_dict()) + 2
     loaded = load_trunk(encoder(seed=1), file)
     assert sorted(loaded.skipped) == ["fc.0.bias", "fc.0.weight", "fc.2.bias", "fc.2.weight"]
     assert "4 left out (fc.0.weight" in str(loaded)

@@ -1,0 +1,69 @@
+"""The containers that encoders come in: torch files, safetensors, folders of `moco.export` and of Hugging Face."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moco import checkpoint
+from moco.errors import InputError
+
+METADATA = "metadata.json"  # beside the weights in a folder that moco.export has written
+
+
+def open_weights(path: Path) -> dict[str, Any]:
+    """The checkpoint's dict: tensors in it or under an entry such as 'state_dict', `arch` and the like beside them.
+
+    `path`: a torch or safetensors file, or a folder of moco.export or `timm.models.save_for_hf`. InputError if it is
+    missing, damaged, or could run code when it is loaded.
+    """
+    if path.is_dir():
+        for told, name in ((METADATA, None), ("config.json", "model.safetensors")):
+            if (path / told).is_file():
+                about = _read_json(path / told)
+                return open_weights(path / (name or about["file"])) | _described(about)
+        raise InputError(f"{path} is a folder without {METADATA} or config.json: give the checkpoint file itself")
+    if path.suffix == ".safetensors":
+        content = _open_safetensors(path)
+    else:
+        # argparse.Namespace is a bag of values, and DINO's and MAE's files keep their options in one
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = checkpoint.load(path)
+    if (path.parent / METADATA).is_file():
+        about = _read_json(path.parent / METADATA)
+        return (_described(about) if about.get("file") == path.name else {}) | content
+    return content
+
+
+def _open_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError, safe_open  # it comes with timm
+
+    try:
+        with safe_open(path, "pt") as file:
+            told = json.loads((file.metadata() or {}).get("moco", "{}"))
+            return {"state_dict": {key: file.get_tensor(key) for key in file.keys()}} | _described(told)  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise InputError(f"there is no checkpoint {path}; check the path") from error
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is damaged or no safetensors file ({error}); fetch or write it again") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _described(about: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint's entries from moco.export's metadata, or from the config.json of timm's folders."""
+    if "architecture" in about:
+        return {"arch": f"timm:{about['architecture']}"}
+    return {key: about[key] for key in ("arch", "epoch") if about.get(key) is not None} | (
+        {"moco_run": {"options": about["options"], "classes": about.get("classes")}} if "options" in about else {}
+    )
