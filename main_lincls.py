@@ -275,7 +275,7 @@ class Probe:
         means = of_epoch.read()
         self.log.epoch(means, epoch=epoch, global_step=(epoch + 1) * steps)
         if not (math.isfinite(means["loss"]) and all(p.isfinite().all() for p in self.head.parameters())):
-            raise NumericsError(f"loss or weights are not finite after epoch {epoch + 1}: start again, with a smaller --lr")
+            raise NumericsError(f"loss or weights are not finite after epoch {epoch + 1}: use a smaller --lr")
 
     def save(self, epochs_done: int, best: Best, classes: list[str], names: list[str]) -> None:
         """MoCo's layout, its keys with `module.` whatever the number of ranks; ours beside it under `moco_lincls`."""
