@@ -34,13 +34,13 @@ from moco.data.augment import Augment  # noqa: E402
 from moco.data.datasets import open_split  # noqa: E402
 from moco.data.recipes import find_recipe  # noqa: E402
 from moco.encoders import build_encoder, trunk  # noqa: E402
-from moco.evaluate import OnlineEvaluator, centre_crops, extract_features  # noqa: E402
+from moco.evaluate import OnlineEvaluator, centre_crops, extract_features, settle_batchnorm  # noqa: E402
 from moco.logistic import few_label_accuracy  # noqa: E402
 from moco.logs import read_log  # noqa: E402
 from moco.options import parse_pretrain  # noqa: E402
 from moco.provenance import git_state, machine  # noqa: E402
 
-SEED, ARCH, DIM = 0, "smallcnn", 64
+SEED, ARCH, DIM, SIZE = 0, "smallcnn", 64, 32
 LAUNCH = "torchrun --nproc_per_node=2 main_moco.py"
 # 144 scans of each digit: the usual 200 neighbours would reach into other classes
 DATA = f"--dataset digits --seed {SEED} -j 2 --print-freq 100"
@@ -131,22 +131,12 @@ def run(command: str) -> None:
 
 
 def untrained(folder: Path) -> Encoder:
-    """The encoder that both runs start from, as a checkpoint that the probe reads like the others.
-
-    Its BatchNorms get the statistics of the training images, as any forward pass in training mode would give them. With
-    their initial 0 and 1 its features are tiny and all but parallel, and it would look worse than random weights are.
-    """
+    """The encoder that both runs start from, with the data's BatchNorm statistics, as a checkpoint like the others."""
     torch.manual_seed(SEED)
     encoder = build_encoder(ARCH, DIM)
     options, recipe = parse_pretrain(shlex.split(PRETRAIN)), find_recipe("digits")
     train, val = (open_split(None, "digits", split) for split in ("train", "val"))
-    plain = Augment(recipe.for_evaluation(), SEED)
-    for module in encoder.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None  # the mean over all batches
-    with torch.no_grad():
-        for batch in centre_crops(train, recipe, 32, options, CPU).epoch(0):
-            encoder(plain(batch.crops[:, 0], batch.index, 0))
+    settle_batchnorm(encoder, train, recipe, SIZE, options, CPU)
     values = dict(OnlineEvaluator(train, val, options, CPU)(encoder))
     state = {f"module.encoder_q.{name}": tensor for name, tensor in encoder.state_dict().items()}
     folder.mkdir(parents=True)
@@ -176,7 +166,7 @@ def measure(encoder: Encoder) -> None:
     plain = Augment(recipe.for_evaluation(), SEED)
     bank, held_out = (
         extract_features(
-            trunk(network), centre_crops(open_split(None, "digits", split), recipe, 32, options, CPU), plain
+            trunk(network), centre_crops(open_split(None, "digits", split), recipe, SIZE, options, CPU), plain
         )
         for split in ("train", "val")
     )
