@@ -40,12 +40,12 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def beton(images: Path) -> Path:
+def beton(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same images as an FFCV file."""
     pytest.importorskip("ffcv", reason="FFCV is not installed")
     from moco.data.beton import main as beton_main
 
-    path = images / "train.beton"
+    path = tmp_path_factory.mktemp("beton") / "train.beton"
     assert beton_main(["write", str(images), str(path)]) == 0
     return path
 

@@ -14,6 +14,7 @@ A fault names a function and which of its calls is struck: {"at": "moco.builder:
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import json
@@ -149,6 +150,9 @@ def serve() -> int:
     sys.path.insert(0, ROOT)
     import main_moco
 
+    for slow in ("ffcv", "sklearn.datasets", "torch._dynamo", "PIL.PngImagePlugin"):  # imported where they are needed
+        with contextlib.suppress(ImportError):
+            importlib.import_module(slow)
     ended: dict[int, tuple[int, float]] = {}
     for line in sys.stdin:
         request = json.loads(line)

@@ -59,11 +59,11 @@ def name_of(configuration: dict[str, Any]) -> str:
 
 def arguments(configuration: dict[str, Any], images: Path, beton: Path | None) -> list[str]:
     data = {
-        "digits": ["--dataset", "digits", "-b", "240", "--eval-freq", "0"],  # 6 steps an epoch
-        "folder": [str(images), "-b", "8", "--eval-freq", "1"],
-        "beton": [str(beton), "-b", "8", "--eval-freq", "2"],
+        "digits": ["--dataset", "digits", "--image-size", "8", "-b", "120", "--epochs", "1", "--eval-freq", "0"],  # 12 steps
+        "folder": [str(images), "--image-size", "16", "-b", "8", "--epochs", "2", "--eval-freq", "1"],  # 2 x 6 steps
+        "beton": [str(beton), "--image-size", "16", "-b", "8", "--epochs", "2", "--eval-freq", "2"],
     }[configuration["data"]]
-    given = f"""-a smallcnn --image-size 16 --epochs 2 --moco-k 20 --moco-dim 8 --seed 3 --deterministic -p 2 -j 1 --save-every 2
+    given = f"""-a smallcnn --moco-k 20 --moco-dim 8 --seed 3 --deterministic -p 2 -j 1 --save-every 2
         --keep-last 2 --no-tensorboard --bn-group-size 4 --max-bad-steps 12 --loss {configuration["loss"]}
         --bn {configuration["bn"]} --accum-steps {configuration["accum"]} --amp {configuration["amp"]}"""
     return [*data, *given.split()]
