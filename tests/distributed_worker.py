@@ -17,8 +17,10 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -27,8 +29,11 @@ from torch import Tensor, nn
 from moco import distributed
 from moco.builder import MoCo
 from moco.data.loader import Batch
+from moco.data.source import ArraySource
 from moco.distributed import rank, shares, world_size
+from moco.encoders import build_encoder
 from moco.errors import InputError
+from moco.evaluate import OnlineEvaluator
 from moco.globalbatch import GlobalBatch
 from moco.losses import LossOutput, WeightedHead, align_loss, contrastive_loss, uniform_loss
 from moco.meter import Meter
@@ -478,6 +483,33 @@ def a_bad_gradient_on_one_rank_stops_the_step_on_all() -> None:
     assert all(value.isfinite().all() for value in state(step).values())
 
 
+# -- evaluation
+# --------------------------------------------------------------------------------------------------------
+
+
+@check
+def online_figures_are_those_of_one_process() -> None:
+    """Five validation images: of 8 ranks, three have none. BatchNorm statistics are rank 0's."""
+
+    def images(n: int) -> ArraySource:
+        pixels = (torch.arange(n * 192) * 7919 % 251).view(n, 8, 8, 3).numpy().astype("uint8")
+        return ArraySource(pixels, np.arange(n) % 2, ["a", "b"], "made up")
+
+    torch.manual_seed(0)
+    encoder = build_encoder("smallcnn", 6).train()
+    encoder(made_up(16, 3, 8, 8, seed=rank(), dtype=torch.float32))  # other statistics on every rank
+    options = SimpleNamespace(
+        workers=1, skip_bad_images=False, image_size=8, recipe="digits", seed=3, knn_k=3, knn_t=0.1
+    )
+    evaluator = OnlineEvaluator(images(11), images(5), options, CPU)  # type: ignore[arg-type]
+    got = dict(evaluator(encoder))
+    with one_process():
+        expected = dict(OnlineEvaluator(images(11), images(5), options, CPU)(encoder))  # type: ignore[arg-type]
+    assert got.keys() == expected.keys() and len(got) == 4
+    assert all(got[name] == pytest.approx(value, abs=1e-5) for name, value in expected.items()), (got, expected)
+    assert distributed.gather_objects(got) == [got] * world_size()
+
+
 def main(results: str) -> None:
     failures = {}
     with distributed.session(CPU, timeout=100):
@@ -485,6 +517,7 @@ def main(results: str) -> None:
             try:
                 work()
             except Exception:
+                traceback.print_exc()  # for the case that the others now wait in vain, and nobody gets to the results
                 failures[name] = f"rank {rank()}:\n{traceback.format_exc()}"
         everyones = distributed.gather_objects(failures)
     if rank() == 0:
