@@ -117,7 +117,7 @@ def train(options: PretrainOptions, device: torch.device, preemption: Preemption
         distributed.data_parallel(model, device),
         loss_head(options, across),
         optimizer,
-        Augment(recipe, seed),
+        Augment(recipe, seed, compile=device.type == "cuda"),
         across,
         accum_steps=options.accum_steps,
         amp=options.amp,
