@@ -501,10 +501,10 @@ def online_figures_are_those_of_one_process() -> None:
     options = SimpleNamespace(
         workers=1, skip_bad_images=False, image_size=8, recipe="digits", seed=3, knn_k=3, knn_t=0.1
     )
-    evaluator = OnlineEvaluator(images(11), images(5), options, CPU)  # type: ignore[arg-type]
+    evaluator = OnlineEvaluator(images(11), images(5), options, CPU)
     got = dict(evaluator(encoder))
     with one_process():
-        expected = dict(OnlineEvaluator(images(11), images(5), options, CPU)(encoder))  # type: ignore[arg-type]
+        expected = dict(OnlineEvaluator(images(11), images(5), options, CPU)(encoder))
     assert got.keys() == expected.keys() and len(got) == 4
     assert all(got[name] == pytest.approx(value, abs=1e-5) for name, value in expected.items()), (got, expected)
     assert distributed.gather_objects(got) == [got] * world_size()
