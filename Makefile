@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help quickstart test lint types pytest install install-dev clean distclean
+.PHONY: help quickstart test lint types pytest docs install install-dev clean distclean
 
 PY := .venv/bin/python
 CODE := moco tests examples $(wildcard main_moco.py main_lincls.py launch benchmarks)
@@ -28,6 +28,9 @@ types: install-dev ## mypy over moco/, the mains and the examples
 # One thread per process: several test processes share the cores, and the summation order stays the same everywhere.
 pytest: install-dev ## the tests alone (ARGS="-k queue -x" is passed on)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest $(ARGS)
+
+docs: install-dev ## the API reference, from the docstrings, into build/docs
+	@$(PY) -m pdoc -o build/docs moco main_moco main_lincls !moco._torchvision_ops
 
 install: ## make .venv with requirements.txt (and, where possible, FFCV's system libraries)
 	@./install.sh

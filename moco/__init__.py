@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from moco.builder import MoCo as MoCo
 
 __version__ = "0.1.0"
-__all__ = ["MoCo", "encoder_file", "encoders", "losses", "metrics"]
+_FACE = ("MoCo", "encoder_file", "encoders", "losses", "metrics")
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _FACE:
         raise AttributeError(f"module 'moco' has no attribute {name!r}")
     return import_module("moco.builder").MoCo if name == "MoCo" else import_module(f"moco.{name}")

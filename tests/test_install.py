@@ -177,4 +177,4 @@ def test_console_scripts_exist() -> None:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     for target in scripts.values():
         module, function = target.split(":")
-        assert f"\ndef {function}(" in (ROOT / f"{module}.py").read_text()
+        assert f"\ndef {function}(" in (ROOT / f"{module.replace('.', '/')}.py").read_text()

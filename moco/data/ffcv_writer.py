@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import multiprocessing
+import multiprocessing.queues
 import signal
 import time
 import types
@@ -43,7 +44,7 @@ class Job:
         chance = uniform(stream_key(0, 0, Purpose.ORDER), kept, 1)[:, 0] if mode == "proportion" else None
         self.modes = np.where(chance < proportion, "jpg", "raw") if chance is not None else np.full(len(kept), mode)
         self.state, self.crc32 = _shared(len(kept), np.uint8), _shared(len(kept), np.uint32)
-        self.reasons: multiprocessing.SimpleQueue[tuple[int, str]] = multiprocessing.SimpleQueue()
+        self.reasons: multiprocessing.queues.SimpleQueue[tuple[int, str]] = multiprocessing.SimpleQueue()
         self.found: dict[int, str] = {}
         self.image = RGBImageField("raw", max_resolution=max_resolution, jpeg_quality=quality)
         # on the instance: the class of a field decides what FFCV calls it in the file, so a subclass would not be
