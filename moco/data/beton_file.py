@@ -52,8 +52,9 @@ class BetonFile:
         ffcv = require_ffcv()
         self.path = Path(path)
         if not self.path.is_file():
+            split = " --split val" if self.path.name.endswith("val.beton") else ""
             raise InputError(
-                f"there is no file {self.path}: write it with `python -m moco.data.beton write SRC {self.path}`"
+                f"there is no file {self.path}: write it with `python -m moco.data.beton write SRC {self.path}{split}`"
             )
         try:
             reader = ffcv.reader.Reader(str(self.path))

@@ -368,6 +368,10 @@ def test_bad_images_can_be_left_out(spoilt: Path, tmp_path: Path, capsys: pytest
     for row, i in enumerate(good):
         assert np.array_equal(source.decode(row), folder.decode(i))
         assert source.name(row).endswith(folder.paths[i])
+    reader = ffcv.reader.Reader(str(out))  # the table names the samples that are left, by their new numbers
+    assert sorted(reader.alloc_table["sample_id"].tolist()) == list(range(22))
+    place = dict(reader.alloc_table[["sample_id", "ptr"]].tolist())
+    assert [place[i] for i in range(22)] == source.file.start.tolist()
     assert set(source.file.side.left_out) == {"ant/2.jpg", "cat/7.jpg"}  # type: ignore[union-attr]
     assert find_damage(out) == []
 

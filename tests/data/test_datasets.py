@@ -12,6 +12,7 @@ import torchvision
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from moco import distributed
 from moco.data.datasets import DATASET_DEFAULTS, DATASETS, find_beton, has_split, open_split
 from moco.data.folder import FolderSource
 from moco.data.recipes import RECIPES
@@ -152,6 +153,19 @@ def test_a_failed_download_is_bad_input(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", fail)
     with pytest.raises(InputError, match=r"cifar10 could not be .* no network"):
         open_split(None, "cifar10")
+
+
+def test_only_rank_0_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand = Stand(data=np.zeros((1, 32, 32, 3), np.uint8), targets=[0], classes=["a"])
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", stand)
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    news: list[str | None] = [None, "cifar10 could not be loaded"]
+    monkeypatch.setattr(distributed, "broadcast_object", lambda _: news.pop(0))
+    open_split(None, "cifar10")
+    assert [call["download"] for call in stand.calls] == [False]
+    with pytest.raises(InputError, match="could not be loaded"):
+        open_split(None, "cifar10")
+    assert len(stand.calls) == 1
 
 
 def test_which_beton_file_a_split_is(tmp_path: Path) -> None:
