@@ -131,7 +131,8 @@ class LinclsOptions(CommonOptions):
     momentum: float = result(0.9, "momentum of SGD")
     weight_decay: float = result(0.0, "weight decay", "--wd")
     recipe: str | None = result(
-        None, "augmentations by name; default: lincls, or the data set's (new)", choices=tuple(RECIPES)
+        None, "that of the pretraining: gives flips and normalisation; default: the checkpoint's, or the data set's (new)",
+        choices=tuple(RECIPES),
     )
     evaluate: bool = evaluation(False, "only measure the classifier of --resume on the validation data", "-e")
     resume: str | None = running(None, "checkpoint of the linear classifier to go on from")
