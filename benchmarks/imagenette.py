@@ -30,7 +30,7 @@ from moco.provenance import git_state, machine  # noqa: E402
 RUNS, RESULTS = Path("runs/imagenette"), ROOT / "benchmarks" / "results"
 EPOCHS, PROBE_EPOCHS = 4, 5
 COMMON = "-a resnet18 --image-size 64 --seed 0 -j 1"
-PRETRAIN = f"main_moco.py {{data}} {COMMON} --mlp --aug-plus --cos -b 128 --lr 0.03 --epochs {EPOCHS} --eval-freq 1"
+PRETRAIN = f"main_moco.py {{data}} {COMMON} --mlp --aug-plus --cos -b 64 --lr 0.02 --epochs {EPOCHS} --eval-freq 1"
 PROBE = f"main_lincls.py {{data}} {COMMON} --epochs {PROBE_EPOCHS} --schedule 3 4"
 HEADS = {
     "InfoNCE": "--loss infonce --moco-t 0.1 --moco-k 1024 --moco-m 0.99",
