@@ -131,7 +131,7 @@ class LinclsOptions(CommonOptions):
     momentum: float = result(0.9, "momentum of SGD")
     weight_decay: float = result(0.0, "weight decay", "--wd")
     recipe: str | None = result(
-        None, "that of the pretraining: gives flips and normalisation; default: the checkpoint's, or the data set's (new)",
+        None, "that of the pretraining: for flips and normalisation; default: the checkpoint's or data set's (new)",
         choices=tuple(RECIPES),
     )
     evaluate: bool = evaluation(False, "only measure the classifier of --resume on the validation data", "-e")
