@@ -106,6 +106,8 @@ def _read_config(path: str, parser: argparse.ArgumentParser) -> dict[str, Any]:
         raise InputError(f"--config {path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
         raise InputError(f"--config {path} must hold lines of the form 'option: value'")
+    # a run's options.json may be given, and names its own config: what that said is in the other lines
+    settings.pop("config", None)
     actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
     words: list[str] = []
     named = [str(key).replace("-", "_") for key in settings]
@@ -130,6 +132,10 @@ def _typed(action: argparse.Action, value: Any, path: str) -> list[str]:
         if action.nargs != 0:
             raise InputError(f"--config {path}: '{action.dest}' takes a value, not {str(value).lower()}")
         return [action.option_strings[0]] if value else []
+    if action.nargs == 0:
+        raise InputError(f"--config {path}: '{action.dest}' takes true or false, not {value}")
+    if isinstance(value, (list, dict)) and action.nargs != "*":
+        raise InputError(f"--config {path}: '{action.dest}' takes one value, not {value}")
     values = [str(v) for v in (value if isinstance(value, list) else [value])]
     if not action.option_strings:
         return values

@@ -148,7 +148,7 @@ def parse_pretrain(argv: list[str] | None = None) -> PretrainOptions:
     weights = [preset if w is None else w for w, preset in zip(given, PRESET_WEIGHTS[loss], strict=True)]
     resolved = dataclasses.replace(
         o,
-        image_size=o.image_size or size,
+        image_size=size if o.image_size is None else o.image_size,
         recipe=o.recipe or ("v2" if o.aug_plus else recipe),
         loss=loss,
         moco_contr_w=weights[0],
@@ -204,6 +204,8 @@ def _check(o: PretrainOptions | LinclsOptions) -> None:
     _at_least(o, 1, "epochs", "batch_size", "print_freq", "workers", "image_size")
     _at_least(o, 0, "start_epoch", "momentum", "weight_decay", "seed")
     _positive(o, "lr")
+    if o.seed is not None and o.seed >= 2**63:
+        raise InputError(f"--seed must be less than 2^63, not {o.seed}")
 
 
 def _at_least(o: Any, least: float, *names: str) -> None:

@@ -141,11 +141,13 @@ def test_images_come_in_the_memory_format_asked_for(wanted: bool) -> None:
     assert layouts == [wanted] * 2
 
 
-def test_gradients_are_clipped_by_their_norm() -> None:
-    """The update of a first step without weight decay is lr · g · min(1, clip/‖g‖)."""
+@pytest.mark.parametrize("amp", ["off", "fp16"])
+def test_gradients_are_clipped_by_their_norm(amp: str) -> None:
+    """The update of a first step without weight decay is lr · g · min(1, clip/‖g‖), with g as it is before the scaling
+    for fp16."""
     moves = {}
     for clip in (None, 1e3, 0.01):
-        step = training_step(grad_clip=clip)
+        step = training_step(grad_clip=clip, amp=amp)
         step.optimizer.param_groups[0]["weight_decay"] = 0
         before = [p.detach().clone() for p in step.moco.encoder_q.parameters()]
         step(batch(0), 0, [5])
