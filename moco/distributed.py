@@ -74,7 +74,8 @@ def session(device: torch.device, timeout: float = 1800.0) -> Iterator[None]:
     limit = timedelta(seconds=timeout)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=limit)
+        # NCCL's own alarm ends the process without naming a rank: it comes second, after that of the vote of each step
+        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=2 * limit)
         _cpu_group = dist.new_group(backend="gloo", timeout=limit)
     else:
         dist.init_process_group("gloo", timeout=limit)
@@ -106,7 +107,9 @@ class _RollCall:
     def __init__(self) -> None:
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        self._store = dist.PrefixStore(f"moco/{start}", dist.TCPStore(host, port, timeout=timedelta(seconds=60)))
+        meeting_point = dist.TCPStore(host, port, timeout=timedelta(seconds=60))
+        meeting_point.set_timeout(timedelta(seconds=10))  # it may be a process that hangs
+        self._store = dist.PrefixStore(f"moco/{start}", meeting_point)
 
     def say(self, note: str) -> None:
         with contextlib.suppress(RuntimeError):  # the meeting point may be gone with rank 0: then nobody can be told

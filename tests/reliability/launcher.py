@@ -6,7 +6,7 @@ kill -9, and the ranks find each other through gloo as usual. Requests and answe
 stdin and stdout:
 
     {"start": [{"argv": [...], "env": {...}, "faults": [...], "output": FILE}, ...]}  ->  {"pids": [...]}
-    {"wait": [pids], "seconds": 60}  ->  {"codes": [exit code, or -signal; null: still running], "seconds": [...]}
+    {"wait": [pids], "seconds": 60}  ->  {"codes": [exit code, or -signal; null: still running]}
 
 A fault names a function and which of its calls is struck: {"at": "moco.builder:MoCo.enqueue", "call": 7, "do":
 "kill"}. It is put in place after the fork, in that process alone; production code knows nothing of it.
@@ -76,6 +76,17 @@ def flip_queue(step: Any, *_: Any) -> None:
         step.moco.queue.view(-1)[-1:].view(torch.int32).bitwise_xor_(1 << 20)
 
 
+def spoil_gradient(step: Any, *_: Any) -> None:
+    """The gradient is not finite although the batch was: an overflow."""
+    for parameter in step.moco.encoder_q.parameters():
+        parameter.grad.fill_(float("inf"))
+
+
+def note_batch(_: Any, batch: Any, epoch: int, *__: Any) -> None:
+    """Prints which samples a step is given."""
+    print("BATCH", epoch, *batch.index.tolist(), flush=True)
+
+
 def fill_disk(*_: Any) -> None:
     """From here on, no file grows past a kilobyte: what a full disk or quota does."""
     import resource
@@ -85,12 +96,23 @@ def fill_disk(*_: Any) -> None:
 
 
 ACTIONS: dict[str, Callable[..., None]] = {
-    action.__name__: action for action in (kill, stop, exit_now, poison, flip_weight, flip_queue, fill_disk)
+    action.__name__: action
+    for action in (
+        kill,
+        stop,
+        exit_now,
+        poison,
+        spoil_gradient,
+        flip_weight,
+        flip_queue,
+        fill_disk,
+        note_batch,
+    )
 } | {number.name: partial(send, number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
 
 
 def install(fault: dict[str, Any]) -> None:
-    """Wraps the function that `fault["at"]` names, so that its `call`-th call (from 1) first does what `do` says.
+    """Wraps the function that `fault["at"]` names, so that its `call`-th call (from 1; 0: each) first does `do`.
 
     "after": true strikes when that call returns instead.
     """
@@ -104,7 +126,7 @@ def install(fault: dict[str, Any]) -> None:
     def struck(*arguments: Any, **named: Any) -> Any:
         with lock:
             calls[0] += 1
-            now = calls[0] == fault["call"]
+            now = fault["call"] in (0, calls[0])
         if now and not fault.get("after"):
             action(*arguments)
         result = original(*arguments, **named)
@@ -172,5 +194,16 @@ def serve() -> int:
     return 0
 
 
+def serve_torchrun() -> int:
+    """`torchrun launcher.py ARGV`: main_moco.py, at the first start with the faults of MOCO_FAULTS, {rank: [fault]}."""
+    sys.path.insert(0, ROOT)
+    import main_moco
+
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+        for fault in json.loads(os.environ.get("MOCO_FAULTS", "{}")).get(os.environ["RANK"], []):
+            install(fault)
+    return main_moco.main(sys.argv[1:])
+
+
 if __name__ == "__main__":
-    sys.exit(serve())
+    sys.exit(serve_torchrun() if len(sys.argv) > 1 else serve())

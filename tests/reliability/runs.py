@@ -28,6 +28,11 @@ def fault(at: str, call: int, do: str, after: bool = False) -> Fault:
     return {"at": at, "call": call, "do": do, "after": after}
 
 
+def on_all(world: int, *faults: Fault) -> dict[int, list[Fault]]:
+    """The same on each of `world` ranks."""
+    return {rank: list(faults) for rank in range(world)}
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

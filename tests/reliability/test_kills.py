@@ -1,9 +1,9 @@
-"""kill -9 at random moments: the run that goes on with --resume auto ends as if nothing had happened, to the last bit.
+"""kill -9 at random moments: the run that goes on with --resume auto ends as if nothing had happened, to the bit.
 
-Each configuration is run once undisturbed, then again with its processes killed at places drawn from a seeded generator,
-until it ends. What must be equal: every tensor and number of the last checkpoint (weights of both encoders, queue, pointer,
-labels, optimiser, scaler, random generators) and every logged loss. MOCO_SOAK=n makes n times as many chains with other seeds
-(`make soak`).
+Each configuration is run once undisturbed, then again with its processes killed at places drawn from a seeded
+generator, until it ends. What must be equal: every tensor and number of the last checkpoint (weights of both encoders,
+queue, pointer, labels, optimiser, scaler, random generators) and every logged loss. MOCO_SOAK=n makes n times as many
+chains, with other seeds (`make soak`).
 """
 
 from __future__ import annotations
@@ -59,7 +59,18 @@ def name_of(configuration: dict[str, Any]) -> str:
 
 def arguments(configuration: dict[str, Any], images: Path, beton: Path | None) -> list[str]:
     data = {
-        "digits": ["--dataset", "digits", "--image-size", "8", "-b", "120", "--epochs", "1", "--eval-freq", "0"],  # 12 steps
+        "digits": [
+            "--dataset",
+            "digits",
+            "--image-size",
+            "8",
+            "-b",
+            "120",
+            "--epochs",
+            "1",
+            "--eval-freq",
+            "0",
+        ],  # 12 steps
         "folder": [str(images), "--image-size", "16", "-b", "8", "--epochs", "2", "--eval-freq", "1"],  # 2 x 6 steps
         "beton": [str(beton), "--image-size", "16", "-b", "8", "--epochs", "2", "--eval-freq", "2"],
     }[configuration["data"]]
