@@ -36,6 +36,7 @@ from moco.data.loader import Loader
 from moco.data.recipes import RECIPES, find_recipe
 from moco.data.sampler import Sampler
 from moco.data.source import check_same_classes
+from moco.device import pick_device
 from moco.encoder_file import EncoderFile, load_trunk, read_encoder
 from moco.encoders import build_encoder, classifier_name, trunk
 from moco.errors import EXIT_OK, InputError, NumericsError, exit_code
@@ -52,7 +53,7 @@ LAST, BEST, RESULT = "checkpoint.pth.tar", "model_best.pth.tar", "lincls.json"
 def main(argv: list[str] | None = None) -> int:
     def run() -> int:
         options = parse_lincls(argv)
-        device = distributed.pick_device(options.device)
+        device = pick_device(options.device)
         with distributed.session(device):
             return probe(options, device)
 
@@ -96,12 +97,11 @@ def probe(options: LinclsOptions, device: torch.device) -> int:
     encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     encoder.to(device).requires_grad_(False).eval()
     head.requires_grad_(True)
+    note = f"no --pretrained: an untrained encoder, drawn from --seed {options.seed}"
     if origin:
         note = f"{origin.path}: {origin.layout}, {loaded}"
-    else:
-        note = f"no --pretrained: an untrained encoder, drawn from --seed {options.seed}"
-        if settle_batchnorm(encoder, train, pretraining, options.image_size, options, device):
-            note += ", with the BatchNorm statistics of the training images"
+    elif settle_batchnorm(encoder, train, pretraining, options.image_size, options, device):
+        note += ", with the BatchNorm statistics of the training images"
     rate = options.lr * options.batch_size / 256
     optimizer = torch.optim.SGD(head.parameters(), rate, momentum=options.momentum, weight_decay=options.weight_decay)
     start, best = restore(encoder, optimizer, resumed) if resumed else (options.start_epoch, Best())

@@ -30,6 +30,7 @@ from moco.data.datasets import open_split
 from moco.data.loader import Loader
 from moco.data.recipes import find_recipe
 from moco.data.sampler import Sampler
+from moco.device import pick_device
 from moco.encoder_file import load_trunk, read_encoder
 from moco.encoders import build_encoder
 from moco.errors import EXIT_OK, EXIT_PREEMPTED, NumericsError, exit_code
@@ -52,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         if options.dry_run:
             print(as_json(options))
             return EXIT_OK
-        device = distributed.pick_device(options.device)
+        device = pick_device(options.device)
         with distributed.session(device, options.rank_timeout), Preemption() as preemption:
             return train(options, device, preemption)
 

@@ -49,20 +49,6 @@ def local_world_size() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", world_size())) if is_launched() else 1
 
 
-def pick_device(wish: str) -> torch.device:
-    """`wish`: 'cuda', 'cpu' or 'auto'. With CUDA, the device of this rank on its node."""
-    if wish == "cpu" or (wish == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise InputError("--device cuda, but torch sees no GPU; install a CUDA build of torch or pass --device cpu")
-    if local_rank() >= torch.cuda.device_count():
-        raise InputError(
-            f"{local_world_size()} processes on this node but {torch.cuda.device_count()} GPUs;"
-            " pass a smaller --nproc_per_node"
-        )
-    return torch.device("cuda", local_rank())
-
-
 @contextlib.contextmanager
 def session(device: torch.device, timeout: float = 1800.0) -> Iterator[None]:
     """Joins the process group for the length of a `with` block: NCCL for CUDA, gloo for the CPU. `timeout` in

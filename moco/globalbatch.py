@@ -40,8 +40,8 @@ class _AllReduceSumWithGrad(torch.autograd.Function):
 class GlobalBatch:
     """How a loss sees the rest of the global batch (the `across` of `moco.losses`), with gradients.
 
-    The gradient convention is DDP's: it averages the ranks' gradients, so a loss that is the same number L on every rank gets
-    exactly the gradient of L, also when the ranks weight it unevenly by weights that sum to the world size.
+    The gradient convention is DDP's: it averages the ranks' gradients, so a loss that is the same number L on every
+    rank gets exactly the gradient of L, also when the ranks weight it unevenly by weights that sum to the world size.
     """
 
     def __init__(self, sizes: list[int] | None = None) -> None:

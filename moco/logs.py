@@ -18,13 +18,13 @@ import errno
 import json
 import math
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from moco.console import Console
 from moco.errors import InputError
+from moco.wandb_run import open_wandb
 
 Values = Mapping[str, Any]  # name -> int, float, bool, str, None or nested dicts and lists of them
 
@@ -71,23 +71,6 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
             raise InputError(f"{path} line {number} is not a record of a run; check the path")
         records.append(record)
     return records
-
-
-def _open_wandb(project: str, folder: Path, options: Values) -> Any:
-    try:
-        import wandb  # type: ignore[import-not-found,unused-ignore]
-    except ImportError as error:
-        raise InputError("wandb was asked for but is not installed; pip install wandb, or leave --wandb out") from error
-    id_file = folder / "wandb_id"  # so that a resumed run goes on in the same curves
-    run_id = id_file.read_text().strip() if id_file.exists() else None
-    settings: dict[str, Any] = dict(project=project, dir=str(folder), config=dict(options), id=run_id, resume="allow")
-    try:
-        run = wandb.init(**settings)
-    except Exception as error:  # no network, no key: a run is not lost for want of a dashboard
-        print(f"warning: wandb cannot connect ({error}); recording offline, for `wandb sync`", file=sys.stderr)
-        run = wandb.init(mode="offline", **settings)
-    id_file.write_text(run.id)
-    return run
 
 
 class RunLog:
@@ -141,7 +124,7 @@ class RunLog:
         """One record when a process begins or resumes: resolved options, world size, git sha, machine."""
         if self.active:
             if self._wandb_project is not None:
-                self._wandb = _open_wandb(self._wandb_project, self.folder, json_ready(values))
+                self._wandb = open_wandb(self._wandb_project, self.folder, json_ready(values))
             self._record("start", dict(epoch=epoch, global_step=global_step), values, None)
 
     def train(

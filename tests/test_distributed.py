@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moco import distributed
+from moco.device import pick_device
 from moco.errors import InputError
 from moco.globalbatch import GlobalBatch
 from moco.rowshuffle import RowShuffle
@@ -121,9 +122,9 @@ def test_shuffle_of_one_process_is_a_permutation_too() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_cuda_without_a_gpu_says_what_to_do() -> None:
-    assert distributed.pick_device("auto") == distributed.pick_device("cpu") == torch.device("cpu")
+    assert pick_device("auto") == pick_device("cpu") == torch.device("cpu")
     with pytest.raises(InputError, match=r"sees no GPU; install a CUDA build of torch or pass --device cpu"):
-        distributed.pick_device("cuda")
+        pick_device("cuda")
 
 
 def test_more_ranks_than_gpus_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,6 +133,6 @@ def test_more_ranks_than_gpus_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -
     for name, value in {"RANK": 10, "WORLD_SIZE": 16, "LOCAL_RANK": 2, "LOCAL_WORLD_SIZE": 8}.items():
         monkeypatch.setenv(name, str(value))
     with pytest.raises(InputError, match=r"8 processes on this node but 2 GPUs; pass a smaller --nproc_per_node"):
-        distributed.pick_device("auto")
+        pick_device("auto")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert distributed.pick_device("auto") == torch.device("cuda", 1)
+    assert pick_device("auto") == torch.device("cuda", 1)

@@ -20,6 +20,7 @@ ROWS: list[list[str]] = [
     [
         "moco.randomness",
         "moco.distributed",
+        "moco.device",
         "moco.globalbatch",
         "moco.rowshuffle",
         "moco.metrics",
@@ -39,6 +40,7 @@ ROWS: list[list[str]] = [
         "moco.saver",
         "moco.runlock",
         "moco.console",
+        "moco.wandb_run",
         "moco.logs",
     ],
     [
