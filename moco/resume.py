@@ -122,10 +122,14 @@ def restore(
     step.moco.load_state_dict(weights)
     notes = []
     if "optimizer" in state:
+        groups = step.optimizer.param_groups
+        asked = [{name: group[name] for name in ("momentum", "weight_decay", "fused")} for group in groups]
         try:
             step.optimizer.load_state_dict(state["optimizer"])
         except ValueError as error:
             raise InputError(f"the optimiser's state in {path} does not fit this model: {error}") from error
+        for group, settings in zip(step.optimizer.param_groups, asked, strict=True):
+            group.update(settings)  # the file's would silently win over the command line; MoCo's has no fused at all
     else:
         notes.append(f"{path} holds no optimiser state: momentum starts from zero")
     run = state.get("moco_run")
@@ -148,12 +152,15 @@ def restore(
             f"{path} was written by {len(run['ranks'])} ranks, this run has {distributed.world_size()}: the samples"
             " stay the same, sums over ranks round differently from here on"
         )
-    now = as_dict(options)
-    notes += [
-        f"--{name.replace('_', '-')} was {run['options'][name]} and is {now[name]} from here on"
-        for name in result_options(PretrainOptions)
-        if name in run["options"] and run["options"][name] != now[name]
-    ]
+    before, now = run["options"], as_dict(options)
+    changed = [name for name in result_options(PretrainOptions) if name in before and before[name] != now[name]]
+    if run["step_in_epoch"] and (cut := {"batch_size", "seed"} & set(changed)):
+        name = min(cut)
+        raise InputError(
+            f"{path} was saved inside an epoch of --{name.replace('_', '-')} {before[name]}, which another value cannot"
+            " finish; pass the same, or resume from a checkpoint at an epoch's end"
+        )
+    notes += [f"--{name.replace('_', '-')} was {before[name]} and is {now[name]} from here on" for name in changed]
     return Position(int(state["epoch"]), int(run["step_in_epoch"]), int(run["global_step"])), notes
 
 
