@@ -2,11 +2,11 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help quickstart test lint types pytest docs install install-dev clean distclean
+.PHONY: help quickstart test lint types pytest test-slurm docs install install-dev clean distclean
 
 PY := .venv/bin/python
 CODE := moco tests examples $(wildcard main_moco.py main_lincls.py launch benchmarks)
-TYPED := moco $(wildcard main_moco.py main_lincls.py) examples
+TYPED := moco $(wildcard main_moco.py main_lincls.py) examples launch
 # Extra arguments, as in: make pytest ARGS="-k queue -x"
 ARGS ?=
 
@@ -28,6 +28,10 @@ types: install-dev ## mypy over moco/, the mains and the examples
 # One thread per process: several test processes share the cores, and the summation order stays the same everywhere.
 pytest: install-dev ## the tests alone (ARGS="-k queue -x" is passed on)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest $(ARGS)
+
+# Where Slurm can neither be found nor installed they are skipped, with a loud reason; not so in CI.
+test-slurm: install-dev ## launch/ on a real Slurm of two nodes, which is started here and stopped again
+	@MOCO_TEST_SLURM=1 OMP_NUM_THREADS=1 $(PY) -m pytest tests/slurm $(ARGS)
 
 docs: install-dev ## the API reference, from the docstrings, into build/docs
 	@$(PY) -m pdoc -o build/docs moco main_moco main_lincls !moco._torchvision_ops

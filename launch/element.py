@@ -1,7 +1,8 @@
-"""One element of a sweep: it pretrains, probes and writes one row of the table. As a job, or as `python -m launch.element FOLDER`.
+"""One element of a sweep: it pretrains, probes and writes one row of the table.
 
-In its folder: element.json (what it is), main_moco.yaml and main_lincls.yaml (its options), pretrain/ and lincls/ (its runs) and,
-in the end, row.json or failed.json.
+It is a job, or `python -m launch.element FOLDER JOB_FOLDER`. In its folder are element.json (what it is),
+main_moco.yaml and main_lincls.yaml (its options), pretrain/ and lincls/ (its runs) and, in the end, row.json or
+failed.json.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ class Element(Job):
 
 
 def gather(folder: Path) -> Path:
-    """The rows of all finished elements, in the spec's order, as results.csv (and .parquet where pyarrow is installed)."""
+    """The rows of all finished elements, in the spec's order: results.csv, and .parquet where there is pyarrow."""
     order = json.loads((folder / "sweep.json").read_text())["elements"]
     rows = [json.loads(path.read_text()) for id in order if (path := folder / "elements" / id / ROW).exists()]
     columns = list(dict.fromkeys(name for row in rows for name in row))

@@ -1,9 +1,9 @@
-"""What one task of a job does: it becomes a rank, calls the mains as their command lines would, and has itself requeued.
+"""What one task of a job does: it becomes a rank, calls the mains, and sees to it that the job is requeued.
 
-submitit pickles a `Job` and calls it in every task that srun starts. The mains notice signals by themselves: they save at a step
-that all ranks agree on and return EXIT_PREEMPTED. Only then submitit's own handler is called, on rank 0, as if the signal had
-come just now: it asks `checkpoint` what to run next and requeues the job. The other ranks leave without a result, because a
-result of a job that goes on would be taken for its end.
+submitit pickles a `Job` and calls it in every task that srun starts. The mains notice signals by themselves: they save
+at a step that all ranks agree on and return EXIT_PREEMPTED. Only then submitit's own handler is called, on rank 0, as
+if the signal had come just now: it asks `checkpoint` what to run next and requeues the job. The other ranks leave
+without a result, because a result of a job that goes on would be taken for its end.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from moco.errors import EXIT_INPUT, EXIT_NUMERICS, EXIT_PREEMPTED, EXIT_RANK
 from moco.preemption import SIGNALS
 
 # How long a rank that lost another waits to be told why. Slurm kills it at once if the other was killed, and after
-# SlurmdTimeout (300 s, by default) if the other's node died; then it requeues the job, but not if a rank has already failed.
+# SlurmdTimeout (300 s, by default) if the other's node died. In that case it requeues the job, unless a rank has failed
+# by then.
 VERDICT_S = 900.0
 MEANING = {EXIT_INPUT: "bad input", EXIT_NUMERICS: "numbers gone wrong", EXIT_RANK: "a rank was lost"}
 
@@ -47,7 +48,7 @@ class Step(NamedTuple):
 
 
 class Job:
-    """The steps, one after the other, in the same ranks. `folder` is the job's; each step writes to its own output_dir."""
+    """The steps, one after the other, in the same ranks. `folder` is the job's; a step writes to its own output_dir."""
 
     def __init__(self, steps: list[Step], folder: Path, stalled_restarts: int = 5):
         self.steps, self.folder, self.stalled_restarts = steps, folder, stalled_restarts
@@ -140,7 +141,7 @@ def this_task() -> submitit.JobEnvironment | None:
 
 
 def become_rank(task: submitit.JobEnvironment | None, number: int) -> None:
-    """Sets what torchrun would set. A port of its own for each job, each restart and each step: the old one may linger."""
+    """Sets what torchrun would set. Each job, restart and step has a port of its own: the old one may linger."""
     if task is None:
         return
     job, restart = int(task.raw_job_id), int(os.environ.get("SLURM_RESTART_COUNT", 0))
@@ -161,8 +162,8 @@ def own_device(visible: str, local_rank: int) -> str:
 
 
 def may_requeue(job: str) -> bool:
-    """Whether Slurm still lets this job run, or has ended it for its time limit alone. A cancelled job must stay cancelled,
-    and one that Slurm requeues by itself needs no second request."""
+    """Whether Slurm still lets this job run, or has ended it for its time limit alone. A cancelled job must stay
+    cancelled, and one that Slurm requeues by itself needs no second request."""
     told = subprocess.run(["squeue", "-h", "-tall", "-o%T|%r", "-j", job], capture_output=True, text=True, timeout=60)
     state, _, reason = told.stdout.strip().partition("|")
     return told.returncode != 0 or state == "RUNNING" or reason == "TimeLimit"

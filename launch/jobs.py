@@ -3,8 +3,9 @@
 
     python launch/jobs.py [--index runs/jobs.jsonl] [--watch SECONDS]
 
-prints id, state, last step, last metric and folder of every job. The state is Slurm's where Slurm knows the job, else what the
-job noted itself; submitit's own result files are not read, since ranks of a job that was requeued may have left errors in them.
+prints id, state, last step, last metric and folder of every job. The state is Slurm's where Slurm knows the job, else
+what the job noted itself; submitit's own result files are not read, since ranks of a job that was requeued may have left
+errors in them.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from launch import journal  # noqa: E402
-from moco.errors import InputError  # noqa: E402
-from moco.logs import read_log  # noqa: E402
+from launch import journal
+from moco.errors import InputError
+from moco.logs import read_log
 
 INDEX = Path("runs/jobs.jsonl")
 # what tells most about a run, the first that is there
@@ -45,7 +46,7 @@ def read(index: Path) -> list[dict[str, Any]]:
 
 
 def slurm_states(ids: list[str]) -> dict[str, str]:
-    """{id: state} of the jobs that Slurm remembers: squeue knows the recent ones, sacct the others where there is accounting."""
+    """{id: state} of the jobs Slurm remembers: squeue knows the recent ones, sacct (with accounting) the others."""
     states: dict[str, str] = {}
     commands = (
         ["sacct", "-XnP", "-oJobID,State", "-j", ",".join(ids)],

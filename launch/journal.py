@@ -2,8 +2,9 @@
 
     {"event": "start" | "requeue" | "end", "time": "...", "host": "...", "restart": 0, "saved": [...], ...}
 
-`saved` identifies the newest checkpoint at that moment. It tells a restart that got on from one that did not, whoever ordered
-it: the time limit, a higher partition, a dead node or `scontrol requeue`; only some of those let the job speak first.
+`saved` identifies the newest checkpoint at that moment. It tells a restart that got on from one that did not, whoever
+ordered it: the time limit, a higher partition, a dead node or `scontrol requeue`; only some of those let the job speak
+first.
 """
 
 from __future__ import annotations

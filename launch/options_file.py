@@ -24,7 +24,7 @@ def pretraining(argv: list[str], ranks: int) -> PretrainOptions:
 
 
 def probe(argv: list[str], pretrain: PretrainOptions, ranks: int) -> LinclsOptions:
-    """The linear probe of what `pretrain` will have trained: same data, its last checkpoint, a folder inside its own."""
+    """The linear probe of what `pretrain` will train: same data, its last checkpoint, a folder inside its own."""
     out = Path(pretrain.output_dir)
     given = {
         "--dataset": pretrain.dataset,

@@ -1,4 +1,4 @@
-"""What a sweep consists of, read from a YAML file. Each of its parts is a grid or random draws over options of main_moco.py:
+"""What a sweep consists of, read from a YAML file. Each part is a grid or random draws over options of main_moco.py:
 
     name: digits
     set: {dataset: digits, arch: smallcnn}          # for every element

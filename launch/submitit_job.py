@@ -1,12 +1,13 @@
 #!/usr/bin/env python
 """Submits pretraining, and with --then-lincls the linear probe after it, to Slurm.
 
-    python launch/submitit_job.py --nodes 2 --gpus-per-node 8 --time 1440 -- --config launch/recipes/moco_v2.yaml /data/imagenet
-    python launch/submitit_job.py --nodes 2 --gpus-per-node 8 --then-lincls -- [options of main_moco.py] -- [of main_lincls.py]
+    python launch/submitit_job.py --gpus-per-node 8 -- --config launch/recipes/moco_v2.yaml /data/imagenet
+    python launch/submitit_job.py --nodes 2 --gpus-per-node 8 --then-lincls -- [main_moco.py's] -- [main_lincls.py's]
     python launch/submitit_job.py --cluster local --tasks-per-node 2 -- --dataset digits -a smallcnn --epochs 4
 
-Each task of the job is a rank. The code, the commit and the resolved options are copied to OUTPUT_DIR/jobs/TIME/, and the job runs
-from there. Before its time limit, and when it is preempted, the job saves, is requeued and goes on where it was.
+Each task of the job is a rank. The code, the commit and the resolved options are copied to OUTPUT_DIR/jobs/TIME/, and
+the job runs from there. Before its time limit, and when it is preempted, the job saves, is requeued and goes on where
+it was.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import submitit  # noqa: E402
-from submitit.slurm.slurm import _make_sbatch_string  # noqa: E402
+import submitit
+from submitit.slurm.slurm import _make_sbatch_string
 
-from launch import jobs, options_file, snapshot  # noqa: E402
-from launch.job import Job, JobFailed, Step  # noqa: E402
-from moco.errors import EXIT_INPUT, InputError  # noqa: E402
-from moco.provenance import git_state  # noqa: E402
+from launch import jobs, options_file, snapshot
+from launch.job import Job, JobFailed, Step
+from moco.errors import EXIT_INPUT, InputError
+from moco.provenance import git_state
 
 # submitit gives up after so many time limits; what ends a job here is that restarts save nothing
 AS_OFTEN_AS_NEEDED = 10**6
@@ -40,19 +41,52 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add("--cluster", choices=("slurm", "local", "debug"), default="slurm", help="local: here, without Slurm; debug: in this process")
-    add("--dry-run", action="store_true", help="print the batch script and the resolved options; submit and write nothing")
+    add(
+        "--cluster",
+        choices=("slurm", "local", "debug"),
+        default="slurm",
+        help="local: here, without Slurm; debug: in this process",
+    )
+    add(
+        "--dry-run",
+        action="store_true",
+        help="print the batch script and the resolved options; submit and write nothing",
+    )
     add("--nodes", type=int, default=1)
     add("--gpus-per-node", type=int, default=0)
     add("--tasks-per-node", type=int, help="ranks on each node; default: one for each GPU, else one")
     add("--cpus-per-task", type=int, help="processors for each rank: its decoding threads")
-    add("--time", type=int, default=1440, metavar="MINUTES", help="time limit of one start; the job is requeued as often as needed")
-    add("--signal-delay", type=int, default=120, metavar="SECONDS", help="how long before the limit the job saves and is requeued")
+    add(
+        "--time",
+        type=int,
+        default=1440,
+        metavar="MINUTES",
+        help="time limit of one start; the job is requeued as often as needed",
+    )
+    add(
+        "--signal-delay",
+        type=int,
+        default=120,
+        metavar="SECONDS",
+        help="how long before the limit the job saves and is requeued",
+    )
     add("--mem-gb", type=float, help="memory of each node")
     for name in ("partition", "account", "qos", "constraint", "exclude", "nodelist", "dependency"):
         add(f"--{name}", help="as sbatch takes it")
-    add("--sbatch", action="append", default=[], metavar="NAME=VALUE", help="any other option of sbatch; may be repeated")
-    add("--setup", action="append", default=[], metavar="COMMAND", help="shell line before the ranks start; may be repeated")
+    add(
+        "--sbatch",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any other option of sbatch; may be repeated",
+    )
+    add(
+        "--setup",
+        action="append",
+        default=[],
+        metavar="COMMAND",
+        help="shell line before the ranks start; may be repeated",
+    )
     add("--name", help="of the job; default: that of the output folder")
     add("--stalled-restarts", type=int, default=5, help="give up after so many restarts in a row that saved nothing")
     add("--index", type=Path, default=jobs.INDEX, help="the job index: see launch/jobs.py")
@@ -69,7 +103,10 @@ def slurm_parameters(o: argparse.Namespace, name: str) -> dict[str, Any]:
         "gpus_per_node": o.gpus_per_node or None,
         "cpus_per_task": o.cpus_per_task,
         "mem": f"{int(o.mem_gb * 1024)}MB" if o.mem_gb else None,
-        **{key: getattr(o, key) for key in ("partition", "account", "qos", "constraint", "exclude", "nodelist", "dependency")},
+        **{
+            key: getattr(o, key)
+            for key in ("partition", "account", "qos", "constraint", "exclude", "nodelist", "dependency")
+        },
     }
     extra: dict[str, Any] = dict(word.lstrip("-").partition("=")[::2] for word in o.sbatch)
     return {
@@ -107,13 +144,15 @@ def executor(o: argparse.Namespace, folder: Path, code: Path, name: str, **more:
     try:
         slurm = submitit.SlurmExecutor(folder, max_num_timeout=AS_OFTEN_AS_NEEDED, python=snapshot.python(code))
     except RuntimeError as error:
-        raise InputError("there is no srun here: submit from a login node of the cluster, or pass --cluster local") from error
+        raise InputError(
+            "there is no srun here: submit from a login node of the cluster, or pass --cluster local"
+        ) from error
     slurm.update_parameters(**{**slurm_parameters(o, name), **more})
     return slurm
 
 
 def fresh_folder(parent: Path) -> Path:
-    """A folder for one submission. Job ids start again with a new cluster, and submitit trusts what it finds under an id."""
+    """A folder for one submission. A new cluster counts its jobs from 1, and submitit trusts what lies under an id."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
     for number in range(1000):
         folder = parent / (stamp if number == 0 else f"{stamp}-{number}")
@@ -137,8 +176,9 @@ def submit(o: argparse.Namespace, pretrain_argv: list[str], probe_argv: list[str
     out = Path(pretrain.output_dir).absolute()
     name = o.name or out.name
     if o.dry_run:
-        command = f"{snapshot.python(out / 'jobs/TIME/code')} -u -m submitit.core._submit {shlex.quote(str(out / 'jobs/TIME/%j'))}"
-        print(_make_sbatch_string(command=command, folder=out / "jobs/TIME/%j", **slurm_parameters(o, name)))
+        folder = out / "jobs" / "TIME"
+        command = f"{snapshot.python(folder / 'code')} -u -m submitit.core._submit {shlex.quote(str(folder / '%j'))}"
+        print(_make_sbatch_string(command=command, folder=folder / "%j", **slurm_parameters(o, name)))
         print(options_file.as_text(pretrain))
         return []
 
@@ -190,7 +230,8 @@ def hand_over(run: submitit.Executor, calls: list[Job]) -> list[submitit.Job[Any
 def announce(o: argparse.Namespace, job: submitit.Job[Any], name: str, step: Step, folder: Path) -> None:
     entry = {"id": job.job_id, "cluster": o.cluster, "name": name, "folder": step.output_dir, "job_folder": str(folder)}
     jobs.add(o.index, entry)
-    print(f"job {job.job_id}  {name}\n  output  {jobs.shown(step.output_dir)}\n  log     {jobs.shown(str(job.paths.stdout))}", flush=True)
+    log = jobs.shown(str(job.paths.stdout))
+    print(f"job {job.job_id}  {name}\n  output  {jobs.shown(step.output_dir)}\n  log     {log}", flush=True)
 
 
 def split_at_dashes(argv: list[str]) -> list[list[str]]:
@@ -207,7 +248,9 @@ def split_at_dashes(argv: list[str]) -> list[list[str]]:
 def main(argv: list[str] | None = None) -> int:
     mine, pretrain_argv, probe_argv = split_at_dashes(sys.argv[1:] if argv is None else argv)
     parser = build_parser((__doc__ or "").splitlines()[0])
-    parser.add_argument("--then-lincls", action="store_true", help="the linear probe as a second job, after the first ends well")
+    parser.add_argument(
+        "--then-lincls", action="store_true", help="the linear probe as a second job, after the first ends well"
+    )
     o = parser.parse_args(mine)
     try:
         if probe_argv and not o.then_lincls:

@@ -2,19 +2,18 @@
 """Many encoders, one table.
 
     python launch/sweep.py launch/recipes/sweep_imagenet100.yaml --gpus-per-node 4 --parallel 8 -- /data/imagenet100
-    python launch/sweep.py launch/recipes/sweep_digits.yaml --cluster local --parallel 2      # this machine, two processes
+    python launch/sweep.py launch/recipes/sweep_digits.yaml --cluster local --parallel 2    # here, two processes
     python launch/sweep.py status launch/recipes/sweep_digits.yaml --watch 10
 
-Every element of the spec (launch/spec.py) pretrains, is probed and writes one row; results.csv is always up to date. On Slurm the
-elements are one job array. Started again, a sweep skips what is finished, goes on with what was interrupted and retries what
-failed. Options after `--` are main_moco.py's, for all elements.
+Every element of the spec (launch/spec.py) pretrains, is probed and writes one row; results.csv is always up to date. On
+Slurm the elements are one job array. Started again, a sweep skips what is finished, goes on with what was interrupted
+and retries what failed. Options after `--` are main_moco.py's, for all elements.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
 import shutil
 import signal
@@ -27,10 +26,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from launch import jobs, options_file, snapshot, spec, submitit_job  # noqa: E402
-from launch.element import DESCRIPTION, FAILED, ROW, Element, gather, write_json  # noqa: E402
-from moco.errors import EXIT_INPUT, EXIT_PREEMPTED, InputError  # noqa: E402
-from moco.logs import read_log  # noqa: E402
+from launch import jobs, options_file, snapshot, spec, submitit_job
+from launch.element import DESCRIPTION, FAILED, ROW, Element, gather, write_json
+from moco.errors import EXIT_INPUT, EXIT_PREEMPTED, InputError
+from moco.logs import read_log
 
 
 def prepare(sweep: spec.Spec, folder: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Jobs on a real Slurm, which the first test starts and the end of the session stops. Only `make test-slurm` collects these."""
+"""Jobs on a real Slurm, which the first test starts and the end of the session stops. For `make test-slurm` alone."""
 
 from __future__ import annotations
 
@@ -27,10 +27,31 @@ if "MOCO_TEST_SLURM" not in os.environ:
 
 OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 # Two epochs of eleven steps. Small, but nothing is left out: queue, shuffled BatchNorm, momentum, checkpoints.
-RUN = (
-    "--dataset digits -a smallcnn --moco-dim 16 --moco-k 256 -b 128 --lr 0.06 --seed 0 --epochs 2 --eval-freq 0 -p 1 -j 1"
-    " --no-tensorboard"
-).split()
+RUN = [
+    "--dataset",
+    "digits",
+    "-a",
+    "smallcnn",
+    "--moco-dim",
+    "16",
+    "--moco-k",
+    "256",
+    "-b",
+    "128",
+    "--lr",
+    "0.06",
+    "--seed",
+    "0",
+    "--epochs",
+    "2",
+    "--eval-freq",
+    "0",
+    "-p",
+    "1",
+    "-j",
+    "1",
+    "--no-tensorboard",
+]
 
 
 @pytest.fixture(scope="session")
@@ -89,11 +110,12 @@ class Submitted:
     def ranks(self) -> dict[int, int]:
         """{rank: process id}, now."""
         found = {}
-        for pid, variables in processes():
-            ours = variables.get("SLURM_CONF") == str(self.cluster.configuration)
-            if ours and variables.get("SLURM_JOB_ID") == self.id and "submitit.core._submit" in command_line(pid):
-                if not command_line(pid).startswith(("srun", "slurmstepd", "/bin/bash")):
-                    found[int(variables["SLURM_PROCID"])] = pid
+        for pid, its in processes():
+            ours = its.get("SLURM_CONF") == str(self.cluster.configuration) and its.get("SLURM_JOB_ID") == self.id
+            words = command_line(pid)
+            python = "submitit.core._submit" in words and not words.startswith(("srun", "slurmstepd", "/bin/bash"))
+            if ours and python:
+                found[int(its["SLURM_PROCID"])] = pid
         return found
 
     def hold(self, step: int = 3) -> None:
@@ -188,7 +210,7 @@ def trained(folder: Path) -> Trained:
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """Two ranks under torchrun, without Slurm, from beginning to end. Also fills the caches that snapshots take along."""
+    """Two ranks under torchrun, without Slurm, to the end. Also fills the caches that snapshots take along."""
     return torchrun(tmp_path_factory.mktemp("undisturbed"), 2)
 
 

@@ -28,11 +28,9 @@ def test_usr2(submit: Submit, undisturbed: Trained) -> None:
 def test_time_limit(submit: Submit, undisturbed: Trained) -> None:
     # Slurm looks at the clock every half minute and may be as early as that; five seconds are asked for
     (job,) = submit(["--nodes=2", "--time=1", "--signal-delay=5"])
-    job.hold()
-    job.wait_for_signal(signal.SIGUSR2)
-    job.let_go()
+    job.hold()  # until Slurm's signal, before which it sends SIGCONT
+    wait(lambda: job.events("requeue"), 100, job.trouble)
     assert_went_on(job, undisturbed)
-    assert job.events("requeue")
 
 
 def test_preemption_by_a_higher_partition(submit: Submit, undisturbed: Trained) -> None:
