@@ -119,6 +119,15 @@ def restore(
             f"{path} does not fit this model (arch, --mlp?): {len(odd)} entries differ, the first is {odd[0]};"
             " to start a new run from its encoder alone pass --init-from"
         )
+    run = state.get("moco_run")
+    before, now = run["options"] if run else {}, as_dict(options)
+    changed = [name for name in result_options(PretrainOptions) if name in before and before[name] != now[name]]
+    cut = [name for name in changed if name in ("batch_size", "seed")]
+    if run and run["step_in_epoch"] and cut:
+        raise InputError(
+            f"{path} was saved inside an epoch of --{cut[0].replace('_', '-')} {before[cut[0]]}, which another value"
+            " cannot finish; pass the same, or resume from a checkpoint at an epoch's end"
+        )
     step.moco.load_state_dict(weights)
     notes = []
     if "optimizer" in state:
@@ -132,7 +141,6 @@ def restore(
             group.update(settings)  # the file's would silently win over the command line; MoCo's has no fused at all
     else:
         notes.append(f"{path} holds no optimiser state: momentum starts from zero")
-    run = state.get("moco_run")
     if run is None:
         notes.append(
             f"{path} was not written by this project: the queue's labels and the random generators start afresh"
@@ -151,14 +159,6 @@ def restore(
         notes.append(
             f"{path} was written by {len(run['ranks'])} ranks, this run has {distributed.world_size()}: the samples"
             " stay the same, sums over ranks round differently from here on"
-        )
-    before, now = run["options"], as_dict(options)
-    changed = [name for name in result_options(PretrainOptions) if name in before and before[name] != now[name]]
-    if run["step_in_epoch"] and (cut := {"batch_size", "seed"} & set(changed)):
-        name = min(cut)
-        raise InputError(
-            f"{path} was saved inside an epoch of --{name.replace('_', '-')} {before[name]}, which another value cannot"
-            " finish; pass the same, or resume from a checkpoint at an epoch's end"
         )
     notes += [f"--{name.replace('_', '-')} was {before[name]} and is {now[name]} from here on" for name in changed]
     return Position(int(state["epoch"]), int(run["step_in_epoch"]), int(run["global_step"])), notes

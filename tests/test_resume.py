@@ -193,6 +193,20 @@ def test_changed_options_are_said(tmp_path: Path) -> None:
     assert sorted(notes) == ["--lr was 0.03 and is 0.1 from here on", "--moco-t was 0.07 and is 0.2 from here on"]
 
 
+def test_the_command_line_rules_the_optimiser(tmp_path: Path) -> None:
+    """Momentum and weight decay are the new ones, and the step stays the fused one that can leave a bad step out."""
+    o = options()
+    step = training_step(o)
+    run(step, [], range(1))
+    state = snapshot(step, [], Position(), o)
+    del state["optimizer"]["param_groups"][0]["fused"]  # MoCo's files know nothing of it
+    changed = options("--wd", "0.25", "--momentum", "0.5")
+    other = training_step(changed)
+    restore(state, tmp_path, other, [], changed)
+    group = other.optimizer.param_groups[0]
+    assert (group["weight_decay"], group["momentum"], group["fused"]) == (0.25, 0.5, True)
+
+
 # -- refused
 # -----------------------------------------------------------------------------------------------------------
 
@@ -219,6 +233,15 @@ def refuse(state: dict[str, Any], o: PretrainOptions, told: str) -> None:
 def test_another_models_checkpoint_is_refused(words: list[str], told: str) -> None:
     state = snapshot(training_step(options()), [], Position(), options())
     refuse(state, options(*words), told)
+
+
+@pytest.mark.parametrize("word", ["-b", "--seed"])
+def test_an_epoch_is_finished_as_it_was_begun(word: str) -> None:
+    """Its samples would be others; at an epoch's end, both may change."""
+    state = snapshot(training_step(options()), [], Position(1, 3, 9), options())
+    refuse(state, options(word, "77"), r"saved inside an epoch of --(batch-size 256|seed 5), which another value")
+    state["moco_run"]["step_in_epoch"] = 0
+    restore(state, Path("old.pth.tar"), training_step(options()), [], options(word, "77"))
 
 
 def test_a_file_without_arch_is_judged_by_its_tensors() -> None:
