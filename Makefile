@@ -29,9 +29,10 @@ types: install-dev ## mypy over moco/, the mains and the examples
 pytest: install-dev ## the tests alone (ARGS="-k queue -x" is passed on)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest $(ARGS)
 
-# Where Slurm can neither be found nor installed they are skipped, with a loud reason; not so in CI.
+# Where Slurm can neither be found nor installed they are skipped, with a loud reason; not with SLURM=required, as in CI.
+SLURM ?= if-possible
 test-slurm: install-dev ## launch/ on a real Slurm of two nodes, which is started here and stopped again
-	@MOCO_TEST_SLURM=1 OMP_NUM_THREADS=1 $(PY) -m pytest tests/slurm $(ARGS)
+	@MOCO_TEST_SLURM=$(SLURM) OMP_NUM_THREADS=1 $(PY) -m pytest tests/slurm $(ARGS)
 
 docs: install-dev ## the API reference, from the docstrings, into build/docs
 	@$(PY) -m pdoc -o build/docs moco main_moco main_lincls !moco._torchvision_ops

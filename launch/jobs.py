@@ -4,7 +4,7 @@
     python launch/jobs.py [--index runs/jobs.jsonl] [--watch SECONDS]
 
 prints id, state, last step, last metric and folder of every job. The state is Slurm's where Slurm knows the job, else
-what the job noted itself; submitit's own result files are not read, since ranks of a job that was requeued may have left
+what the job noted itself. submitit's own result files are not read: ranks of a job that was requeued may have left
 errors in them.
 """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 
-from conftest import Submit, Submitted, Trained, trained, wait
+from submitted import Submit, Submitted, Trained, trained, wait
 
 
 def assert_went_on(job: Submitted, undisturbed: Trained, saved: str = "checkpoint_0000_") -> None:

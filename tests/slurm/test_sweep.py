@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 from cluster import Cluster
-from conftest import ROOT, wait
+from submitted import ROOT, wait
 
 SPEC = {
     "name": "tiny",

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from cluster import Cluster, command_line, processes
-from conftest import ROOT, RUN, Submitted, Trained, trained, wait
+from submitted import ROOT, RUN, Submitted, Trained, trained, wait
 
 
 def workers(job: Submitted) -> dict[int, int]:
