@@ -15,6 +15,8 @@ import weakref
 from collections.abc import Callable
 from types import TracebackType
 
+import torch
+
 from moco.distributed import local_world_size
 
 Task = Callable[[], None]  # must not raise: it delivers its errors itself
@@ -40,13 +42,18 @@ class Crew:
     def __init__(self, size: int, name: str = "loader") -> None:
         self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
         self._stop = threading.Event()
+        ready = threading.Semaphore(0)
         self._threads = [
-            threading.Thread(target=_work, args=(self._tasks, self._stop), name=f"{name}-{i}", daemon=True)
+            threading.Thread(target=_work, args=(self._tasks, self._stop, ready), name=f"{name}-{i}", daemon=True)
             for i in range(size)
         ]
         _open_crews.add(self)
+        before = torch.get_num_threads()
         for thread in self._threads:
             thread.start()
+        for _ in self._threads:
+            ready.acquire()
+        torch.set_num_threads(before)  # the default again; see _work
 
     def submit(self, task: Task) -> None:
         self._tasks.put(task)
@@ -69,8 +76,13 @@ class Crew:
         self.close()
 
 
-def _work(tasks: queue.SimpleQueue[Task | None], stop: threading.Event) -> None:
-    # no reference to the crew, so that a forgotten crew can be collected
+def _work(tasks: queue.SimpleQueue[Task | None], stop: threading.Event, ready: threading.Semaphore) -> None:
+    # No reference to the crew here, so that a forgotten crew can be collected.
+    # Without this each thread would keep a team of OpenMP threads of its own for torch's operations. The setting is the
+    # thread's, but also the default of threads to come; asking first makes torch take this thread's default now.
+    torch.get_num_threads()
+    torch.set_num_threads(1)
+    ready.release()
     while (task := tasks.get()) is not None:
         if not stop.is_set():
             task()

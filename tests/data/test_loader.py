@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import os
+import queue
 import subprocess
 import sys
 import threading
@@ -260,6 +261,29 @@ def test_a_stuck_thread_ends_the_run_with_a_message(monkeypatch: pytest.MonkeyPa
             list(loader(source, timeout=0.05).epoch(0))
     finally:
         source.gate.set()
+
+
+def test_threads_compute_alone_and_others_as_before() -> None:
+    """torch's operations in a loader thread must not each start a team of threads; nobody else is touched."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        seen: queue.SimpleQueue[int] = queue.SimpleQueue()
+        both = threading.Barrier(2)  # so that each thread answers once
+
+        def answer() -> None:
+            both.wait()
+            seen.put(torch.get_num_threads())
+
+        with crew.Crew(2) as threads:
+            threads.submit(answer)
+            threads.submit(answer)
+            assert [seen.get(), seen.get()] == [1, 1]
+            other = threading.Thread(target=lambda: seen.put(torch.get_num_threads()), daemon=True)
+            other.start()
+            assert (seen.get(), torch.get_num_threads()) == (3, 3)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_leaving_the_loop_a_thousand_times_leaks_nothing() -> None:
