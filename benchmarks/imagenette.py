@@ -63,8 +63,9 @@ def main() -> int:
         result = json.loads((folder.with_name(f"{folder.name}-probe") / "lincls.json").read_text())
         rows[name] = {"linear_top1": result["top1"], "linear_top5": result["top5"], "probe": probes[name]}
         if name in HEADS:
-            found = [record["knn_top1"] for record in read_log(folder / "log.jsonl") if "knn_top1" in record]
-            rows[name] |= {"knn_top1_by_epoch": found, "pretraining": pretraining[name]}
+            log = read_log(folder / "log.jsonl")
+            found = [record["knn_top1"] for record in log if "knn_top1" in record]
+            rows[name] |= {"knn_top1_by_epoch": found, "pretraining": pretraining[name], "pretrained_at": log[0]["git"]}
     table = ["| encoder | kNN top-1 | linear top-1 | linear top-5 |", "|---|---:|---:|---:|"]
     for name, row in rows.items():
         knn = f"{row['knn_top1_by_epoch'][-1]:.1f}" if name in HEADS else "–"
