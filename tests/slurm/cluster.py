@@ -124,8 +124,10 @@ def install() -> None:
 
 
 class Cluster:
-    def __init__(self, folder: Path = FOLDER, nodes: int = 2, cpus: int = 4, gpus: int = 0, port: int = 26817):
-        self.folder, self.nodes, self.cpus, self.gpus, self.port = folder, nodes, cpus, gpus, port
+    """`with_parent`: its daemons end when the process that starts it does, however that one ends."""
+
+    def __init__(self, folder: Path = FOLDER, nodes: int = 2, cpus: int = 4, gpus: int = 0, with_parent: bool = False):
+        self.folder, self.nodes, self.cpus, self.gpus, self.with_parent = folder, nodes, cpus, gpus, with_parent
         self.configuration = folder / "slurm.conf"
         self._children: list[subprocess.Popen[bytes]] = []
 
@@ -230,16 +232,19 @@ class Cluster:
 
     def _spawn(self, name: str, *command: str) -> None:
         with open(self.folder / f"{name}.out", "ab") as out:
+            if self.with_parent:
+                command = ("setpriv", "--pdeathsig=TERM", *command)
             streams = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": out}
             process = subprocess.Popen(command, env=self._everything(), start_new_session=True, **streams)
         self._children.append(process)
         (self.folder / "pids" / name).write_text(str(process.pid))
 
     def _write_configuration(self) -> None:
-        first = self.port + 1
+        port = free_ports(1 + self.nodes)
+        first = port + 1
         text = CONFIGURATION.format(
             folder=self.folder, host=socket.gethostname().split(".")[0], user=user(), nodes=self.nodes, cpus=self.cpus,
-            port=self.port, first=first, last=first + self.nodes - 1,
+            port=port, first=first, last=first + self.nodes - 1,
             gres=f"Gres=gpu:fake:{self.gpus}" if self.gpus else "", gres_types="gpu" if self.gpus else "",
         )  # fmt: skip
         if not self.gpus:
@@ -302,6 +307,16 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
+
+
+def free_ports(number: int) -> int:
+    """The first of so many neighbouring ports that nobody listens on."""
+    for first in range(26817, 32000, number):
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            for port in range(first, first + number):
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return first
+    raise Trouble("there are no free ports")
 
 
 def end_process(pid: int, first: signal.Signals = signal.SIGTERM) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,9 @@ if "MOCO_TEST_SLURM" not in os.environ:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     # two nodes that claim to have four processors each, and two graphics cards
-    cluster = Cluster(Path(tempfile.mkdtemp(prefix="moco-slurm-")), nodes=2, cpus=4, gpus=2)
+    cluster = Cluster(Path(tempfile.mkdtemp(prefix="moco-slurm-")), nodes=2, cpus=4, gpus=2, with_parent=True)
+    # so that `timeout` or a cancelled CI job leaves nothing behind either
+    signal.signal(signal.SIGTERM, lambda *_: pytest.exit("SIGTERM", returncode=143))
     try:
         cluster.start()
     except NotInstalled as trouble:
