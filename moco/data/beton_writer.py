@@ -36,8 +36,7 @@ def write_beton(
     skip_bad_images: bool = False,
     origin: dict[str, Any] | None = None,
 ) -> SideData:
-    """Writes `out` and its side data. Raises InputError, naming the files, if images cannot be read; leaves nothing
-    half.
+    """Writes `out` and its side data, or raises InputError, naming what cannot be read, and leaves nothing behind.
 
     `mode`: raw pixels, JPEG of `quality`, or a `proportion` of JPEGs among raw ones. `max_resolution` is the most
     that the longer side may have. `origin` is kept in the side data. Indices are the source's, less the images left
@@ -45,8 +44,12 @@ def write_beton(
     """
     require_ffcv()
     partial = out.with_name(out.name + ".partial")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with partial.open("ab") as lock:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        lock = partial.open("ab")
+    except OSError as problem:
+        raise InputError(f"{out} could not be written: {problem}") from None
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

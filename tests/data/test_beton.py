@@ -464,6 +464,12 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_that_cannot_be_written_is_an_error(shared_tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="could not be written"):
+        write_beton(FolderSource(shared_tree / "val"), tmp_path / "file/x.beton")
+
+
 def test_an_existing_file_is_not_replaced_unasked(shared_tree: Path, tmp_path: Path) -> None:
     out = tmp_path / "x.beton"
     out.write_text("precious")
