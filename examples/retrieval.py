@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # not needed after `pip install .`
 
@@ -34,8 +35,7 @@ def main(argv: list[str] | None = None) -> list[str]:
 
     encoder = read_trunk(arguments.encoder)
     photos = FolderSource(arguments.folder, labels_required=False)
-    prepare = encoder.preprocessing
-    assert callable(prepare)
+    prepare: Any = encoder.preprocessing
     features = torch.cat([encoder(prepare(photos.decode(i))[None]) for i in range(len(photos))])
     query = encoder(prepare(Image.open(arguments.query))[None])
     similarity = F.cosine_similarity(features, query)
