@@ -18,12 +18,13 @@ def run(command: list[str], cwd: Path) -> str:
     # `python` means this one, and the clone's files are found as from the clone
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=230)
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, f"{command[-1]}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
     return done.stdout
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # several programs, each of which has to start
 def test_every_command_of_the_tutorial(tmp_path: Path) -> None:
     for name in ("main_moco.py", "hubconf.py", "examples", "moco"):
         (tmp_path / name).symlink_to(ROOT / name)
@@ -47,6 +48,7 @@ def test_links_and_files_exist(page: Path) -> None:
         assert (ROOT / script).exists(), script
 
 
+@pytest.mark.timeout(600)
 def test_api_reference(tmp_path: Path) -> None:
     """`make docs`: a page for every public module, with the docstrings in it."""
     pytest.importorskip("pdoc")
