@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -93,33 +94,35 @@ class _RollCall:
     def __init__(self) -> None:
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        meeting_point = dist.TCPStore(host, port, timeout=timedelta(seconds=60))
-        meeting_point.set_timeout(timedelta(seconds=10))  # it may be a process that hangs
-        self._store = dist.PrefixStore(f"moco/{start}", meeting_point)
+        self._store = dist.PrefixStore(f"moco/{start}", dist.TCPStore(host, port, timeout=timedelta(seconds=60)))
 
     def say(self, note: str) -> None:
         with contextlib.suppress(RuntimeError):  # the meeting point may be gone with rank 0: then nobody can be told
             self._store.set(str(rank()), note[:500])
 
     def who_is_missing(self, limit: timedelta, error: str, patience: float = 5.0) -> str:
-        self.say("")
-        deadline, silent = time.monotonic() + patience, list(range(world_size()))
-        try:
-            while silent and time.monotonic() < deadline:
-                silent = [r for r in silent if not self._store.check([str(r)])]
-                time.sleep(0.05)
-            notes = {r: self._store.get(str(r)).decode() for r in range(world_size()) if r not in silent}
-        except RuntimeError:
-            silent, notes = [0], {}
+        """One sentence for a RankError."""
+        notes: dict[int, str] = {}
+        asking = threading.Thread(target=self._collect, args=(notes, patience), daemon=True)
+        asking.start()
+        asking.join(2 * patience)  # torch's store waits without a limit if the process that keeps it hangs
+        silent = [r for r in range(world_size()) if r not in notes] if notes else [0]
         blame = [f"rank {r} {note}" for r, note in notes.items() if note]
         if silent:
-            names = ", ".join(map(str, silent))
-            blame.insert(
-                0, f"rank {names} {'do' if len(silent) > 1 else 'does'} not answer (killed, or hung for {limit})"
-            )
-        return (f"{'; '.join(blame)}" if blame else f"the ranks lost each other: {error}") + (
-            "; the last checkpoint is good: start all ranks again with --resume auto"
-        )
+            names = f"rank {silent[0]} does" if len(silent) == 1 else f"ranks {', '.join(map(str, silent))} do"
+            blame.insert(0, f"{names} not answer (killed, or hung for {limit})")
+        what = "; ".join(blame) or f"the ranks lost each other: {error}"
+        return f"{what}; the last checkpoint is good: start all ranks again with --resume auto"
+
+    def _collect(self, notes: dict[int, str], patience: float) -> None:
+        deadline = time.monotonic() + patience
+        with contextlib.suppress(RuntimeError):
+            self._store.set(str(rank()), "")
+            while len(notes) < world_size() and time.monotonic() < deadline:
+                for r in range(world_size()):
+                    if r not in notes and self._store.check([str(r)]):
+                        notes[r] = self._store.get(str(r)).decode()
+                time.sleep(0.05)
 
 
 def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:

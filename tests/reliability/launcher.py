@@ -64,16 +64,16 @@ def flip_weight(step: Any, *_: Any) -> None:
     """One bit of one weight changes on this rank alone, as in a faulty memory."""
     import torch
 
-    with torch.no_grad():
-        next(step.moco.encoder_q.parameters()).view(-1)[:1].view(torch.int32).bitwise_xor_(1 << 20)
+    weight = next(step.moco.encoder_q.parameters()).detach()
+    weight[(0,) * (weight.dim() - 1)][:1].view(torch.int32).bitwise_xor_(1 << 20)
 
 
 def flip_queue(step: Any, *_: Any) -> None:
-    """One bit of one entry of the queue changes on this rank alone."""
+    """One bit of one entry of the queue changes on this rank alone: of the newest, which stays longest."""
     import torch
 
-    with torch.no_grad():
-        step.moco.queue.view(-1)[-1:].view(torch.int32).bitwise_xor_(1 << 20)
+    newest = (int(step.moco.queue_ptr) - 1) % step.moco.K
+    step.moco.queue[0, newest : newest + 1].view(torch.int32).bitwise_xor_(1 << 20)
 
 
 def spoil_gradient(step: Any, *_: Any) -> None:
@@ -88,10 +88,9 @@ def note_batch(_: Any, batch: Any, epoch: int, *__: Any) -> None:
 
 
 def fill_disk(*_: Any) -> None:
-    """From here on, no file grows past a kilobyte: what a full disk or quota does."""
+    """From here on, no file grows past a kilobyte: what a full disk or quota does. (Python ignores the signal for it.)"""
     import resource
 
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
 
 

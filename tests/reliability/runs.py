@@ -94,7 +94,7 @@ class Launcher:
         *,
         world: int = 1,
         faults: dict[int, list[Fault]] | None = None,
-        grace: float = 20.0,
+        grace: float = 60.0,
     ) -> Ended:
         """Starts, waits, and once a rank has failed ends the others after `grace` seconds, as torchrun does."""
         return self.start(argv, folder, world=world, faults=faults).end(grace=grace)
@@ -116,7 +116,7 @@ class Started:
         pids = [self.pids[rank] for rank in (range(len(self.pids)) if ranks is None else ranks)]
         return self.launcher.ask({"wait": pids, "seconds": seconds})["codes"]
 
-    def end(self, seconds: float = 120.0, grace: float = 20.0) -> Ended:
+    def end(self, seconds: float = 120.0, grace: float = 60.0) -> Ended:
         """Waits for all; once one has failed the others get `grace` seconds to notice, then SIGKILL."""
         codes = self.poll(0.0)
         left = seconds
