@@ -184,6 +184,7 @@ class Training:
             self.saver = Saver(options.output_dir, options.keep_last, options.keep_every)
         self.every, self.save_stall, self.agreed = Every(options.save_every), 0.0, self.position.global_step
         self.values: dict[str, float] = {}  # as last printed
+        self.left_out = 0
         while self.position.epoch < options.epochs:
             if not self.one_epoch():
                 return EXIT_PREEMPTED
@@ -248,7 +249,18 @@ class Training:
                     return False
                 asked = time.perf_counter()
         self.log.epoch(of_epoch.read(), epoch=epoch, global_step=position.global_step)
+        if options.skip_bad_images:
+            self.count_bad_images()
         return True
+
+    def count_bad_images(self) -> None:
+        """Says how many images could not be read, whenever they have become more; each rank knows those it met."""
+        mine = {self.loader.source.name(index): why for index, why in self.loader.bad.items()}
+        bad = {name: why for part in distributed.gather_objects(mine) for name, why in part.items()}
+        if len(bad) > self.left_out:
+            self.left_out = len(bad)
+            name, why = min(bad.items())
+            self.warn(f"images that cannot be read, each replaced by the next one: {len(bad)}, such as {name} ({why})")
 
     def check_numbers(self) -> None:
         """A step that was not applied is written down, and ends the run unless --max-bad-steps lets it pass."""
