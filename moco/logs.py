@@ -14,6 +14,7 @@ no such numbers; `read_log` turns it back.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import math
@@ -175,9 +176,11 @@ class RunLog:
     def close(self) -> None:
         """Also ends the progress bar, so that a traceback or the shell's prompt gets a line of its own."""
         self._console.close()
-        for sink in (self._file, self._writer):
-            if sink is not None:
-                sink.close()
+        if self._file is not None:
+            self._file.close()
+        if self._writer is not None:
+            with contextlib.suppress(OSError):  # the error that counts was that of the log itself
+                self._writer.close()
         if self._wandb is not None:
             self._wandb.finish()
         self._file = self._writer = self._wandb = None
@@ -227,8 +230,12 @@ class RunLog:
             self._writer = self._open_tensorboard()
         scalars = {f"{kind}/{name}": number for name, number in _numbers(values)}
         if self._writer is not None:
-            for name, number in scalars.items():
-                self._writer.add_scalar(name, number, global_step)
+            try:
+                for name, number in scalars.items():
+                    self._writer.add_scalar(name, number, global_step)
+            except OSError as error:  # curves are a view: no reason to end a run
+                self._writer, self._tensorboard_wanted = None, False
+                self.say(f"warning: TensorBoard's curves end here, for they cannot be written: {error.strerror}")
         if self._wandb is not None:
             self._wandb.log(scalars, step=global_step)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import math
@@ -247,6 +248,20 @@ def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path: Path) -> None
     assert [step for step, _ in curves["train/loss"]] == [1, 2, 3, 4, 5, 6, 7]
     assert curves["train/loss"][6][1] == pytest.approx(1.0)
     assert "train/images_per_s" in curves
+
+
+def test_curves_that_cannot_be_written_do_not_end_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    console = io.StringIO()
+    with quiet_log(tmp_path, tensorboard=True, console=console) as log:
+        train(log, 1)
+        monkeypatch.setattr(log._writer, "add_scalar", full)
+        train(log, 2)
+        train(log, 3)
+    assert len(read_log(tmp_path / "log.jsonl")) == 3
+    assert console.getvalue().count("curves end here, for they cannot be written: No space left") == 1
 
 
 def test_goes_on_without_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,6 +61,12 @@ class Tally:
             with open(self.path, "a") as file:
                 file.write(json.dumps({"fault": fault, "tried": tried, "survived": survived}) + "\n")
 
+    def drift(self, text: str) -> None:
+        """A line for the page: what was measured where bit-identity is not promised."""
+        if self.path:
+            with open(self.path, "a") as file:
+                file.write(json.dumps({"drift": text}) + "\n")
+
     @contextlib.contextmanager
     def __call__(self, fault: str) -> Iterator[Attempt]:
         """One attempt, survived if the block ends without an exception; `attempt.times` may be raised inside."""

@@ -88,7 +88,7 @@ def note_batch(_: Any, batch: Any, epoch: int, *__: Any) -> None:
 
 
 def fill_disk(*_: Any) -> None:
-    """From here on, no file grows past a kilobyte: what a full disk or quota does. (Python ignores the signal for it.)"""
+    """From here on, no file grows past a kilobyte: what a full disk or quota does. Python ignores the signal."""
     import resource
 
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))

@@ -13,7 +13,16 @@ import pytest
 from moco.checkpoint import checkpoints, load
 from moco.errors import EXIT_INPUT, EXIT_NUMERICS, EXIT_RANK
 from tests.reliability.conftest import Tally
-from tests.reliability.runs import HERE, ROOT, Launcher, assert_same_run, environment, fault
+from tests.reliability.runs import (
+    HERE,
+    ROOT,
+    Launcher,
+    assert_same_run,
+    differences,
+    environment,
+    fault,
+    final_checkpoint,
+)
 
 STEP = "moco.step:TrainingStep.__call__"
 
@@ -115,3 +124,15 @@ def test_ranks_that_differ_are_found(
         assert (int(found[1]), int(found[2])) == (6, 8)
         assert load(checkpoints(tmp_path / "run")[-1])["moco_run"]["global_step"] <= 6
         goes_on(launcher, images, tmp_path / "run", undisturbed)
+
+
+def test_saves_by_the_clock_are_made_by_all_ranks_together(
+    launcher: Launcher, images: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """Each rank has a clock of its own; one that saved alone would wait for ever for what the others add."""
+    argv = [*arguments(images), "--save-every", "0.0005m", "--keep-last", "20"]
+    ended = launcher.run(argv, tmp_path / "run", world=2)
+    assert not any(ended.codes), ended.output
+    assert len(checkpoints(tmp_path / "run")) > 2
+    different = differences(final_checkpoint(tmp_path / "run"), final_checkpoint(undisturbed))
+    assert {line.split(":")[0] for line in different} <= {f".moco_run.options.{n}" for n in ("save_every", "keep_last")}
