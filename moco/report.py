@@ -1,4 +1,6 @@
-"""Figures of a run: training curves from its log, and what its features look like on paper.
+"""Figures of runs: training curves from their logs, and what their features look like on paper.
+
+    python -m moco.report RUN... --output curves.png       # curves of one run or several, side by side
 
 Figures are drawn on `Figure` objects, never through pyplot, so nothing global is touched and no display is needed.
 Colours are Okabe & Ito's and Tol's, which people with any of the usual colour blindnesses can tell apart; classes carry
@@ -7,18 +9,24 @@ their name as well.
 
 from __future__ import annotations
 
+import argparse
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib import patheffects
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from sklearn.manifold import TSNE
+
+from moco.errors import EXIT_OK, InputError, exit_code
+from moco.logs import read_log
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -37,9 +45,9 @@ class Pictured:
 
     name: str
     records: Records
-    features: np.ndarray  # float32 [n, d], unit norm
-    labels: np.ndarray  # int64 [n]
-    caption: str  # results in one line
+    features: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.float32))  # [n, d], unit norm
+    labels: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # [n]
+    caption: str = ""  # results in one line
 
     @property
     def trained(self) -> bool:
@@ -62,24 +70,43 @@ def project(features: np.ndarray, seed: int = 0) -> np.ndarray:
     return TSNE(2, perplexity=perplexity, init="pca", metric="cosine", random_state=seed).fit_transform(features)
 
 
+def curves(encoders: Sequence[Pictured], path: str | Path) -> Path:
+    """Writes one PNG of the runs' curves: losses, kNN, and the way through the plane of alignment and uniformity."""
+    figure = Figure(figsize=(13, 4.2), dpi=150, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1))
+    _curves(figure, encoders, _colours(encoders))
+    return _write(figure, path)
+
+
 def comparison(encoders: Sequence[Pictured], classes: Sequence[str], title: str, path: str | Path) -> Path:
     """Writes one PNG: the runs' curves above, every encoder's features below, in the order given."""
-    trained = [encoder for encoder in encoders if encoder.trained]
-    colours = dict(zip((encoder.name for encoder in trained), RUN_COLOURS, strict=False))
+    colours = _colours(encoders)
     figure = Figure(figsize=(13, 8.6), dpi=150, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1))
     figure.suptitle(title, fontsize=15, color=INK, x=0.012, ha="left", weight="bold")
     above, below = figure.subfigures(2, 1, height_ratios=(1, 1.12), squeeze=False)[:, 0]
-    columns = above.subfigures(1, 3, squeeze=False)[0]
-    _losses(columns[0].subplots(max(1, len(trained)), 1, sharex=True, squeeze=False)[:, 0], trained, colours)
-    _knn(columns[1].subplots(), encoders, colours)
-    _sphere(columns[2].subplots(), encoders, colours)
+    _curves(above, encoders, colours)
     panels = below.subplots(1, len(encoders), squeeze=False)[0]
     for axes, encoder in zip(panels, encoders, strict=True):
         _features(axes, encoder, classes, colours.get(encoder.name, INK))
+    return _write(figure, path)
+
+
+def _colours(encoders: Sequence[Pictured]) -> dict[str, str]:
+    return dict(zip((encoder.name for encoder in encoders if encoder.trained), cycle(RUN_COLOURS), strict=False))
+
+
+def _write(figure: Figure, path: str | Path) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     return path
+
+
+def _curves(place: FigureBase, encoders: Sequence[Pictured], colours: Mapping[str, str]) -> None:
+    trained = [encoder for encoder in encoders if encoder.trained]
+    columns = place.subfigures(1, 3, squeeze=False)[0]
+    _losses(columns[0].subplots(max(1, len(trained)), 1, sharex=True, squeeze=False)[:, 0], trained, colours)
+    _knn(columns[1].subplots(), encoders, colours)
+    _sphere(columns[2].subplots(), encoders, colours)
 
 
 def _plain(axes: Axes, title: str, x: str, y: str) -> None:
@@ -159,3 +186,25 @@ def _features(axes: Axes, encoder: Pictured, classes: Sequence[str], colour: str
     axes.set_aspect("equal", adjustable="datalim")
     for spine in axes.spines.values():
         spine.set_color("#DDDDDD")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="moco-report", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("runs", nargs="+", type=Path, help="output folders of main_moco.py")
+    parser.add_argument("--output", type=Path, default=Path("curves.png"), help="(%(default)s)")
+    arguments = parser.parse_args(argv)
+
+    def run() -> int:
+        logged = [Pictured(folder.name, read_log(folder / "log.jsonl")) for folder in arguments.runs]
+        if empty := [folder for folder, one in zip(arguments.runs, logged, strict=True) if not one.trained]:
+            raise InputError(f"the log of {empty[0]} holds no training step; give the folder of a run of main_moco.py")
+        if len({one.name for one in logged}) < len(logged):
+            raise InputError("two runs have folders of the same name; rename one, so that they can be told apart")
+        print(curves(logged, arguments.output))
+        return EXIT_OK
+
+    return exit_code(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
-from moco.report import Pictured, comparison, project, series
+from moco.report import Pictured, comparison, main, project, series
 
 
 def features(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -61,3 +63,20 @@ def test_comparison_without_any_training(tmp_path: Path) -> None:
     assert comparison(
         [Pictured("untrained", [], *features(12, 0), "")], ["a", "b", "c"], "", tmp_path / "f.png"
     ).exists()
+
+
+def test_curves_of_runs_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [{"kind": "train", "epoch": 0, "loss": 4.0}, {"kind": "epoch", "epoch": 0, "loss": 4.0}]
+    for name, records in (("one", lines), ("two", lines), ("none", [{"kind": "start"}]), ("again/one", lines)):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    figure = tmp_path / "figures" / "curves.png"
+    one, two, none, again = (str(tmp_path / name) for name in ("one", "two", "none", "again/one"))
+    assert main([one, two, "--output", str(figure)]) == 0
+    with Image.open(figure) as image:
+        assert image.size == (1950, 630)
+    for runs, told in (([none], "no training step"), ([one, again], "same name"), ([one + "x"], "cannot read the log")):
+        figure.unlink(missing_ok=True)
+        assert main([*runs, "--output", str(figure)]) == 2
+        assert told in capsys.readouterr().err
+        assert not figure.exists()
