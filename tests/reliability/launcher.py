@@ -14,6 +14,7 @@ A fault names a function and which of its calls is struck: {"at": "moco.builder:
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import importlib
@@ -25,7 +26,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -140,7 +141,17 @@ def install(fault: dict[str, Any]) -> None:
 # -----------------------------------------------------------------------------------------------------------
 
 
-def run_rank(rank: dict[str, Any], main: Callable[[list[str]], int]) -> int:
+def leave(code: int) -> NoReturn:
+    """Ends a forked process as the interpreter does, but for freeing each object it inherited: that is a copy of most
+    of its memory, and a second of two busy cores."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def run_rank(rank: dict[str, Any], main: Callable[[list[str]], int]) -> NoReturn:
     """In the forked process: everything a fresh `python main_moco.py ARGV` would find, then main."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: dies with the launcher, whatever a test does
     output = os.open(rank["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -153,7 +164,7 @@ def run_rank(rank: dict[str, Any], main: Callable[[list[str]], int]) -> int:
     for fault in rank.get("faults", []):
         install(fault)
     sys.argv = ["main_moco.py", *rank["argv"]]
-    return main(rank["argv"])
+    leave(main(rank["argv"]))
 
 
 def wait(pids: list[int], seconds: float, ended: dict[int, tuple[int, float]]) -> None:
@@ -183,7 +194,7 @@ def serve() -> int:
             for rank in request["start"]:
                 pid = os.fork()
                 if pid == 0:
-                    return run_rank(rank, main_moco.main)
+                    run_rank(rank, main_moco.main)
                 pids.append(pid)
             answer = {"pids": pids}
         else:
