@@ -21,13 +21,18 @@ def git_state() -> str:
     if (noted := here.parent / COMMIT_FILE).exists():
         return noted.read_text().strip()
     try:
-        command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        _git(here, "ls-files", "--error-unmatch", Path(__file__).name)  # installed inside another project's tree?
+        return _git(here, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     except (OSError, subprocess.SubprocessError):
         try:
             return f"moco {version('moco')}"
         except PackageNotFoundError:
             return "unknown"
+
+
+def _git(folder: Path, *words: str) -> str:
+    command = ["git", "-C", str(folder), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
 
 def machine(device: torch.device) -> dict[str, str]:
