@@ -140,11 +140,12 @@ def _knn(axes: Axes, encoders: Sequence[Pictured], colours: Mapping[str, str]) -
             axes.axhline(values[-1], color=FAINT, linewidth=1.5, linestyle="--")
             corner = axes.get_yaxis_transform()
             axes.text(0.99, values[-1], encoder.name, transform=corner, ha="right", va="bottom", color=FAINT)
-    _plain(axes, "kNN while training (validation)", "epoch", "top-1 [%]")
+    _plain(axes, "Validation kNN", "epoch", "top-1 [%]")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(y=0.1)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, labelcolor="linecolor", loc="center right")
+        place = {"loc": "lower right", "bbox_to_anchor": (1.02, 0.985)}  # beside the title, off the curves
+        axes.legend(frameon=False, labelcolor="linecolor", ncols=2, handlelength=1.2, columnspacing=1, **place)
 
 
 def _sphere(axes: Axes, encoders: Sequence[Pictured], colours: Mapping[str, str]) -> None:

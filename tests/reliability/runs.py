@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,7 +73,8 @@ class Launcher:
     ) -> Started:
         """Starts main_moco.py with `argv` as `world` ranks; `faults` by rank. Output goes to `folder`.out, per rank."""
         port, ranks = free_port(), []
-        outputs = [Path(f"{folder}.rank{rank}.out") for rank in range(world)]
+        there = next(path for path in (folder, *folder.parents) if path.parent.is_dir())
+        outputs = [Path(f"{there}.rank{rank}.out") for rank in range(world)]
         for rank in range(world):
             env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank)}
             env |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
@@ -119,11 +121,10 @@ class Started:
     def end(self, seconds: float = 120.0, grace: float = 60.0) -> Ended:
         """Waits for all; once one has failed the others get `grace` seconds to notice, then SIGKILL."""
         codes = self.poll(0.0)
-        left = seconds
-        while None in codes and not any(codes) and left > 0:
-            running = [rank for rank, code in enumerate(codes) if code is None]
-            self.poll(0.2, running[:1])
-            codes, left = self.poll(0.0), left - 0.2
+        deadline = time.monotonic() + seconds
+        while None in codes and not any(codes) and time.monotonic() < deadline:
+            self.poll(0.2, [codes.index(None)])
+            codes = self.poll(0.0)
         if None in codes and any(codes):
             codes = self.poll(grace)
         killed = [rank for rank, code in enumerate(codes) if code is None]
