@@ -58,7 +58,8 @@ def poison(step: Any, *_: Any) -> None:
     import torch
 
     with torch.no_grad():
-        next(step.moco.encoder_q.parameters()).view(-1)[0] = float("nan")
+        weight = next(step.moco.encoder_q.parameters())
+        weight[(0,) * weight.dim()] = float("nan")  # channels_last has no flat view
 
 
 def flip_weight(step: Any, *_: Any) -> None:
