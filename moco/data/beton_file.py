@@ -1,6 +1,6 @@
 """A .beton file as a source, through FFCV's reader and native JPEG decoder.
 
-FFCV's own loader compiles its pipelines in every process (7 to 14 s), decodes once per view, draws crops that cannot
+FFCV's own loader compiles its pipelines in every process (seconds), decodes once per view, draws crops that cannot
 be seeded, and gives constant or stale pixels for damaged data without a word. Its file format and its C functions are
 fine, so those are what is used: the file's structure is checked on opening, each JPEG's checksum and the decoder's
 return code at every read. Pixels are read with pread, so a file that shrinks gives an error where a memory map would
