@@ -130,6 +130,7 @@ def _losses(rows: Sequence[Axes], trained: Sequence[Pictured], colours: Mapping[
 
 
 def _knn(axes: Axes, encoders: Sequence[Pictured], colours: Mapping[str, str]) -> None:
+    """The panels on both sides name the colours: a legend here would lie on a curve."""
     for encoder in encoders:
         epochs, values = series(encoder.records, "eval", "knn_top1")
         if encoder.trained:
@@ -140,12 +141,9 @@ def _knn(axes: Axes, encoders: Sequence[Pictured], colours: Mapping[str, str]) -
             axes.axhline(values[-1], color=FAINT, linewidth=1.5, linestyle="--")
             corner = axes.get_yaxis_transform()
             axes.text(0.99, values[-1], encoder.name, transform=corner, ha="right", va="bottom", color=FAINT)
-    _plain(axes, "Validation kNN", "epoch", "top-1 [%]")
+    _plain(axes, "Validation kNN while training", "epoch", "top-1 [%]")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(y=0.1)
-    if axes.get_legend_handles_labels()[0]:
-        place = {"loc": "lower right", "bbox_to_anchor": (1.02, 0.985)}  # beside the title, off the curves
-        axes.legend(frameon=False, labelcolor="linecolor", ncols=2, handlelength=1.2, columnspacing=1, **place)
 
 
 def _sphere(axes: Axes, encoders: Sequence[Pictured], colours: Mapping[str, str]) -> None:
