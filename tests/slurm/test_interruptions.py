@@ -9,9 +9,9 @@ from submitted import Submit, Submitted, Trained, trained, wait
 
 def assert_went_on(job: Submitted, undisturbed: Trained, saved: str = "checkpoint_0000_") -> None:
     assert job.end() == "COMPLETED", job.trouble()
-    starts = job.events("start")
-    assert len(starts) >= 2
-    assert starts[0]["saved"] == [] and saved in starts[1]["saved"][1], starts
+    starts = job.events("start")  # a slow machine may reach a time limit more than once
+    assert len(starts) >= 2 and starts[0]["saved"] == []
+    assert any(saved in start["saved"][1] for start in starts if start["saved"]), starts
     assert trained(job.out).differences(undisturbed) == []
 
 
@@ -26,8 +26,8 @@ def test_usr2(submit: Submit, undisturbed: Trained) -> None:
 
 
 def test_time_limit(submit: Submit, undisturbed: Trained) -> None:
-    # Slurm looks at the clock every half minute and may be as early as that; five seconds are asked for
-    (job,) = submit(["--nodes=2", "--time=1", "--signal-delay=5"])
+    # Slurm looks at the clock every half minute, and may be as early as that: this is 25 to 55 s after the start
+    (job,) = submit(["--nodes=2", "--time=2", "--signal-delay=65"])
     job.hold()  # until Slurm's signal, before which it sends SIGCONT
     wait(lambda: job.events("requeue"), 100, job.trouble)
     assert_went_on(job, undisturbed)
