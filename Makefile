@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help quickstart test lint types pytest test-slurm docs install install-dev clean distclean
+.PHONY: help quickstart test lint types pytest reliability soak test-slurm docs install install-dev clean distclean
 
 PY := .venv/bin/python
 CODE := moco tests examples $(wildcard main_moco.py main_lincls.py launch benchmarks)
@@ -28,6 +28,15 @@ types: install-dev ## mypy over moco/, the mains and the examples
 # One thread per process: several test processes share the cores, and the summation order stays the same everywhere.
 pytest: install-dev ## the tests alone (ARGS="-k queue -x" is passed on)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest $(ARGS)
+
+RESULTS := build/reliability.jsonl
+reliability: install-dev ## the fault-injection suite alone; writes the table of docs/reliability.md
+	@mkdir -p build && rm -f $(RESULTS)
+	@MOCO_RELIABILITY_RESULTS=$(RESULTS) OMP_NUM_THREADS=1 $(PY) -m pytest tests/reliability $(ARGS)
+	@$(PY) tests/reliability/table.py $(RESULTS)
+
+soak: ## the same with ten times as many kills, and restarts by torchrun
+	@MOCO_SOAK=10 $(MAKE) reliability
 
 # Where Slurm can neither be found nor installed they are skipped, with a loud reason; not with SLURM=required, as in CI.
 SLURM ?= if-possible
