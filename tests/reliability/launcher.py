@@ -183,7 +183,13 @@ def serve() -> int:
     sys.path.insert(0, ROOT)
     import main_moco
 
-    for slow in ("ffcv", "sklearn.datasets", "torch._dynamo", "PIL.PngImagePlugin"):  # imported where they are needed
+    for slow in (
+        "ffcv",
+        "timm",
+        "sklearn.datasets",
+        "torch._dynamo",
+        "PIL.PngImagePlugin",
+    ):  # imported where they are needed
         with contextlib.suppress(ImportError):
             importlib.import_module(slow)
     ended: dict[int, tuple[int, float]] = {}

@@ -13,8 +13,11 @@ from tests.reliability.conftest import Tally
 from tests.reliability.runs import Ended, Launcher, fault, final_checkpoint, on_all
 
 NOTE = fault("moco.step:TrainingStep.__call__", 0, "note_batch")
-SETTINGS = """-a smallcnn --image-size 16 -b 8 --epochs 2 --moco-k 20 --moco-dim 8 --seed 5 -p 1 -j 1 --deterministic
-    --no-tensorboard --eval-freq 0 --loss align-uniform --bn local --lr 0.01"""
+SETTINGS = """--image-size 32 -b 8 --epochs 2 --moco-k 20 --moco-dim 8 --seed 5 -p 1 -j 1 --deterministic
+    --no-tensorboard --eval-freq 0 --bn local --lr 0.01"""
+# encoder -> how much the losses and the weights (relative to their norm) may drift in 8 steps
+LAYERNORM, BATCHNORM = "timm:test_convnext", "smallcnn"
+ALLOWED = {LAYERNORM: (1e-4, 1e-5), BATCHNORM: (2.0, 0.2)}
 
 
 def batches(*runs: Ended) -> list[tuple[int, list[int]]]:
@@ -32,11 +35,13 @@ def batches(*runs: Ended) -> list[tuple[int, list[int]]]:
     return found
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 3)])
+@pytest.mark.parametrize(
+    ("before", "after", "arch"), [(1, 2, LAYERNORM), (2, 1, LAYERNORM), (2, 3, LAYERNORM), (1, 2, BATCHNORM)]
+)
 def test_same_samples_on_another_number_of_ranks(
-    before: int, after: int, launcher: Launcher, images: Path, tally: Tally, tmp_path: Path
+    before: int, after: int, arch: str, launcher: Launcher, images: Path, tally: Tally, tmp_path: Path
 ) -> None:
-    argv = [str(images), *SETTINGS.split()]
+    argv = [str(images), "-a", arch, *SETTINGS.split()]
     with tally("another world size"):
         whole = launcher.run(argv, tmp_path / "whole", world=before, faults=on_all(before, NOTE))
         assert not any(whole.codes), whole.output
@@ -50,17 +55,17 @@ def test_same_samples_on_another_number_of_ranks(
         assert batches(first, second) == batches(whole)
         assert len(batches(whole)) == 12
 
-        # what is measured and printed in docs/reliability.md
         a, b = (read_log(tmp_path / name / "log.jsonl") for name in ("whole", "run"))
         losses = [[r["loss"] for r in records if r["kind"] == "train"] for records in (a, b)]
         assert losses[0][:4] == losses[1][:4]
-        drift = max(abs(x - y) for x, y in zip(*losses, strict=True))
+        of_loss = max(abs(x - y) for x, y in zip(*losses, strict=True))
         weights = [final_checkpoint(tmp_path / name)["state_dict"] for name in ("whole", "run")]
-        names = [name for name in weights[0] if "encoder_q" in name and weights[0][name].is_floating_point()]
-        flat = [torch.cat([w[name].flatten() for name in names if "running" not in name]) for w in weights]
-        relative = float((flat[0] - flat[1]).norm() / flat[0].norm())
+        names = [name for name in weights[0] if "encoder_q" in name and "running" not in name and "num_" not in name]
+        flat = [torch.cat([w[name].flatten() for name in names]) for w in weights]
+        of_weights = float((flat[0] - flat[1]).norm() / flat[0].norm())
+        norm = "LayerNorm" if arch == LAYERNORM else "BatchNorm over each rank's own part"
         tally.drift(
-            f"- {before} → {after} ranks for the last 8 of 12 steps, BatchNorm statistics of each rank's own: losses"
-            f" (mean {sum(losses[0][4:]) / 8:.3f}) differ by up to {drift:.1e}, weights by {relative:.1e} of their norm"
+            f"- {before} → {after} ranks for the last 8 of 12 steps, {norm}: losses (mean {sum(losses[0][4:]) / 8:.2f})"
+            f" differ by up to {of_loss:.1e}, weights by {of_weights:.1e} of their norm"
         )
-        assert drift < 1.0 and relative < 0.1
+        assert of_loss < ALLOWED[arch][0] and of_weights < ALLOWED[arch][1]
