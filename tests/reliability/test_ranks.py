@@ -25,6 +25,9 @@ from tests.reliability.runs import (
     final_checkpoint,
 )
 
+# A rank that should end hangs in gloo now and then (docs/reliability.md, "Known fault"): until that is mended, on
+# request.
+pytestmark = pytest.mark.skipif("MOCO_SOAK" not in os.environ, reason="ranks hang in gloo now and then; make soak")
 STEP = "moco.step:TrainingStep.__call__"
 
 
@@ -55,7 +58,6 @@ def torchrun(*more: str) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *more]
 
 
-@pytest.mark.skipif("MOCO_SOAK" not in os.environ, reason="restarted ranks hang in gloo now and then")
 @pytest.mark.parametrize("rank", [0, 1])
 def test_torchrun_restarts_all_after_kill_9_of_one(
     rank: int, images: Path, undisturbed: Path, tally: Tally, tmp_path: Path
