@@ -29,7 +29,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     (CHECKPOINT, "        _sync_folder(path.parent)\n", "", "tests/test_checkpoint.py"),
     (CHECKPOINT, "os.replace(temporary, path)", "path.write_bytes(temporary.read_bytes())", "tests/test_checkpoint.py"),
     (CHECKPOINT, "temporary.unlink(missing_ok=True)", "pass", "tests/test_checkpoint.py"),
-    (CHECKPOINT, "weights_only=True)", "weights_only=False)", "tests/test_checkpoint.py"),
+    (CHECKPOINT, 'map_location="cpu", weights_only=True)', 'map_location="cpu", weights_only=False)', "tests/test_checkpoint.py"),
     (CHECKPOINT, '    _check_loadable(state, "state")\n', "", "tests/test_checkpoint.py"),
     (CHECKPOINT, "            verify(path)\n", "            pass\n", "tests/test_checkpoint.py"),
     (CHECKPOINT, "if (position(path) or after) > after:", "if False:", "tests/test_checkpoint.py"),
@@ -100,7 +100,7 @@ def survives(mutant: tuple[str, str, str, str], tree: Path) -> bool:
         command += ["-k", chosen] if chosen else []
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
         code = subprocess.run(command, cwd=tree, env=env, capture_output=True).returncode
-        assert code in (0, 1), f"the tests could not run: {' '.join(command)} ended with {code}"
+        assert code in (0, 1) or code < 0, f"the tests could not run: {' '.join(command)} ended with {code}"
         return code == 0
     finally:
         path.write_text(original)
