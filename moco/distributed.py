@@ -10,8 +10,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
-import threading
-import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -21,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from moco.errors import InputError, RankError
+from moco.rollcall import RollCall
 
 T = TypeVar("T")
 
@@ -62,12 +61,12 @@ def session(device: torch.device, timeout: float = 1800.0) -> Iterator[None]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
         # NCCL's own alarm ends the process without naming a rank: it comes second, after that of the vote of each step
-        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=2 * limit)
+        _join("cpu:gloo,cuda:nccl", 2 * limit)
         _cpu_group = dist.new_group(backend="gloo", timeout=limit)
     else:
-        dist.init_process_group("gloo", timeout=limit)
+        _join("gloo", limit)
         _cpu_group = dist.group.WORLD
-    roll = _RollCall()
+    roll = RollCall(_meeting_point("roll call"), rank(), world_size())
     try:
         yield
     except RuntimeError as error:
@@ -83,46 +82,21 @@ def session(device: torch.device, timeout: float = 1800.0) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-class _RollCall:
-    """Finds out which rank is to blame when a collective fails.
+def _meeting_point(purpose: str, **arguments: Any) -> dist.Store:
+    """What all ranks of this start can write to and read from.
 
-    The error that a rank sees names a socket. But every rank that sees one, or ends for a reason of its own, can still
-    leave a note at the meeting point (torchrun's agent keeps it); the rank without a note is the one that hangs or was
-    killed.
+    Under torchrun it outlives a restart, with all that the ranks of the earlier start had written there: their addresses
+    must not be taken for those of living ranks.
     """
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), **arguments)
+    return dist.PrefixStore(f"moco/{purpose}/{start}", store)
 
-    def __init__(self) -> None:
-        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        self._store = dist.PrefixStore(f"moco/{start}", dist.TCPStore(host, port, timeout=timedelta(seconds=60)))
 
-    def say(self, note: str) -> None:
-        with contextlib.suppress(RuntimeError):  # the meeting point may be gone with rank 0: then nobody can be told
-            self._store.set(str(rank()), note[:500])
-
-    def who_is_missing(self, limit: timedelta, error: str, patience: float = 5.0) -> str:
-        """One sentence for a RankError."""
-        notes: dict[int, str] = {}
-        asking = threading.Thread(target=self._collect, args=(notes, patience), daemon=True)
-        asking.start()
-        asking.join(2 * patience)  # torch's store waits without a limit if the process that keeps it hangs
-        silent = [r for r in range(world_size()) if r not in notes] if notes else [0]
-        blame = [f"rank {r} {note}" for r, note in notes.items() if note]
-        if silent:
-            names = f"rank {silent[0]} does" if len(silent) == 1 else f"ranks {', '.join(map(str, silent))} do"
-            blame.insert(0, f"{names} not answer (killed, or hung for {limit})")
-        what = "; ".join(blame) or f"the ranks lost each other: {error}"
-        return f"{what}; the last checkpoint is good: start all ranks again with --resume auto"
-
-    def _collect(self, notes: dict[int, str], patience: float) -> None:
-        deadline = time.monotonic() + patience
-        with contextlib.suppress(RuntimeError):
-            self._store.set(str(rank()), "")
-            while len(notes) < world_size() and time.monotonic() < deadline:
-                for r in range(world_size()):
-                    if r not in notes and self._store.check([str(r)]):
-                        notes[r] = self._store.get(str(r)).decode()
-                time.sleep(0.05)
+def _join(backend: str, limit: timedelta) -> None:
+    kept_here = rank() == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    store = _meeting_point("group", world_size=world_size(), is_master=kept_here, timeout=limit)
+    dist.init_process_group(backend, store=store, rank=rank(), world_size=world_size(), timeout=limit)
 
 
 def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:

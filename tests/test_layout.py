@@ -19,11 +19,13 @@ ROWS: list[list[str]] = [
     ["moco", "moco._torchvision_ops", "moco.errors"],
     [
         "moco.randomness",
+        "moco.rollcall",
         "moco.distributed",
         "moco.device",
         "moco.globalbatch",
         "moco.rowshuffle",
         "moco.metrics",
+        "moco.logsumexp",
         "moco.losses",
         "moco.schedules",
         "moco.preemption",

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from moco.errors import InputError
+from moco.logsumexp import queue_logsumexp
 from moco.losses import (
     PRESET_WEIGHTS,
     WeightedHead,
     align_loss,
     contrastive_loss,
-    queue_logsumexp,
     uniform_loss,
 )
 from tests import oracles
