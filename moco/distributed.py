@@ -85,8 +85,8 @@ def session(device: torch.device, timeout: float = 1800.0) -> Iterator[None]:
 def _meeting_point(purpose: str, **arguments: Any) -> dist.Store:
     """What all ranks of this start can write to and read from.
 
-    Under torchrun it outlives a restart, with all that the ranks of the earlier start had written there: their addresses
-    must not be taken for those of living ranks.
+    Under torchrun it outlives a restart, with all that the ranks of the earlier start had written there: their
+    addresses must not be taken for those of living ranks.
     """
     start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), **arguments)
