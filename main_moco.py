@@ -17,13 +17,12 @@ import contextlib
 import dataclasses
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from moco import checkpoint, distributed, health, resume
+from moco import checkpoint, distributed, resume
 from moco.builder import MoCo
 from moco.data.augment import Augment
 from moco.data.datasets import open_split
@@ -33,7 +32,7 @@ from moco.data.sampler import Sampler
 from moco.device import pick_device
 from moco.encoder_file import load_trunk, read_encoder
 from moco.encoders import build_encoder
-from moco.errors import EXIT_OK, EXIT_PREEMPTED, NumericsError, exit_code
+from moco.errors import EXIT_OK, EXIT_PREEMPTED, exit_code
 from moco.evaluate import OnlineEvaluator
 from moco.globalbatch import GlobalBatch
 from moco.logs import RunLog
@@ -41,10 +40,11 @@ from moco.meter import Clock, Meter
 from moco.options import PretrainOptions, as_dict, as_json, loss_head, parse_pretrain
 from moco.preemption import Preemption
 from moco.provenance import git_state, machine
-from moco.runlock import RunLock
+from moco.runlock import only_run_in
 from moco.saver import Every, Saver
 from moco.schedules import learning_rate
 from moco.step import TrainingStep
+from moco.watch import Watch
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -151,17 +151,6 @@ def train(options: PretrainOptions, device: torch.device, preemption: Preemption
         return Training(options, device, loader, model, step, meters, position, evaluate, log, preemption).run()
 
 
-@contextlib.contextmanager
-def only_run_in(folder: Path) -> Iterator[None]:
-    """Rank 0 takes the folder's lock; if it cannot, all ranks end."""
-    lock = RunLock(folder)
-    distributed.on_rank_0(lock.acquire)
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 @dataclass
 class Training:
     """The loop. `position` says where it is; everything it changes is in `resume.snapshot`."""
@@ -182,9 +171,9 @@ class Training:
         self.saver = None
         if distributed.rank() == 0:
             self.saver = Saver(options.output_dir, options.keep_last, options.keep_every)
-        self.every, self.save_stall, self.agreed = Every(options.save_every), 0.0, self.position.global_step
+        self.every, self.save_stall = Every(options.save_every), 0.0
+        self.watch = Watch(options, self.step, self.loader, self.log, self.position)
         self.values: dict[str, float] = {}  # as last printed
-        self.left_out = 0
         while self.position.epoch < options.epochs:
             if not self.one_epoch():
                 return EXIT_PREEMPTED
@@ -222,9 +211,9 @@ class Training:
                     meter.add(losses, len(batch.index))
                 where = dict(epoch=epoch, step=position.step, steps=steps, epochs=options.epochs)
                 if printing or self.device.type == "cpu":
-                    self.check_numbers()
+                    self.watch.numbers(position, self.values)
                 if printing:
-                    self.agreed = health.check_agreement(self.model, self.agreed, position.global_step)
+                    self.watch.agreement(position)
                     of_batch.add(measured, len(batch.index))
                     self.values = {**since_print.read(), **of_batch.read(), "lr": group["lr"]}
                     timing = clock.lap(self.device, (options.epochs - epoch) * steps - position.step)
@@ -232,7 +221,7 @@ class Training:
                         timing["save_stall_s"], self.save_stall = self.save_stall, 0.0
                     self.log.train(self.values, timing, **where, global_step=position.global_step)
                     if position.step == steps or position.step % (100 * options.print_freq) == 0:
-                        self.warn(health.collapse(self.values))
+                        self.watch.collapse(position, self.values)
                 else:
                     self.log.advance(**where)
                 wanted = self.every.due(position.global_step) and position.step < steps
@@ -250,38 +239,8 @@ class Training:
                 asked = time.perf_counter()
         self.log.epoch(of_epoch.read(), epoch=epoch, global_step=position.global_step)
         if options.skip_bad_images:
-            self.count_bad_images()
+            self.watch.bad_images(position)
         return True
-
-    def count_bad_images(self) -> None:
-        """Says how many images could not be read, whenever they have become more; each rank knows those it met."""
-        mine = {self.loader.source.name(index): why for index, why in self.loader.bad.items()}
-        bad = {name: why for part in distributed.gather_objects(mine) for name, why in part.items()}
-        if len(bad) > self.left_out:
-            self.left_out = len(bad)
-            name, why = min(bad.items())
-            self.warn(f"images that cannot be read, each replaced by the next one: {len(bad)}, such as {name} ({why})")
-
-    def check_numbers(self) -> None:
-        """A step that was not applied is written down, and ends the run unless --max-bad-steps lets it pass."""
-        bad, first = self.step.not_applied()
-        if not first:
-            return
-        at, options = self.position, self.options
-        step = at.step - 1 - (at.global_step - first)
-        details = {"loss_scale": self.step.scaler.get_scale(), "git": git_state(), "options": as_dict(options)}
-        name = health.write_repro(self.loader.sampler, at.epoch, step, first, self.values, details, options.output_dir)
-        what = f"the gradient of step {first} is not finite, so that step was not applied; its batch is in {name}"
-        if bad > options.max_bad_steps:
-            raise NumericsError(
-                f"{what}; the checkpoints before it are good: lower --lr, raise the temperature, pass --amp off or"
-                " --grad-clip, or let some steps pass with --max-bad-steps"
-            )
-        self.warn(what)
-
-    def warn(self, message: str | None) -> None:
-        if message:
-            self.log.warning(message, epoch=self.position.epoch, global_step=self.position.global_step)
 
     def save(self, name: str) -> None:
         state = resume.snapshot(self.step, self.meters, self.position, self.options)

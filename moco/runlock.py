@@ -22,9 +22,11 @@ import os
 import secrets
 import socket
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from moco import distributed
 from moco.errors import InputError
 
 BEAT_S = 20.0
@@ -181,3 +183,14 @@ def _holder(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return holder if isinstance(holder, dict) else {}
+
+
+@contextlib.contextmanager
+def only_run_in(folder: Path) -> Iterator[None]:
+    """Rank 0 holds the folder's lock for the length of a `with` block; if it cannot have it, all ranks end."""
+    lock = RunLock(folder)
+    distributed.on_rank_0(lock.acquire)
+    try:
+        yield
+    finally:
+        lock.release()

@@ -59,7 +59,7 @@ ROWS: list[list[str]] = [
         "moco.evaluate",
         "moco.report",
     ],
-    ["moco.flags", "moco.options", "moco.resume"],
+    ["moco.flags", "moco.options", "moco.resume", "moco.watch"],
     ["main_moco", "main_lincls", "hubconf"],
 ]
 # The same inside moco/data/: what a sample is, where it comes from, in which order, how it becomes a batch.

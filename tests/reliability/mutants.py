@@ -71,9 +71,9 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     (RESUME, '"meters": [meter.state() for meter in meters]', '"meters": [{"sums": {}, "samples": 0} for _ in meters]', KILLS),
     (MAIN, "log.cut_back(position.global_step)", "log.cut_back(10**9)", KILLS),
     (MAIN, "checkpoint.set_aside(folder, after=(position.epoch, position.step))", "[]", "tests/reliability/test_files.py"),
-    (MAIN, "self.agreed = health.check_agreement(self.model, self.agreed, position.global_step)", "pass",
+    (MAIN, "self.watch.agreement(position)", "pass",
      "tests/reliability/test_ranks.py -k differ"),
-    (MAIN, "self.check_numbers()", "pass", "tests/reliability/test_numbers.py"),
+    (MAIN, "self.watch.numbers(position, self.values)", "pass", "tests/reliability/test_numbers.py"),
 ]  # fmt: skip
 
 
