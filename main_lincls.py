@@ -40,7 +40,7 @@ from moco.device import pick_device
 from moco.encoder_file import EncoderFile, load_trunk, read_encoder
 from moco.encoders import build_encoder, classifier_name, trunk
 from moco.errors import EXIT_OK, InputError, NumericsError, exit_code
-from moco.evaluate import centre_crops, extract_features, settle_batchnorm
+from moco.features import centre_crops, extract_features, settle_batchnorm
 from moco.logs import RunLog
 from moco.meter import Clock, Meter
 from moco.options import LinclsOptions, as_dict, as_json, parse_lincls

@@ -33,10 +33,10 @@ from moco.device import pick_device
 from moco.encoder_file import load_trunk, read_encoder
 from moco.encoders import build_encoder
 from moco.errors import EXIT_OK, EXIT_PREEMPTED, exit_code
-from moco.evaluate import OnlineEvaluator
 from moco.globalbatch import GlobalBatch
 from moco.logs import RunLog
 from moco.meter import Clock, Meter
+from moco.online import OnlineEvaluator
 from moco.options import PretrainOptions, as_dict, as_json, loss_head, parse_pretrain
 from moco.preemption import Preemption
 from moco.provenance import git_state, machine

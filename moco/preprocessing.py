@@ -15,7 +15,7 @@ from moco.data.boxes import centre_box
 from moco.data.decode import decode, resample
 from moco.data.recipes import IMAGENET_MEAN, IMAGENET_STD, RECIPES, Triple, find_recipe
 
-_WHOLE = ("digits", "cifar")  # pictures made to size are shown whole, as moco.evaluate does
+_WHOLE = ("digits", "cifar")  # pictures made to size are shown whole, as moco.features does
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,9 @@ class Purpose(IntEnum):
     ROTATION = 7
     SHUFFLE = 8
     FEW_LABEL = 9
+    LABEL_SHARE = 10
+    HELD_OUT = 11
+    FOLD = 12
 
 
 def _mix(x: int) -> int:

@@ -33,10 +33,10 @@ from moco.data.source import ArraySource
 from moco.distributed import rank, shares, world_size
 from moco.encoders import build_encoder
 from moco.errors import InputError
-from moco.evaluate import OnlineEvaluator
 from moco.globalbatch import GlobalBatch
 from moco.losses import LossOutput, WeightedHead, align_loss, contrastive_loss, uniform_loss
 from moco.meter import Meter
+from moco.online import OnlineEvaluator
 from moco.randomness import permutation
 from moco.rowshuffle import RowShuffle
 from moco.step import TrainingStep

@@ -13,7 +13,7 @@ from moco import checkpoint
 from moco.encoder_file import load_trunk, read_encoder
 from moco.encoders import build_encoder, trunk
 from moco.errors import InputError
-from moco.evaluate import eval_mode
+from moco.features import eval_mode
 
 
 def encoder(arch: str = "resnet18", dim: int = 5, mlp: bool = False, seed: int = 0) -> nn.Module:

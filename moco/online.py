@@ -1,0 +1,99 @@
+"""What is measured while an encoder trains: figures that need no labels, and kNN where there are some.
+
+All ranks work together. The evaluator yields (name, value); accuracies are in percent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moco import metrics
+from moco.data.augment import Augment
+from moco.data.datasets import has_split, open_split
+from moco.data.recipes import find_recipe
+from moco.data.source import Source, check_same_classes
+from moco.data.subset import labelled
+from moco.distributed import all_reduce_sum, share
+from moco.encoders import feature_dim, trunk
+from moco.features import Settings, TrunkAndOutput, centre_crops, encode, extract_features, in_order
+
+
+class OnlineSettings(Settings, Protocol):
+    """What the online evaluation of a pretraining run reads besides."""
+
+    @property
+    def image_size(self) -> int | None: ...
+    @property
+    def recipe(self) -> str | None: ...
+    @property
+    def seed(self) -> int | None: ...
+    @property
+    def eval_freq(self) -> int | None: ...
+    @property
+    def knn_k(self) -> int: ...
+    @property
+    def knn_t(self) -> float: ...
+
+
+class OnlineEvaluator:
+    """Whether an encoder learns, while it trains: kNN of its features; alignment, uniformity, tolerance of its outputs.
+
+    The images and the two augmented views of each are the same at every call, so that only the encoder changes.
+    """
+
+    def __init__(
+        self, train: Source, val: Source, settings: OnlineSettings, device: torch.device, every: int = 1
+    ) -> None:
+        assert settings.image_size is not None  # resolved
+        recipe, size, seed = find_recipe(settings.recipe or "v1"), settings.image_size, settings.seed or 0
+        self.every, self.k, self.t = every, settings.knn_k, settings.knn_t  # every so many epochs
+        self.labelled = bool((train.labels >= 0).any() and (val.labels >= 0).all())
+        if self.labelled:
+            check_same_classes(train, val)
+        self.classes = len(val.classes)
+        self.plain, self.augment = Augment(recipe.for_evaluation(), seed), Augment(recipe, seed)
+        self.bank = centre_crops(labelled(train), recipe, size, settings, device) if self.labelled else None
+        self.centre = centre_crops(val, recipe, size, settings, device)
+        self.pairs = in_order(val, size, settings, device, views=2, scale=recipe.scale, ratio=recipe.ratio, seed=seed)
+
+    @classmethod
+    def for_pretraining(cls, settings: OnlineSettings, train: Source, device: torch.device) -> OnlineEvaluator | None:
+        """None if `--eval-freq` is 0, or is not given where there is no val split. InputError as `open_split`."""
+        default = 10 if has_split(settings.data, settings.dataset, "val") else 0
+        every = default if settings.eval_freq is None else settings.eval_freq
+        if every == 0:
+            return None
+        val = open_split(settings.data, settings.dataset, "val", loader=settings.loader, labels_required=False)
+        return cls(train, val, settings, device, every)
+
+    def __call__(self, encoder: nn.Module) -> Iterator[tuple[str, float]]:
+        """(name, value) of `knn_top1` in percent, `val_alignment` (α = 2, of two augmented views), `val_uniformity`
+        (t = 2) and `val_tolerance`; the first and last where there are labels. All ranks must run through it."""
+        x, labels = extract_features(TrunkAndOutput(encoder), self.centre, self.plain)
+        features, outputs = x.split([feature_dim(encoder), x.shape[1] - feature_dim(encoder)], dim=1)
+        outputs = F.normalize(outputs, dim=1)
+        if self.bank is not None:
+            bank, bank_labels = extract_features(trunk(encoder), self.bank, self.plain, normalise=True)
+            features = F.normalize(features, dim=1)
+            yield "knn_top1", shared_knn_accuracy(bank, bank_labels, features, labels, self.classes, self.k, self.t)
+        views, _ = encode(encoder, self.pairs, self.augment)
+        q, k = F.normalize(views, dim=2).unbind(dim=1)
+        yield "val_alignment", metrics.alignment(q, k).item()
+        if len(outputs) > 1:
+            yield "val_uniformity", metrics.uniformity(outputs).item()
+        if self.labelled and len(labels) > len(labels.unique()):
+            yield "val_tolerance", metrics.tolerance(outputs, labels).item()
+
+
+def shared_knn_accuracy(
+    train_x: Tensor, train_y: Tensor, val_x: Tensor, val_y: Tensor, classes: int, k: int, t: float
+) -> float:
+    """`metrics.knn_accuracy` of features that every rank holds; each works on its share of the validation rows."""
+    mine = share(len(val_x))
+    right = metrics.knn_predict(train_x, train_y, val_x[mine], classes, k, t) == val_y[mine]
+    return 100 * all_reduce_sum(right.sum()).item() / len(val_y)
