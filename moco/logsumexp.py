@@ -9,28 +9,39 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+# Similarities held at a time. On a CPU a chunk must stay in one core's second-level cache (fp32: 1 MiB) over the passes
+# that are made over it; an accelerator wants kernels that are large enough (8 MiB).
+ENTRIES = {"cpu": 2**18}
+ENTRIES_ELSEWHERE = 2**21
+
 
 class _QueueLogSumExp(torch.autograd.Function):
     """One pass over the queue gives the value and, since the queue is constant, the gradient: d lse/dq = scale ·
     softmax · queueᵀ.
 
     Both are accumulated chunk by chunk under a running maximum, so that N×K is never held and backward costs N×C.
+    Every chunk is worked on in place in the same memory: fresh pages cost more than the exponentials.
     """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, queue: Tensor, scale: float, chunk: int) -> Tensor:
+        scaled = q * scale
         top = q.new_full((len(q), 1), -math.inf)
         total = q.new_zeros((len(q), 1))
-        weighted = torch.zeros_like(q)
+        weighted = torch.zeros_like(q) if ctx.needs_input_grad[0] else None
+        buffer = q.new_empty((len(q), min(chunk, queue.shape[1])))
         for part in queue.split(chunk, dim=1):
-            similarity = (q @ part).mul_(scale)
-            new_top = torch.maximum(top, similarity.amax(dim=1, keepdim=True))
+            share = buffer[:, : part.shape[1]]
+            torch.mm(scaled, part, out=share)  # similarities; below, e^(similarity - top)
+            new_top = torch.maximum(top, share.amax(dim=1, keepdim=True))
             decay = (top - new_top).exp_()
-            share = similarity.sub_(new_top).exp_()
-            total = total * decay + share.sum(dim=1, keepdim=True)
-            weighted = (weighted * decay).addmm_(share, part.t())
+            share.sub_(new_top).exp_()
+            total.mul_(decay).add_(share.sum(dim=1, keepdim=True))
+            if weighted is not None:
+                weighted.mul_(decay).addmm_(share, part.t())
             top = new_top
-        ctx.save_for_backward(weighted * (scale / total))
+        if weighted is not None:
+            ctx.save_for_backward(weighted.mul_(scale / total))
         return (top + total.log()).squeeze(1)
 
     @staticmethod
@@ -40,7 +51,11 @@ class _QueueLogSumExp(torch.autograd.Function):
         return grad[:, None] * slope, None, None, None
 
 
-def queue_logsumexp(q: Tensor, queue: Tensor, scale: float, chunk: int = 8192) -> Tensor:
-    """log Σ_j exp(scale · q_i·Q_j): [N, C], [C, K] -> [N], differentiable in q (once), exact, memory N × min(K,
-    chunk)."""
+def queue_logsumexp(q: Tensor, queue: Tensor, scale: float, chunk: int | None = None) -> Tensor:
+    """log Σ_j exp(scale · q_i·Q_j): [N, C], [C, K] -> [N], differentiable in q (once), exact, of any norm.
+
+    Memory beside the result: N × min(K, `chunk`); by default about ENTRIES, whatever N and K.
+    """
+    if chunk is None:
+        chunk = max(256, ENTRIES.get(q.device.type, ENTRIES_ELSEWHERE) // max(1, len(q)))
     return _QueueLogSumExp.apply(q, queue, scale, chunk)
