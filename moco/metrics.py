@@ -19,16 +19,24 @@ from moco.errors import InputError
 _PAIRS_AT_ONCE = 1 << 24  # similarities held at a time: 64 MiB of fp32
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
+    """At least fp32, without gradient."""
     return x.detach().to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _rows_at_once(columns: int) -> int:
+def rows_at_once(columns: int) -> int:
+    """Rows of a chunk of similarities to `columns` others."""
     return max(1, _PAIRS_AT_ONCE // max(1, columns))
 
 
+def check_finite(*features: Tensor) -> None:
+    """InputError for a feature that is NaN or infinite, which sorting and counting would turn into a plain number."""
+    if not all(x.isfinite().all() for x in features):
+        raise InputError("some features are not finite, so nothing can be measured on them: use an earlier checkpoint")
+
+
 @contextlib.contextmanager
-def _full_fp32() -> Iterator[None]:
+def full_fp32() -> Iterator[None]:
     """Similarities decide who is a neighbour, so TF32, which a trainer may have switched on, does not do."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
@@ -41,22 +49,22 @@ def _full_fp32() -> Iterator[None]:
 @torch.no_grad()
 def alignment(q: Tensor, k: Tensor, alpha: float = 2.0) -> Tensor:
     """mean_i ‖q_i - k_i‖^α of paired unit rows (Wang & Isola, Eq 5): 0 if pairs coincide, 2^(α/2) at right angles."""
-    return torch.linalg.vector_norm(_wide(q) - _wide(k), dim=1).pow(alpha).mean()
+    return torch.linalg.vector_norm(wide(q) - wide(k), dim=1).pow(alpha).mean()
 
 
-@_full_fp32()
+@full_fp32()
 @torch.no_grad()
 def uniformity(x: Tensor, t: float = 2.0) -> Tensor:
     """log mean exp(-t‖x_i - x_j‖²) over all pairs i < j of unit rows (Wang & Isola, Eq 6; Wang & Liu, Eq 10).
 
     0 for collapsed features; more negative is more uniform (`uniformity_bounds`). Wang & Liu's tables print it negated.
     """
-    x, n = _wide(x), len(x)
+    x, n = wide(x), len(x)
     if n < 2:
         raise InputError(f"uniformity is a mean over pairs and needs 2 samples, not {n}")
     columns = torch.arange(n, device=x.device)
     total = x.new_full((), -math.inf, dtype=torch.float64)
-    step = _rows_at_once(n)
+    step = rows_at_once(n)
     for start in range(0, n, step):
         part = x[start : start + step]
         squared = (2 - 2 * part @ x[start:].T).clamp_(min=0)  # rounding must not make coinciding points repel
@@ -90,7 +98,7 @@ def tolerance(x: Tensor, labels: Tensor) -> Tensor:
     Exact without a loop over pairs: within a class of sum s, Σ_{i≠j} x_i·x_j = ‖s‖² - Σ_i ‖x_i‖².
     """
     known = labels >= 0
-    x, labels = _wide(x)[known].double(), labels[known]
+    x, labels = wide(x)[known].double(), labels[known]
     if not len(x):
         raise InputError("tolerance needs labelled samples, and there are none")
     classes = int(labels.max()) + 1
@@ -109,10 +117,10 @@ def contrastive_accuracy(q: Tensor, k: Tensor, queue: Tensor, topk: tuple[int, .
     q, k [N, C] and queue [C, K] of unit vectors. A queue entry that ties with the key counts as nearer: collapsed
     features must not look perfect.
     """
-    q, k, queue = _wide(q), _wide(k), _wide(queue)
+    q, k, queue = wide(q), wide(k), wide(queue)
     positive = (q * k).sum(1, keepdim=True)
     nearer = torch.zeros(len(q), dtype=torch.int64, device=q.device)
-    for part in queue.split(_rows_at_once(len(q)), dim=1):
+    for part in queue.split(rows_at_once(len(q)), dim=1):
         nearer += (~(q @ part < positive)).sum(1)  # "not less", so that NaN never counts as a success
     return {f"acc{n}": (nearer < n).float().mean() * 100 for n in topk}
 
@@ -133,25 +141,29 @@ def topk_accuracy(logits: Tensor, labels: Tensor, topk: tuple[int, ...] = (1, 5)
 @torch.no_grad()
 def feature_std(x: Tensor) -> Tensor:
     """Mean over dimensions of the standard deviation over samples: 1/√C for rows all over the sphere, 0 collapsed."""
-    return _wide(x).std(dim=0, correction=0).mean()
+    return wide(x).std(dim=0, correction=0).mean()
 
 
 @torch.no_grad()
 def effective_rank(x: Tensor) -> Tensor:
     """exp of the entropy of the singular values as shares of their sum (Roy & Vetterli, EUSIPCO 2007): in [1, C].
 
-    The values are the roots of the eigenvalues of XᵀX [C, C], in fp64, so that n may be large.
+    The values are the roots of the eigenvalues of XᵀX [C, C], in fp64, so that n may be large. InputError for features
+    that are all zero or not finite.
     """
-    x = _wide(x)
+    x = wide(x)
+    check_finite(x)
+    if not x.any():
+        raise InputError("the effective rank of features that are all zero does not exist")
     gram = x.new_zeros((x.shape[1], x.shape[1]), dtype=torch.float64)
-    for part in x.split(_rows_at_once(x.shape[1])):
+    for part in x.split(rows_at_once(x.shape[1])):
         gram += part.double().T @ part.double()
     singular = torch.linalg.eigvalsh(gram).clamp_(min=0).sqrt()
     share = singular / singular.sum()
     return torch.special.entr(share).sum().exp().to(torch.float32)
 
 
-@_full_fp32()
+@full_fp32()
 @torch.no_grad()
 def knn_predict(
     train_x: Tensor,
@@ -169,9 +181,10 @@ def knn_predict(
     """
     if not len(train_x):
         raise InputError("kNN needs labelled training samples, and there are none")
-    train_x, test_x, k = _wide(train_x), _wide(test_x), min(k, len(train_x))
+    train_x, test_x, k = wide(train_x), wide(test_x), min(k, len(train_x))
+    check_finite(train_x, test_x)
     predicted = []
-    for part in test_x.split(chunk or _rows_at_once(len(train_x))):
+    for part in test_x.split(chunk or rows_at_once(len(train_x))):
         similarity, neighbour = (part @ train_x.T).topk(k, dim=1)
         # relative to the nearest: a common factor changes no vote, and e^(1/t) may overflow
         weight = ((similarity - similarity[:, :1]) / t).exp()
