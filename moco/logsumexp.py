@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -56,6 +59,21 @@ def queue_logsumexp(q: Tensor, queue: Tensor, scale: float, chunk: int | None = 
 
     Memory beside the result: N × min(K, `chunk`); by default about ENTRIES, whatever N and K.
     """
+    if _whole.get():
+        return (scale * q @ queue.detach().clone()).logsumexp(dim=1)
     if chunk is None:
         chunk = max(256, ENTRIES.get(q.device.type, ENTRIES_ELSEWHERE) // max(1, len(q)))
     return _QueueLogSumExp.apply(q, queue, scale, chunk)
+
+
+_whole: ContextVar[bool] = ContextVar("whole", default=False)
+
+
+@contextlib.contextmanager
+def whole() -> Iterator[None]:
+    """Inside, `queue_logsumexp` holds all N×K similarities at once, as published code does: to be held against."""
+    token = _whole.set(True)
+    try:
+        yield
+    finally:
+        _whole.reset(token)

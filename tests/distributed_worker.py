@@ -38,6 +38,7 @@ from moco.losses import LossOutput, WeightedHead, align_loss, contrastive_loss, 
 from moco.meter import Meter
 from moco.online import OnlineEvaluator
 from moco.randomness import permutation
+from moco.reference import ReferenceHead, ReferenceMoCo
 from moco.rowshuffle import RowShuffle
 from moco.step import TrainingStep
 
@@ -298,10 +299,15 @@ def augment(crops: Tensor, index: Tensor, epoch: int, view: int) -> Tensor:
 
 
 def training_step(
-    head: Any, across: GlobalBatch, bn: str | None = None, encoder: nn.Module | None = None, **arguments: Any
+    head: Any,
+    across: GlobalBatch,
+    bn: str | None = None,
+    encoder: nn.Module | None = None,
+    kind: type[MoCo] = MoCo,
+    **arguments: Any,
 ) -> TrainingStep:
     torch.manual_seed(11)
-    model = MoCo(encoder or Net(), dim=DIM, K=7, m=0.5, bn=bn, bn_group_size=2, seed=3)
+    model = kind(encoder or Net(), dim=DIM, K=7, m=0.5, bn=bn, bn_group_size=2, seed=3)
     optimizer = torch.optim.SGD(model.parameters(), 0.3, momentum=0.9, weight_decay=1e-2, fused=True)
     return TrainingStep(distributed.data_parallel(model, CPU), head, optimizer, augment, across, **arguments)
 
@@ -440,6 +446,26 @@ def key_images_are_spread_over_the_ranks() -> None:
             assert (order == list(range(sum(sizes)))) == (bn == "local"), (bn, order)
             orders.append(tuple(order))
     assert orders[0] != orders[1] and orders[2] != orders[3]
+
+
+@check
+def slow_shuffle_equals_the_fast_one() -> None:
+    """The same keys' images on the same ranks, by an all-gather of all of them; the same keys back; so BatchNorm sees
+    the same company."""
+    for bn in ("shuffle", "split"):
+        both = []
+        for kind, head in ((MoCo, WeightedHead()), (ReferenceMoCo, ReferenceHead(WeightedHead()))):
+            encoder = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 9, DIM))
+            torch.manual_seed(5)
+            for p in encoder.parameters():
+                torch.nn.init.normal_(p)
+            both.append(training_step(head, GlobalBatch(), bn, encoder, kind))
+        for step in both:
+            train(step, rounds()[:1])
+        assert both[0].moco.queue.equal(both[1].moco.queue), bn
+        for step in both:
+            train(step, rounds())
+        torch.testing.assert_close(state(both[0]), state(both[1]), rtol=1e-3, atol=1e-4)
 
 
 @check

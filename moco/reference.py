@@ -1,0 +1,81 @@
+"""The slow paths, as MoCo's paper writes them (He et al. 2020, Algorithm 1): what every fast one is held against.
+
+`main_moco.py --reference-step` trains with them. Each does what its fast one does, with the same random choices, so the
+two runs differ by rounding alone: all similarities at once over a clone of the queue, a Python loop over parameters for
+the momentum update, and for shuffle-BN an all-gather of the finished fp32 images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from moco.builder import MoCo
+from moco.distributed import gather_rows, rank, world_size
+from moco.logsumexp import whole
+from moco.losses import Head, LossOutput
+from moco.randomness import Purpose, permutation, stream_key
+
+
+class ReferenceHead:
+    """Any head, over all N×K similarities at once."""
+
+    def __init__(self, head: Head) -> None:
+        self.head = head
+
+    def __call__(self, *args: Any, **kwargs: Any) -> LossOutput:
+        with whole():
+            return self.head(*args, **kwargs)
+
+
+class ReferenceMoCo(MoCo):
+    """MoCo with the momentum update, the shuffle and the queue of Algorithm 1."""
+
+    @torch.no_grad()
+    def update_key_encoder(self) -> None:
+        for k, q in zip(self.encoder_k.parameters(), self.encoder_q.parameters(), strict=True):
+            k.data = k.data * self.m + q.data * (1 - self.m)
+        self.step += 1
+
+    def forward(
+        self,
+        im_q: Tensor,
+        im_k: Any,
+        prepare_k: Callable[..., Tensor] | None = None,
+        sizes: list[int] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """As MoCo's; the images are prepared where they were loaded, and all of them go everywhere."""
+        q = F.normalize(self.encoder_q(im_q).float(), dim=1)
+        with torch.no_grad():
+            parts = im_k if isinstance(im_k, tuple) else (im_k,)
+            images = prepare_k(*parts) if prepare_k else parts[0]
+            if not self.training or self.bn not in ("shuffle", "split"):
+                return q, F.normalize(self.encoder_k(images).float(), dim=1)
+            sizes = sizes or [len(images)] * world_size()
+            key = stream_key(self.seed, self.step, Purpose.SHUFFLE)
+            if self.bn == "split":
+                key, sizes = stream_key(key, 0, Purpose.SHUFFLE, view=rank()), [len(images)]
+            me = rank() if len(sizes) > 1 else 0
+            mine = slice(sum(sizes[:me]), sum(sizes[: me + 1]))
+            order = torch.from_numpy(permutation(key, sum(sizes))).to(images.device)
+            everyone = gather_rows(images, sizes) if len(sizes) > 1 else images
+            here = torch.empty_like(images).copy_(everyone[order[mine]])  # in the memory format of `images`
+            k = F.normalize(self.encoder_k(here).float(), dim=1)
+            everyone = gather_rows(k, sizes) if len(sizes) > 1 else k
+            return q, everyone[order.argsort()[mine]]
+
+    @torch.no_grad()
+    def enqueue(self, keys: Tensor, labels: Tensor | None = None) -> None:
+        """One key after the other; waits for the device at each."""
+        if not keys.isfinite().all():
+            return
+        for i, key in enumerate(keys):
+            at = int(self.queue_ptr)
+            self.queue[:, at] = key
+            self.queue_labels[at] = -1 if labels is None else labels[i]
+            self.queue_ptr[0] = (at + 1) % self.K
+        self.filled.copy_((self.filled + len(keys)).clamp_max(self.K))
