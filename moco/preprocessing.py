@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from moco.data.boxes import centre_box
+from moco.data.datasets import DATASET_DEFAULTS
 from moco.data.decode import decode, resample
 from moco.data.recipes import IMAGENET_MEAN, IMAGENET_STD, RECIPES, Triple, find_recipe
 
@@ -56,3 +57,13 @@ class Preprocessing:
         crop = torch.empty((self.size, self.size, 3), dtype=torch.uint8)
         resample(pixels, centre_box((pixels.shape[0], pixels.shape[1]), self.crop), crop)
         return ((crop.float() / 255 - torch.tensor(self.mean)) / torch.tensor(self.std)).permute(2, 0, 1).contiguous()
+
+
+def suited(dataset: str, options: Mapping[str, Any]) -> tuple[int, str]:
+    """(image size, recipe) of the run with these `options` if it was on `dataset`, else the data set's own: what suits
+    one data set need not suit another."""
+    size, recipe = DATASET_DEFAULTS[dataset]
+    if options.get("dataset") == dataset:
+        size = options.get("image_size") or size
+        recipe = options["recipe"] if options.get("recipe") in RECIPES else recipe
+    return size, recipe

@@ -1,0 +1,88 @@
+"""Which of an encoder's features: the trunk's, the projection head's output, or those of a layer in between."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moco.encoder_file import EncoderFile
+from moco.encoders import SmallAlexNet, classifier_name, trunk
+from moco.errors import InputError
+from moco.features import eval_mode
+
+TRUNK, OUTPUT = "trunk", "output"
+# the paper's names of SmallAlexNet's layers, which are numbered here
+_ALEXNET = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7")
+
+
+class Layers(nn.Module):
+    """Features of one forward pass, side by side: [N, 3, S, S] -> [N, sum of `widths`].
+
+    `names`: "trunk", "output" (of unit length, as the loss sees it), or a layer's name in the encoder, such as layer3
+    or blocks.5 (for SmallAlexNet also conv1 ... fc7), whose output is flattened. InputError for a name that is not
+    there.
+    """
+
+    def __init__(self, encoder: nn.Module, names: Sequence[str], image_size: int) -> None:
+        super().__init__()
+        self.names, self.trunk = tuple(names), trunk(encoder)
+        self.head = encoder.get_submodule(classifier_name(encoder)) if OUTPUT in names else None
+        self._kept: dict[str, Tensor] = {}
+        for name in names:
+            if name not in (TRUNK, OUTPUT):
+                self._find(name).register_forward_hook(self._keeper(name))
+        blank = next(encoder.parameters()).new_zeros((1, 3, image_size, image_size))
+        with torch.no_grad(), eval_mode(self):
+            self.widths = tuple(part.shape[1] for part in self._parts(blank))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.cat(self._parts(images), dim=1)
+
+    def _parts(self, images: Tensor) -> list[Tensor]:
+        features = self.trunk(images)
+        parts = {TRUNK: features, **self._kept}
+        self._kept.clear()
+        if self.head is not None:
+            parts[OUTPUT] = F.normalize(self.head(features), dim=1)
+        return [parts[name] for name in self.names]
+
+    def _find(self, name: str) -> nn.Module:
+        modules = dict(self.trunk.named_modules())
+        place = f"blocks.{_ALEXNET.index(name)}" if isinstance(self.trunk, SmallAlexNet) and name in _ALEXNET else name
+        if place and place in modules and not isinstance(modules[place], nn.Identity):
+            return modules[place]
+        near = difflib.get_close_matches(name, [TRUNK, OUTPUT, *modules], n=3)
+        hint = f"near: {', '.join(near)}" if near else f"take {TRUNK}, {OUTPUT} or, for instance, {[*modules][-1]}"
+        raise InputError(f"--features-from {name}: the encoder has no such layer; {hint}")
+
+    def _keeper(self, name: str):  # type: ignore[no-untyped-def]
+        def keep(_: nn.Module, __: object, out: Tensor) -> None:
+            self._kept[name] = out.flatten(1).clone()  # the next layer may work in place
+
+        return keep
+
+
+def load_projection(encoder: nn.Module, file: EncoderFile) -> bool:
+    """Gives `encoder` the projection head of `file`: a linear layer or MoCo v2's MLP. False, and nothing done, if the
+    file has none: other projects' classifiers and heads are no output that a loss here has seen."""
+    prefix = classifier_name(encoder) + "."
+    head = {key.removeprefix(prefix): value for key, value in file.state.items() if key.startswith(prefix)}
+    of_the_loss = file.layout.startswith("MoCo") or file.options.get("features_from") == OUTPUT
+    if not of_the_loss or not {"weight", "2.weight"} & head.keys():
+        return False
+    layers = [
+        nn.Linear(weight.shape[1], len(weight), bias=f"{key[:-6]}bias" in head)
+        for key, weight in head.items() if key.endswith("weight")
+    ]  # fmt: skip
+    new = layers[0] if len(layers) == 1 else nn.Sequential(layers[0], nn.ReLU(), *layers[1:])
+    try:
+        new.load_state_dict(head)
+    except RuntimeError as error:
+        raise InputError(f"{file.path} has a projection head that is neither linear nor MoCo v2's MLP") from error
+    owner, _, leaf = prefix[:-1].rpartition(".")
+    setattr(encoder.get_submodule(owner), leaf, new)
+    return True
