@@ -34,6 +34,7 @@ from moco.encoder_file import load_trunk, read_encoder
 from moco.encoders import build_encoder
 from moco.errors import EXIT_OK, EXIT_PREEMPTED, exit_code
 from moco.globalbatch import GlobalBatch
+from moco.heads import check_labels, curves
 from moco.logs import RunLog
 from moco.meter import Clock, Meter
 from moco.online import OnlineEvaluator
@@ -73,9 +74,11 @@ def train(options: PretrainOptions, device: torch.device, preemption: Preemption
     torch.use_deterministic_algorithms(options.deterministic)
     torch.backends.cudnn.benchmark = not options.deterministic
 
-    assert options.image_size is not None and options.recipe is not None  # resolved by the parser
+    # resolved by the parser
+    assert options.image_size is not None and options.recipe is not None and options.loss is not None
     # Data: uint8 crops from threads; everything photometric happens on the device.
     source = open_split(options.data, options.dataset, "train", loader=options.loader, labels_required=False)
+    check_labels(options.loss, source.labels)
     recipe = find_recipe(options.recipe)
     loader = Loader(
         source,
@@ -125,6 +128,7 @@ def train(options: PretrainOptions, device: torch.device, preemption: Preemption
         grad_clip=options.grad_clip,
         channels_last=options.channels_last,
         go_on=options.max_bad_steps > 0,
+        symmetric=options.symmetric,
     )
 
     position, meters = resume.Position(epoch=options.start_epoch), [Meter(), Meter()]
@@ -196,6 +200,7 @@ class Training:
             group["lr"] = learning_rate(
                 epoch, options.lr, options.epochs, options.schedule, options.cos, options.warmup_epochs
             )
+        self.step.head = loss_head(options, self.step.across, epoch)
         self.model.train()
         clock, of_batch, (since_print, of_epoch) = Clock(), Meter(), self.meters
         with contextlib.closing(self.loader.epoch(epoch, position.step)) as batches:
@@ -215,7 +220,7 @@ class Training:
                 if printing:
                     self.watch.agreement(position)
                     of_batch.add(measured, len(batch.index))
-                    self.values = {**since_print.read(), **of_batch.read(), "lr": group["lr"]}
+                    self.values = {**since_print.read(), **of_batch.read(), "lr": group["lr"], **curves(options, epoch)}
                     timing = clock.lap(self.device, (options.epochs - epoch) * steps - position.step)
                     if self.save_stall:
                         timing["save_stall_s"], self.save_stall = self.save_stall, 0.0

@@ -27,11 +27,24 @@ from moco.randomness import Purpose, stream_key
 from moco.rowshuffle import RowShuffle
 
 
+def choose_bn(bn: str | None, K: int) -> str:
+    """How BatchNorm is isolated: as asked for, else 'shuffle' on several ranks, 'split' on one, 'local' for K 0."""
+    if K:
+        return bn or ("shuffle" if distributed.world_size() > 1 else "split")
+    if bn in ("shuffle", "split"):
+        raise InputError(
+            f"--bn {bn} parts keys from their queries, and with --moco-k 0 there are no keys; take --bn local, or sync"
+            " on several GPUs"
+        )
+    return bn or "local"
+
+
 class MoCo(nn.Module):
     """`encoder` maps images [N, 3, H, W] to features [N, dim]; its copy becomes the key encoder.
 
-    K: queue length. m: momentum of the key encoder. bn: how BatchNorm is kept from leaking (`moco.batchnorm`), None for
-    'shuffle' on several ranks and 'split' on one. seed: of the initial queue and the shuffles.
+    K: queue length; with 0 there is no queue, and both views are queries. m: momentum of the key encoder. bn: how
+    BatchNorm is kept from leaking (`moco.batchnorm`), None for `choose_bn`. seed: of the initial queue and the
+    shuffles.
     `state_dict` has the keys of facebookresearch/moco; what is ours beside it is in `queue_state`.
     """
 
@@ -52,12 +65,12 @@ class MoCo(nn.Module):
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__()
-        if K < 1:
-            raise InputError(f"the queue must hold at least one key; --moco-k is {K}")
+        if K < 0:
+            raise InputError(f"a queue cannot hold {K} keys; --moco-k is at least 1, or 0 for none")
         if not 0 <= m <= 1:
             raise InputError(f"the key encoder's momentum lies between 0 and 1; --moco-m is {m:g}")
         self.K, self.m, self.seed = K, m, seed
-        self.bn = bn or ("shuffle" if distributed.world_size() > 1 else "split")
+        self.bn = choose_bn(bn, K)
         device = torch.device(device)
         self.encoder_q = isolate_batchnorm(encoder, self.bn, bn_group_size, device)
         self.encoder_k = copy.deepcopy(self.encoder_q)
@@ -90,8 +103,12 @@ class MoCo(nn.Module):
 
         `im_k` may be a tuple of per-sample tensors that `prepare_k` turns into images after the shuffle: uint8 crops
         that are augmented where they are encoded cross the network at a quarter of the bytes. `sizes`: samples per
-        rank, where uneven.
+        rank, where uneven. Without a queue both views go through the query encoder, in one pass, and k has a gradient.
         """
+        if not self.K:
+            second = prepare_k(*im_k) if prepare_k else im_k
+            q, k = F.normalize(self.encoder_q(torch.cat([im_q, second])).float(), dim=1).chunk(2)
+            return q, k
         q = F.normalize(self.encoder_q(im_q).float(), dim=1)
         with torch.no_grad():
             parts = im_k if isinstance(im_k, tuple) else (im_k,)
@@ -118,6 +135,8 @@ class MoCo(nn.Module):
 
         Positions are computed on the device: no host-device synchronisation, and n need not divide K.
         """
+        if not self.K:
+            return
         n = len(keys)
         positions = (self.queue_ptr + torch.arange(n, device=keys.device)) % self.K
         kept = slice(max(0, n - self.K), n)  # index_copy_ wants each position once

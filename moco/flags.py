@@ -61,7 +61,7 @@ def build_parser(options: type, description: str) -> argparse.ArgumentParser:
         if hints[f.name] is bool:
             argument.setdefault("action", "store_true")
         else:
-            argument["type"] = _scalar_type(hints[f.name])
+            argument.setdefault("type", _scalar_type(hints[f.name]))
         group.add_argument("--" + f.name.replace("_", "-"), *f.metadata["names"], dest=f.name, **argument)
     return parser
 

@@ -67,6 +67,12 @@ def full_precision(head: Callable[..., LossOutput]) -> Callable[..., LossOutput]
     return wrapped
 
 
+def check_positive(name: str, value: float) -> None:
+    """InputError unless 0 < value < ∞."""
+    if not 0 < value < math.inf:
+        raise InputError(f"the {name} must be a positive number, not {value:g}")
+
+
 def contrastive_loss(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> Tensor:
     """InfoNCE, MoCo (He et al. 2020) Eq 1, mean over queries: -log[e^{q·k/T} / (e^{q·k/T} + Σ_j e^{q·Q_j/T})]."""
     positive = (q * k).sum(dim=1) / temperature
@@ -125,13 +131,9 @@ class WeightedHead:
     across: Across = field(default_factory=OneProcess)
 
     def __post_init__(self) -> None:
-        for name, value in (
-            ("temperature", self.temperature),
-            ("align alpha", self.align_alpha),
-            ("uniformity t", self.unif_t),
-        ):
-            if not 0 < value < math.inf:
-                raise InputError(f"the {name} must be a positive number, not {value:g}")
+        check_positive("temperature", self.temperature)
+        check_positive("align alpha", self.align_alpha)
+        check_positive("uniformity t", self.unif_t)
         weights = (self.contr_w, self.align_w, self.unif_w)
         if not all(math.isfinite(w) and w >= 0 for w in weights) or not any(weights):
             raise InputError(
@@ -139,20 +141,26 @@ class WeightedHead:
                 f" must be positive; they are {weights[0]:g}, {weights[1]:g}, {weights[2]:g}"
             )
 
+    def contrastive(self, q: Tensor, k: Tensor, queue: Tensor) -> Tensor:
+        return contrastive_loss(q, k, queue, self.temperature)
+
+    def uniform(self, q: Tensor, k: Tensor, queue: Tensor) -> Tensor:
+        return uniform_loss(q, queue, self.unif_t, self.intra_batch, self.across)
+
     @full_precision
     def __call__(
         self, q: Tensor, k: Tensor, queue: Tensor, labels: Tensor | None = None, queue_labels: Tensor | None = None
     ) -> LossOutput:
         terms = {}
         if self.contr_w:
-            terms["contrastive"] = (self.contr_w, contrastive_loss(q, k, queue, self.temperature))
+            terms["contrastive"] = (self.contr_w, self.contrastive(q, k, queue))
         if self.align_w:
             terms["align"] = (self.align_w, align_loss(q, k, self.align_alpha))
         if self.unif_w:
-            terms["uniform"] = (self.unif_w, uniform_loss(q, queue, self.unif_t, self.intra_batch, self.across))
+            terms["uniform"] = (self.unif_w, self.uniform(q, k, queue))
         loss = torch.stack([weight * value for weight, value in terms.values()]).sum()
         return LossOutput(loss, {f"loss_{name}": value.detach() for name, (_, value) in terms.items()})
 
 
 PRESET_WEIGHTS = {"infonce": (1.0, 0.0, 0.0), "align-uniform": (0.0, 3.0, 1.0)}
-"""`--loss` by name: the weights of the contrastive, alignment and uniformity terms."""
+"""The weights of the contrastive, alignment and uniformity terms, by `--loss`; moco/heads.py has all names."""

@@ -17,11 +17,14 @@ from typing import Any
 
 from moco import distributed, flags
 from moco.batchnorm import BN_MODES
+from moco.builder import choose_bn
 from moco.data.datasets import DATASET_DEFAULTS, DATASETS
 from moco.data.recipes import RECIPES
 from moco.errors import InputError
-from moco.losses import PRESET_WEIGHTS, Across, OneProcess, WeightedHead
+from moco.heads import HEADS, make_head
+from moco.losses import PRESET_WEIGHTS, Across
 from moco.saver import Every
+from moco.schedules import curve_points, number_or_curve
 
 RESULTS, EVALUATION, RUNNING = "changes results", "evaluation", "does not change results"
 
@@ -75,27 +78,37 @@ class PretrainOptions(CommonOptions):
     amp: str = result("off", "automatic mixed precision of the encoders (new)", choices=("off", "bf16", "fp16"))
     max_bad_steps: int = result(0, "steps whose gradient is not finite to leave out before giving up (new)")
     moco_dim: int = result(128, "feature dimension")
-    moco_k: int = result(65536, "queue length: number of negative keys")
+    moco_k: int = result(65536, "queue length: number of negative keys; 0: no queue, the batch itself (SimCLR)")
     moco_m: float = result(0.999, "momentum of the key encoder")
-    moco_t: float = result(0.07, "temperature of the contrastive term", "--moco-contr-tau")
+    moco_t: float | str | None = result(
+        None, "temperature; a curve over epochs: 0:0.5,100:0.07; default: 0.07, debiased and hcl 0.5",
+        "--moco-contr-tau", type=number_or_curve,
+    )  # fmt: skip
     mlp: bool = result(False, "MLP head (MoCo v2)")
     aug_plus: bool = result(False, "MoCo v2's augmentations")
     recipe: str | None = result(
         None, "augmentations by name; default: the data set's, or v1/v2 (new)", choices=tuple(RECIPES)
     )
     loss: str | None = result(
-        None, "preset of the three weights: 1/0/0 or 0/3/1 (new; default infonce)", choices=tuple(PRESET_WEIGHTS)
-    )
+        None, "the head; infonce and align-uniform preset the three weights to 1/0/0 and 0/3/1 (new; default infonce)",
+        choices=tuple(HEADS),
+    )  # fmt: skip
+    symmetric: bool = result(False, "both views as queries: mean of two losses, both views' keys are queued (new)")
     moco_contr_w: float | None = result(None, "weight of the contrastive term")
     moco_align_w: float | None = result(None, "weight of the alignment term")
     moco_align_alpha: float = result(2.0, "exponent α of alignment")
     moco_unif_w: float | None = result(None, "weight of the uniformity term")
-    moco_unif_t: float = result(3.0, "t of uniformity")
+    moco_unif_t: float | str = result(3.0, "t of uniformity, or a curve as for --moco-t", type=number_or_curve)
     moco_unif_no_intra_batch: bool = result(False, "uniformity over queue pairs only, without pairs of the batch")
     unif_global: bool = result(False, "one uniformity over all ranks' queries, not the mean of each rank's (new)")
+    moco_hard_alpha: float = result(0.0819, "share of the negatives that hard and hard-simple keep, the nearest (new)")
+    moco_simple_w: float = result(1.0, "weight of the negatives' mean similarity in simple and hard-simple (new)")
+    moco_tau_plus: float = result(0.1, "τ⁺ of debiased and hcl: share of negatives of the query's own class (new)")
+    moco_beta: float = result(1.0, "β of hcl: how much hard negatives weigh (new)")
     bn: str | None = result(
-        None, "BatchNorm isolation; default: shuffle on several ranks, split on one (new)", choices=BN_MODES
-    )
+        None, "BatchNorm isolation; default: shuffle on several ranks, split on one, local for --moco-k 0 (new)",
+        choices=BN_MODES,
+    )  # fmt: skip
     bn_group_size: int = result(32, "samples per virtual group of --bn split (new)")
 
     eval_freq: int | None = evaluation(
@@ -145,21 +158,28 @@ def parse_pretrain(argv: list[str] | None = None) -> PretrainOptions:
     given = (o.moco_contr_w, o.moco_align_w, o.moco_unif_w)
     # weights without --loss are a command of the fork, whose defaults are 0/3/1
     loss = o.loss or ("align-uniform" if any(w is not None for w in given) else "infonce")
-    weights = [preset if w is None else w for w, preset in zip(given, PRESET_WEIGHTS[loss], strict=True)]
+    if loss not in PRESET_WEIGHTS and any(w is not None for w in given):
+        raise InputError(
+            f"--moco-contr-w, --moco-align-w and --moco-unif-w mix the terms of infonce and align-uniform, which --loss"
+            f" {loss} does not have: leave them out"
+        )
+    presets = PRESET_WEIGHTS.get(loss, (None, None, None))
+    weights = [preset if w is None else w for w, preset in zip(given, presets, strict=True)]
     resolved = dataclasses.replace(
         o,
         image_size=size if o.image_size is None else o.image_size,
         recipe=o.recipe or ("v2" if o.aug_plus else recipe),
         loss=loss,
+        moco_t=HEADS[loss].temperature if o.moco_t is None else o.moco_t,
         moco_contr_w=weights[0],
         moco_align_w=weights[1],
         moco_unif_w=weights[2],
-        bn=o.bn or ("shuffle" if distributed.world_size() > 1 else "split"),
+        bn=choose_bn(o.bn, o.moco_k),
         output_dir=o.output_dir or os.path.join("runs", f"{o.dataset}-{o.arch.replace(':', '-')}-{loss}"),
     )
     _check(resolved)
-    _at_least(resolved, 1, "moco_dim", "moco_k", "accum_steps", "save_freq", "knn_k", "bn_group_size")
-    _at_least(resolved, 0, "warmup_epochs", "moco_m", "eval_freq", "max_bad_steps", "keep_last", "keep_every")
+    _at_least(resolved, 1, "moco_dim", "accum_steps", "save_freq", "knn_k", "bn_group_size")
+    _at_least(resolved, 0, "warmup_epochs", "moco_k", "moco_m", "eval_freq", "max_bad_steps", "keep_last", "keep_every")
     _positive(resolved, "moco_t", "moco_align_alpha", "moco_unif_t", "grad_clip", "knn_t", "rank_timeout")
     if resolved.moco_m > 1:
         raise InputError(f"--moco-m must lie between 0 and 1, not {resolved.moco_m:g}")
@@ -169,6 +189,8 @@ def parse_pretrain(argv: list[str] | None = None) -> PretrainOptions:
             f" {resolved.accum_steps} accumulation steps without an image; raise it"
         )
     loss_head(resolved)  # its own checks, before anything is built
+    if not resolved.moco_k:
+        _check_without_queue(resolved)
     Every(resolved.save_every)
     return resolved
 
@@ -181,19 +203,21 @@ def parse_lincls(argv: list[str] | None = None) -> LinclsOptions:
     return o
 
 
-def loss_head(o: PretrainOptions, across: Across | None = None) -> WeightedHead:
-    """The head that the options describe. `across`: the other ranks, for --unif-global."""
-    assert o.moco_contr_w is not None and o.moco_align_w is not None and o.moco_unif_w is not None  # resolved
-    return WeightedHead(
-        contr_w=o.moco_contr_w,
-        temperature=o.moco_t,
-        align_w=o.moco_align_w,
-        align_alpha=o.moco_align_alpha,
-        unif_w=o.moco_unif_w,
-        unif_t=o.moco_unif_t,
-        intra_batch=not o.moco_unif_no_intra_batch,
-        across=across if across and o.unif_global else OneProcess(),
-    )
+def loss_head(o: PretrainOptions, across: Across | None = None, epoch: int = 0) -> Any:
+    """The head that the options describe in a 0-based epoch. `across`: the other ranks (`moco.heads.make_head`)."""
+    return make_head(o, epoch, across)
+
+
+def _check_without_queue(o: PretrainOptions) -> None:
+    if o.symmetric:
+        raise InputError("--symmetric has no meaning with --moco-k 0, where both views are queries: leave it out")
+    if o.accum_steps > 1:
+        raise InputError(
+            "--accum-steps would leave parts of a batch to compare with, and with --moco-k 0 the batch is all there is:"
+            " lower --batch-size instead, or take a queue"
+        )
+    if o.batch_size < 2:
+        raise InputError("--moco-k 0 compares the images of a batch: --batch-size must be at least 2")
 
 
 def _check(o: PretrainOptions | LinclsOptions) -> None:
@@ -217,9 +241,10 @@ def _at_least(o: Any, least: float, *names: str) -> None:
 
 def _positive(o: Any, *names: str) -> None:
     for name in names:
-        value = getattr(o, name)
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise InputError(f"--{name.replace('_', '-')} must be greater than 0, not {value:g}")
+        setting = getattr(o, name)
+        for value in [value for _, value in curve_points(setting)] if isinstance(setting, str) else [setting]:
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise InputError(f"--{name.replace('_', '-')} must be greater than 0, not {value:g}")
 
 
 def result_options(options: type[CommonOptions]) -> list[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 
 def learning_rate(
@@ -20,3 +22,38 @@ def learning_rate(
     if epoch < warmup_epochs:
         rate *= (epoch + 1) / (warmup_epochs + 1)
     return rate
+
+
+def number_or_curve(text: str) -> float | str:
+    """A setting as typed: a number, or a curve `epoch:value,epoch:value,...`, which stays text once it is checked."""
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        points = curve_points(text)
+    except ValueError:
+        points = []
+    epochs = [epoch for epoch, _ in points]
+    if len(points) < 2 or epochs[0] < 0 or any(later <= earlier for earlier, later in pairwise(epochs)):
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is neither a number nor a curve of rising epochs such as 0:0.5,100:0.07"
+        )
+    return text
+
+
+def curve_points(curve: str) -> list[tuple[int, float]]:
+    """(epoch, value) of `epoch:value,epoch:value,...`."""
+    return [(int(epoch), float(value)) for epoch, value in (point.split(":") for point in curve.split(","))]
+
+
+def value_at(setting: float | str, epoch: int) -> float:
+    """A setting in a 0-based epoch: a number is always the same; a curve is straight between its points and level
+    before the first and after the last."""
+    if not isinstance(setting, str):
+        return setting
+    points = curve_points(setting)
+    for (start, low), (end, high) in pairwise(points):
+        if start <= epoch < end:
+            return low + (high - low) * (epoch - start) / (end - start)
+    return points[0][1] if epoch < points[0][0] else points[-1][1]

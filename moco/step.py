@@ -32,6 +32,7 @@ class TrainingStep:
 
     model: a MoCo, or DistributedDataParallel around one. across: the head's view of the other ranks, told each batch's
     sizes. accum_steps: parts a batch is split into; the key encoder and the queue stand still until all are through.
+    symmetric: the mean of two losses, in which the views change places; both views' keys are enqueued, view 1's first.
     go_on: training may go on after a step that was not applied, so BatchNorm's statistics must not keep what it left.
     """
 
@@ -48,10 +49,12 @@ class TrainingStep:
         grad_clip: float | None = None,
         channels_last: bool = True,
         go_on: bool = False,
+        symmetric: bool = False,
     ) -> None:
         self.model, self.head, self.optimizer, self.augment, self.across = model, head, optimizer, augment, across
         self.moco: MoCo = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model  # type: ignore[assignment]
         self.accum_steps, self.grad_clip = accum_steps, grad_clip
+        self.directions = ((0, 1), (1, 0)) if symmetric else ((0, 1),)  # (view of the queries, view of the keys)
         self.device = self.moco.queue.device
         self.amp_dtype = AMP_DTYPES.get(amp)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp == "fp16")
@@ -79,43 +82,52 @@ class TrainingStep:
         for buffer, before in self._running:
             before.copy_(buffer)
         self.optimizer.zero_grad(set_to_none=True)
-        outputs = []
+        outputs: list[list[_Part]] = [[] for _ in self.directions]
         parts = [shares(size, self.accum_steps) for size in sizes]
         fields = [field.split(parts[rank()]) for field in (batch.crops, batch.index, batch.labels)]
         for i, part in enumerate(zip(*fields, strict=True)):
-            last = i == self.accum_steps - 1
-            with nullcontext() if last or self.model is self.moco else self.model.no_sync():  # type: ignore[operator]
-                outputs.append(self._forward_backward(Batch(*part), epoch, [p[i] for p in parts], sum(sizes)))
-        self._update(torch.stack([out.loss for out in outputs]).sum())
+            for views, done in zip(self.directions, outputs, strict=True):
+                last = i == self.accum_steps - 1 and views == self.directions[-1]
+                with nullcontext() if last or self.model is self.moco else self.model.no_sync():  # type: ignore[operator]
+                    done.append(self._forward_backward(Batch(*part), epoch, views, [p[i] for p in parts], sum(sizes)))
+        self._update(torch.stack([out.loss for done in outputs for out in done]).sum())
 
-        q, k = torch.cat([out.q for out in outputs]), torch.cat([out.k for out in outputs])
+        q, keys = torch.cat([out.q for out in outputs[0]]), [torch.cat([out.k for out in done]) for done in outputs]
         # before the queue holds these very keys
-        measured = self._measure(q, k, pairs=min(sizes) > 1) if measure else {}
-        self.moco.enqueue(gather_rows(k, sizes), gather_rows(batch.labels, sizes))
+        measured = self._measure(q, keys[0], pairs=min(sizes) > 1) if measure else {}
+        if self.moco.K:
+            labels = gather_rows(batch.labels, sizes)
+            self.moco.enqueue(torch.cat([gather_rows(k, sizes) for k in keys]), labels.repeat(len(keys)))
 
-        weights = torch.tensor(parts[rank()], device=self.device) / len(q)
-        values = [{"loss": out.loss, **out.logs} for out in outputs]
+        weights = torch.tensor(parts[rank()] * len(outputs), device=self.device) / (len(q) * len(outputs))
+        values = [{"loss": out.loss, **out.logs} for done in outputs for out in done]
         return {
             name: torch.stack([v[name] for v in values]) @ weights.to(values[0][name]) for name in values[0]
         }, measured
 
     def _measure(self, q: Tensor, k: Tensor, pairs: bool) -> dict[str, Tensor]:
         """`pairs`: there are two samples on every rank. All ranks must log the same names."""
-        values = {**metrics.contrastive_accuracy(q, k, self.moco.queue), "alignment": metrics.alignment(q, k)}
+        values = {"alignment": metrics.alignment(q, k)}
+        if self.moco.K:
+            values = {**metrics.contrastive_accuracy(q, k, self.moco.queue), **values}
         return {**values, "uniformity": metrics.uniformity(q)} if pairs else values
 
-    def _forward_backward(self, part: Batch, epoch: int, sizes: list[int], total: int) -> _Part:
-        im_q = self.augment(part.crops[:, 0], part.index, epoch, 0).contiguous(memory_format=self.memory_format)
+    def _forward_backward(
+        self, part: Batch, epoch: int, views: tuple[int, int], sizes: list[int], total: int
+    ) -> _Part:
+        im_q = self._images(epoch, views[0], part.crops[:, views[0]], part.index)
         with torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
-            q, k = self.model(im_q, (part.crops[:, 1], part.index), partial(self._augment_k, epoch), sizes)
+            prepare_k = partial(self._images, epoch, views[1])
+            q, k = self.model(im_q, (part.crops[:, views[1]], part.index), prepare_k, sizes)
         self.across.sizes = sizes
         loss, logs = self.head(q, k, self.moco.queue, part.labels, self.moco.queue_labels)
-        # DDP averages over ranks; this weight makes it the mean over samples
-        self.scaler.scale(loss * (len(part.index) * world_size() / total)).backward()
-        return _Part(loss.detach(), logs, q.detach(), k)
+        # DDP averages over ranks; this weight makes it the mean over samples, and over directions
+        weight = len(part.index) * world_size() / (total * len(self.directions))
+        self.scaler.scale(loss * weight).backward()
+        return _Part(loss.detach(), logs, q.detach(), k.detach())
 
-    def _augment_k(self, epoch: int, crops: Tensor, index: Tensor) -> Tensor:
-        return self.augment(crops, index, epoch, 1).contiguous(memory_format=self.memory_format)
+    def _images(self, epoch: int, view: int, crops: Tensor, index: Tensor) -> Tensor:
+        return self.augment(crops, index, epoch, view).contiguous(memory_format=self.memory_format)
 
     def _update(self, loss: Tensor) -> None:
         """The optimiser's step; not applied, and counted, if the gradient is not finite. Decided on the device."""

@@ -1,0 +1,66 @@
+"""Contrastive losses whose negatives are corrected for those of the query's own class, and weighted by hardness."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from moco.errors import InputError
+from moco.logsumexp import queue_logsumexp
+from moco.losses import LossOutput, check_positive, full_precision
+
+
+def debiased_loss(q: Tensor, k: Tensor, queue: Tensor, temperature: float, prior: float, beta: float = 0.0) -> Tensor:
+    """HCL (Robinson et al., ICLR 2021, Eq 4), with β = 0 the debiased loss (Chuang et al., NeurIPS 2020, Eq 8), mean
+    over queries; shapes as in moco/losses.py.
+
+    With pos = e^{q·k/T}, neg_j = e^{q·Q_j/T}, weights w_j = neg_j^β and K negatives: R = Σ w_j·neg_j / mean(w),
+    N = max((R - τ⁺·K·pos)/(1 - τ⁺), K·e^{-1/T}), loss = -log(pos/(pos + N)). prior: τ⁺, the chance that a negative is
+    of the query's class. All in logarithms: e^{1/T} overflows fp32 below T = .0113. Where the lower bound holds, N has
+    no gradient.
+    """
+    length = queue.shape[1]
+    positive = (q * k).sum(dim=1) / temperature
+    negatives = queue_logsumexp(q, queue, (1 + beta) / temperature)
+    if beta:
+        negatives = negatives - queue_logsumexp(q, queue, beta / temperature) + math.log(length)
+    if prior:
+        # log(R - τ⁺·K·pos) = log R + log(1 - e^{-gap})
+        gap = negatives - positive - math.log(prior * length)
+        least = math.log(length) - 1 / temperature
+        shift = math.log1p(-prior)
+        bounded = negatives + _log_rest(gap.detach().clamp_min(0)) - shift <= least  # also where nothing would be left
+        # gap := 1 where it is not used: the logarithm's gradient there, 0 · ∞, would be NaN
+        corrected = negatives + _log_rest(torch.where(bounded, 1.0, gap)) - shift
+        negatives = torch.where(bounded, least, corrected)
+    return (torch.logaddexp(positive, negatives) - positive).mean()
+
+
+def _log_rest(gap: Tensor) -> Tensor:
+    """log(1 - e^{-gap})."""
+    return torch.log(-torch.expm1(-gap))
+
+
+@dataclass
+class DebiasedHead:
+    """`debiased_loss`. The papers' defaults: T .5, τ⁺ .1; β 1 for HCL, 0 for the debiased loss."""
+
+    temperature: float = 0.5
+    prior: float = 0.1
+    beta: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_positive("temperature", self.temperature)
+        if not 0 <= self.prior < 1:
+            raise InputError(f"τ⁺, the share of negatives of the same class, must be in [0, 1), not {self.prior:g}")
+        if not 0 <= self.beta < math.inf:
+            raise InputError(f"β, the weight of hard negatives, must be at least 0 and finite, not {self.beta:g}")
+
+    @full_precision
+    def __call__(
+        self, q: Tensor, k: Tensor, queue: Tensor, labels: Tensor | None = None, queue_labels: Tensor | None = None
+    ) -> LossOutput:
+        return LossOutput(debiased_loss(q, k, queue, self.temperature, self.prior, self.beta), {})

@@ -1,0 +1,120 @@
+"""Losses that take the hardness of negatives away from the temperature (Wang & Liu, "Understanding the Behaviour of
+Contrastive Loss", CVPR 2021): all negatives alike, or only the nearest ones.
+
+Shapes as in moco/losses.py. "Hard" are, for each query, the queue entries whose similarity is at or above its upper
+α-quantile: at or above the m-th largest of the query's K similarities, m the whole number nearest to α·K and at least
+1. Entries that tie with the m-th are all hard.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from moco.errors import InputError
+from moco.losses import LossOutput, check_positive, full_precision
+
+_AT_ONCE = 1 << 22  # similarities held at a time: 16 MiB of fp32
+
+
+class _OverHardNegatives(torch.autograd.Function):
+    """A log-sum-exp or a mean over each query's hard negatives, and its gradient, for a few queries at a time.
+
+    One pass, since similarities that are computed again may round differently and fall below their own quantile.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, queue: Tensor, count: int, scale: float | None) -> Tensor:
+        values, slopes = [], []
+        for part in q.split(max(1, _AT_ONCE // queue.shape[1])):
+            similarity = part @ queue
+            quantile = similarity.topk(count, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
+            easy = similarity < quantile
+            if scale is None:
+                share = (~easy).to(q.dtype)
+                share /= share.sum(dim=1, keepdim=True)
+                values.append((share * similarity).sum(dim=1))
+                slopes.append(share @ queue.t())
+            else:
+                scaled = similarity.mul_(scale).masked_fill_(easy, -math.inf)
+                values.append(scaled.logsumexp(dim=1))
+                slopes.append(scaled.softmax(dim=1) @ queue.t() * scale)
+        ctx.save_for_backward(torch.cat(slopes))
+        return torch.cat(values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        (slope,) = ctx.saved_tensors
+        return grad[:, None] * slope, None, None, None
+
+
+def hard_count(share: float, length: int) -> int:
+    """m of a queue of `length`: how many negatives are hard, but for ties."""
+    return max(1, round(share * length))
+
+
+def hard_contrastive_loss(q: Tensor, k: Tensor, queue: Tensor, temperature: float, share: float) -> Tensor:
+    """Wang & Liu Eq 9, mean over queries: InfoNCE whose negatives are the hard ones alone. share: α; 1 is InfoNCE."""
+    positive = (q * k).sum(dim=1) / temperature
+    negatives = _OverHardNegatives.apply(q, queue, hard_count(share, queue.shape[1]), 1 / temperature)
+    return (torch.logaddexp(positive, negatives) - positive).mean()
+
+
+def simple_loss(q: Tensor, k: Tensor, queue: Tensor, weight: float = 1.0, share: float = 1.0) -> Tensor:
+    """Wang & Liu Eq 3, mean over queries: -q·k + λ Σ_j q·Q_j, with λ = weight / (number of negatives).
+
+    share < 1 keeps the hard ones alone: the hard simple loss. weight 1 is what InfoNCE, times τ, becomes as τ → ∞.
+    """
+    positive = (q * k).sum(dim=1)
+    if share < 1:
+        negatives = _OverHardNegatives.apply(q, queue, hard_count(share, queue.shape[1]), None)
+    else:
+        negatives = q @ queue.mean(dim=1)
+    return (weight * negatives - positive).mean()
+
+
+def _check_share(share: float) -> None:
+    if not 0 < share <= 1:
+        raise InputError(f"the share of hard negatives must be above 0 and at most 1, not {share:g}")
+
+
+@dataclass
+class HardContrastiveHead:
+    """`hard_contrastive_loss`. share .0819 is the paper's for CIFAR: 4,095 of 50,000."""
+
+    temperature: float = 0.07
+    share: float = 0.0819
+
+    def __post_init__(self) -> None:
+        check_positive("temperature", self.temperature)
+        _check_share(self.share)
+
+    @full_precision
+    def __call__(
+        self, q: Tensor, k: Tensor, queue: Tensor, labels: Tensor | None = None, queue_labels: Tensor | None = None
+    ) -> LossOutput:
+        return LossOutput(hard_contrastive_loss(q, k, queue, self.temperature, self.share), {})
+
+
+@dataclass
+class SimpleHead:
+    """`simple_loss`: over all negatives, or with a share below 1 over the hard ones."""
+
+    weight: float = 1.0
+    share: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_positive("weight of the negatives", self.weight)
+        _check_share(self.share)
+
+    @full_precision
+    def __call__(
+        self, q: Tensor, k: Tensor, queue: Tensor, labels: Tensor | None = None, queue_labels: Tensor | None = None
+    ) -> LossOutput:
+        return LossOutput(simple_loss(q, k, queue, self.weight, self.share), {})
