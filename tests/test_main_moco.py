@@ -29,7 +29,6 @@ from moco.runlock import RunLock
 from tests.reliability.runs import Ended, Launcher
 
 # A rank that should end hangs in gloo now and then (docs/reliability.md, "Known fault")
-HANGS = pytest.mark.skipif("MOCO_SOAK" not in os.environ, reason="ranks hang in gloo now and then; make soak")
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = shlex.split("-a smallcnn --image-size 16 --moco-dim 8 --moco-k 21 -b 8 -j 2 --epochs 2 -p 1 --no-tensorboard")
 SMALL += ["--seed", "1"]
@@ -413,7 +412,7 @@ def test_a_folder_that_holds_a_run_is_not_written_over(launcher: Launcher, image
     assert contents(finished) == before
 
 
-@pytest.mark.parametrize("world", [1, pytest.param(2, marks=HANGS)])
+@pytest.mark.parametrize("world", [1, 2])
 def test_a_folder_in_use_is_left_alone(launcher: Launcher, images: Path, tmp_path: Path, world: int) -> None:
     folder = tmp_path / "run"
     lock = RunLock(folder)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -25,9 +24,6 @@ from tests.reliability.runs import (
     final_checkpoint,
 )
 
-# A rank that should end hangs in gloo now and then (docs/reliability.md, "Known fault"): until that is mended, on
-# request.
-pytestmark = pytest.mark.skipif("MOCO_SOAK" not in os.environ, reason="ranks hang in gloo now and then; make soak")
 STEP = "moco.step:TrainingStep.__call__"
 
 
