@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))  # so that `python examples/quickstart.py` finds t
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
-from moco import checkpoint, report  # noqa: E402
+from moco import checkpoint, figures  # noqa: E402
 from moco.data.augment import Augment  # noqa: E402
 from moco.data.datasets import open_split  # noqa: E402
 from moco.data.recipes import find_recipe  # noqa: E402
@@ -217,7 +217,7 @@ def as_json(encoders: list[Encoder], seconds: float) -> dict[str, Any]:
 
 def draw(encoders: list[Encoder], path: Path) -> Path:
     pictured = [
-        report.Pictured(
+        figures.Pictured(
             e.name,
             e.records,
             e.features,
@@ -227,7 +227,7 @@ def draw(encoders: list[Encoder], path: Path) -> Path:
         for e in encoders
     ]
     title = "Quickstart: scikit-learn's digits, top-1 [%] on held-out scans"
-    return report.comparison(pictured, [str(digit) for digit in range(10)], title, path)
+    return figures.comparison(pictured, [str(digit) for digit in range(10)], title, path)
 
 
 if __name__ == "__main__":

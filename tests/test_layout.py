@@ -71,9 +71,12 @@ ROWS: list[list[str]] = [
         "moco.measures",
         "moco.layers",
         "moco.evaluate",
-        "moco.report",
+        "moco.runs",
+        "moco.figures",
+        "moco.plots",
+        "moco.sweep_figures",
     ],
-    ["moco.flags", "moco.options", "moco.resume", "moco.watch"],
+    ["moco.flags", "moco.options", "moco.resume", "moco.watch", "moco.page", "moco.report"],
     ["main_moco", "main_lincls", "hubconf"],
 ]
 # The same inside moco/data/: what a sample is, where it comes from, in which order, how it becomes a batch.

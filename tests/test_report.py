@@ -1,82 +1,87 @@
-"""Figures: what is read from a log, and that a figure is drawn from little as from much."""
+"""The report: what is written, and what it refuses."""
 
 from __future__ import annotations
 
-import json
+from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from moco.report import Pictured, comparison, main, project, series
+from moco.report import main
+from tests.report_runs import run, sweep, write
 
-
-def features(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    draw = np.random.default_rng(seed)
-    labels = np.arange(n) % 3
-    x = np.eye(3, 8)[labels] + 0.05 * draw.normal(size=(n, 8))
-    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32), labels
+HOSTILE = "<script>alert('x')</script>&\"quoted\""
 
 
-def test_series_is_the_mean_of_each_epoch() -> None:
-    records = [
-        {"kind": "start"},
-        {"kind": "train", "epoch": 0, "loss": 4.0},
-        {"kind": "train", "epoch": 0, "loss": 2.0},
-        {"kind": "train", "epoch": 1, "loss": float("nan")},
-        {"kind": "eval", "epoch": 1, "loss": 7.0},
-        {"kind": "train", "epoch": 2, "loss": 1.0},
-    ]
-    epochs, values = series(records, "train", "loss")
-    assert epochs.tolist() == [1, 3]
-    assert values.tolist() == [3.0, 1.0]
+class Tags(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
 
 
-def test_projection_keeps_classes_together_and_repeats_itself() -> None:
-    x, labels = features(60, seed=0)
-    points = project(x)
-    assert points.shape == (60, 2)
-    centres = np.stack([points[labels == c].mean(0) for c in range(3)])
-    nearest = ((points[:, None] - centres) ** 2).sum(-1).argmin(1)
-    assert (nearest == labels).all()
-    assert (project(x) == points).all()
+def test_page_and_figures_of_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    elements = {
+        str(i): {"probe": 70.0 + i, "alignment": 0.5 - i / 20, "moco_t": t}
+        for i, t in enumerate((0.05, 0.1, 0.2, 0.5, 1))
+    }
+    elements["fallen"] = {"probe": 10.0, "uniformity": 0.0, "alignment": 0.0, "moco_t": 9.0}
+    folder = sweep(tmp_path / "sweep", elements)
+    assert main([str(folder), "--output", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "without collapsed ones: -1.00 (95% interval -1.00 to -1.00, n = 5)" in said
+    assert "all comparable encoders: -1.00" in said and "n = 6)" in said
+    names = ("index.html", "curves.png", "alignment-uniformity.png", "temperature.png", "penalties.png")
+    for name in names:
+        assert (tmp_path / "out" / name).stat().st_size > 1000 and name in said
+    text = (tmp_path / "out" / "index.html").read_text()
+    assert "1 collapsed" in text and "collapsed: uniformity (t = 2) of the validation outputs above -0.1" in text
+    assert "ρ = −1.00 (95% interval −1.00 to −1.00, n = 5)" in text
+    tags = Tags(text).found
+    assert len([1 for tag, a in tags if (a.get("class") or "") == "dot"]) == 6
+    assert not [a for _, a in tags if {"src", "href"} & a.keys()]  # nothing is fetched
 
 
-def test_comparison_draws_trained_and_untrained(tmp_path: Path) -> None:
-    values = {"knn_top1": 90.0, "val_alignment": 0.4, "val_uniformity": -2.0}
-    logs = [{"kind": kind, "epoch": e, "loss": 1.0 / (e + 1)} for e in range(3) for kind in ("train", "epoch")]
-    logs += [{"kind": "eval", "epoch": e, **values} for e in range(3)]
-    encoders = [
-        Pictured("untrained", [{"kind": "eval", "epoch": -1, **values}], *features(30, 0), "kNN 90"),
-        Pictured("InfoNCE", logs, *features(30, 1), "kNN 90"),
-        Pictured("not evaluated", logs[:6], *features(30, 2), "kNN -"),
-    ]
-    path = comparison(encoders, ["a", "b", "c"], "a title", tmp_path / "new" / "figure.png")
-    with Image.open(path) as picture:
-        assert picture.size == (1950, 1290)
-        colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 24)}
-    assert {(0, 114, 178), (213, 94, 0)} <= colours  # both runs are there, in their own colours
+def test_names_are_text(tmp_path: Path) -> None:
+    """A name, an option and an error that try to be HTML are shown as they are, wherever they stand."""
+    folder = sweep(tmp_path / "s", {"a": {"arch": HOSTILE}, "b": {"row": False}, "c": {"git": HOSTILE}}, HOSTILE)
+    write(folder / "elements" / "b" / "failed.json", {"error": HOSTILE})
+    mine = run(tmp_path / "<img src=x onerror=alert(1)>", dataset=HOSTILE)
+    assert main([str(folder), str(mine), "--output", str(tmp_path / "out")]) == 0
+    text = (tmp_path / "out" / "index.html").read_text()
+    tags = Tags(text).found
+    assert [tag for tag, _ in tags].count("script") == 1 and "img" not in dict(tags)
+    assert not [name for _, attributes in tags for name in attributes if name.startswith("on")]
+    assert "&lt;script&gt;alert(" in text
 
 
-def test_comparison_without_any_training(tmp_path: Path) -> None:
-    assert comparison(
-        [Pictured("untrained", [], *features(12, 0), "")], ["a", "b", "c"], "", tmp_path / "f.png"
-    ).exists()
+def test_a_row_without_numbers_says_why(tmp_path: Path) -> None:
+    folders = [run(tmp_path / "whole"), run(tmp_path / "half", epochs=1, knn=12.345)]
+    assert main([*map(str, folders), "--output", str(tmp_path / "out")]) == 0
+    text = (tmp_path / "out" / "index.html").read_text()
+    row = text[text.index('<tr class="marked" data-name="half"') :].split("</tr>")[0]
+    assert "1 of 2 epochs" in row and "12.34" not in row
+    assert row.count('data-value=""') == 6
+    assert '<tr data-name="whole"' in text
 
 
-def test_curves_of_runs_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lines = [{"kind": "train", "epoch": 0, "loss": 4.0}, {"kind": "epoch", "epoch": 0, "loss": 4.0}]
-    for name, records in (("one", lines), ("two", lines), ("none", [{"kind": "start"}]), ("again/one", lines)):
-        (tmp_path / name).mkdir(parents=True)
-        (tmp_path / name / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    figure = tmp_path / "figures" / "curves.png"
-    one, two, none, again = (str(tmp_path / name) for name in ("one", "two", "none", "again/one"))
-    assert main([one, two, "--output", str(figure)]) == 0
-    with Image.open(figure) as image:
-        assert image.size == (1950, 630)
-    for runs, told in (([none], "no training step"), ([one, again], "same name"), ([one + "x"], "cannot read the log")):
-        figure.unlink(missing_ok=True)
-        assert main([*runs, "--output", str(figure)]) == 2
-        assert told in capsys.readouterr().err
-        assert not figure.exists()
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["nowhere"], "cannot read the log"),
+        (["one", "--output", "curves.png"], "names a file"),
+        (["one", "again/one"], "same name"),
+    ],
+)
+def test_bad_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(tmp_path / "one")
+    run(tmp_path / "again" / "one")
+    assert main(words) == 2
+    assert told in capsys.readouterr().err
+    assert not list(tmp_path.glob("**/*.html")) and not list(tmp_path.glob("**/*.png"))

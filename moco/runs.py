@@ -1,0 +1,260 @@
+"""What the runs on disk amount to: one `Encoder` for each, with its measures, or with the reason why it has none.
+
+A folder is a run of main_moco.py (log.jsonl in it, perhaps lincls/lincls.json of its probe) or a sweep of
+launch/sweep.py (sweep.json and elements/). Measures are read from the last epoch alone: a number of a half-trained
+encoder is never shown as that of a trained one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from moco.correlation import RankCorrelation, rank_correlation
+from moco.errors import InputError
+from moco.health import COLLAPSED
+from moco.logs import read_log
+
+Records = Sequence[Mapping[str, Any]]
+
+DONE, COLLAPSE, OTHER = "done", "collapsed", "not comparable"
+UNFINISHED, FAILED, UNMEASURED = "unfinished", "failed", "not measured"
+MEASURED = (DONE, COLLAPSE, OTHER)  # states whose numbers are shown
+COMPARED = (DONE, COLLAPSE)  # and those that a correlation may use
+
+PROBE, KNN = "lincls_top1", "knn_top1"
+MEASURES = {
+    PROBE: "linear top-1 [%]",
+    KNN: "kNN top-1 [%]",
+    "val_alignment": "alignment",
+    "val_uniformity": "uniformity",
+    "val_tolerance": "tolerance",
+    "loss": "loss",
+}
+# An option says nothing where the weight of its term is 0
+IDLE_WITHOUT = {
+    "moco_t": "moco_contr_w",
+    "moco_align_alpha": "moco_align_w",
+    "moco_unif_t": "moco_unif_w",
+    "moco_unif_no_intra_batch": "moco_unif_w",
+    "unif_global": "moco_unif_w",
+}
+COLLAPSE_RULE = f"collapsed: uniformity (t = 2) of the validation outputs above {COLLAPSED:g}; 0 is a single point"
+
+
+@dataclass
+class Encoder:
+    """One run: a row of the table. `measured` has the keys of MEASURES that exist, and is empty unless `state` is in
+    MEASURED; `why` says what a state means here."""
+
+    name: str
+    folder: Path  # of its run
+    sweep: str = ""
+    state: str = DONE
+    why: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+    records: Records = ()
+    measured: dict[str, float] = field(default_factory=dict)
+    commits: tuple[str, ...] = ()
+
+    @property
+    def compared(self) -> bool:
+        return self.state in COMPARED
+
+    @property
+    def trained(self) -> bool:
+        return any(record.get("kind") in ("train", "epoch") for record in self.records)
+
+    def option(self, name: str) -> Any:
+        """The option's value; None if the run does not have it, or its term's weight is 0."""
+        weight = IDLE_WITHOUT.get(name)
+        return None if weight and not self.options.get(weight) else self.options.get(name)
+
+
+def read(folders: Iterable[Path]) -> list[Encoder]:
+    """The encoders of all folders, in the order given. InputError if a folder is neither a run nor a sweep, a run has
+    not begun, a sweep has nothing to show, or names are not unique."""
+    found: list[Encoder] = []
+    for folder in folders:
+        found += _sweep(folder) if (folder / "sweep.json").exists() else [_run(folder)]
+    if len({one.sweep for one in found if one.sweep}) > 1:
+        for one in found:
+            one.name = f"{one.sweep}/{one.name}" if one.sweep else one.name
+    if len({one.name for one in found}) < len(found):
+        raise InputError("two runs have folders of the same name; rename one, so that they can be told apart")
+    mark_odd_ones(found)
+    return found
+
+
+def _run(folder: Path) -> Encoder:
+    encoder = Encoder(folder.resolve().name, folder, records=read_log(folder / "log.jsonl"))
+    if not encoder.trained:
+        raise InputError(f"the log of {folder} holds no training step; give the folder of a run of main_moco.py")
+    probe = folder / "lincls"
+    _judge(encoder, probe if probe.exists() else None)
+    return encoder
+
+
+def _sweep(folder: Path) -> list[Encoder]:
+    try:
+        described = json.loads((folder / "sweep.json").read_text())
+        ids, name = [str(id) for id in described["elements"]], str(described["name"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder / 'sweep.json'} cannot be read; start the sweep again to have it written") from error
+    elements = [_element(folder / "elements" / id, id, name) for id in ids]
+    if not any(one.trained or one.state == FAILED for one in elements):
+        raise InputError(f"no element of the sweep in {folder} has begun; start it with launch/sweep.py")
+    return elements
+
+
+def _element(place: Path, id: str, sweep: str) -> Encoder:
+    encoder = Encoder(id, place / "pretrain", sweep)
+    if (place / "failed.json").exists():
+        encoder.state, encoder.why = FAILED, str(_json(place / "failed.json").get("error", "no reason was written"))
+    try:
+        encoder.records = read_log(encoder.folder / "log.jsonl")
+    except InputError as error:
+        if encoder.state != FAILED:
+            begun = (encoder.folder / "log.jsonl").exists()
+            encoder.state, encoder.why = (FAILED, str(error)) if begun else (UNFINISHED, "has not begun")
+    probed = len(_json(place / "element.json").get("steps", ())) > 1
+    _judge(encoder, place / "lincls" if probed else None)
+    if encoder.state != FAILED and encoder.trained and not (place / "row.json").exists():
+        encoder.measured, encoder.state = {}, UNFINISHED
+        encoder.why = encoder.why or "the sweep has not finished this element"
+    return encoder
+
+
+def _judge(encoder: Encoder, probe: Path | None) -> None:
+    """Fills options, measures and state from the records, and from the probe's folder if there is to be one."""
+    starts = [record for record in encoder.records if record.get("kind") == "start"]
+    encoder.options = next((dict(s["options"]) for s in reversed(starts) if isinstance(s.get("options"), dict)), {})
+    encoder.commits = tuple(dict.fromkeys(str(record.get("git")) for record in starts))
+    if encoder.state != DONE:
+        return
+    epochs = encoder.options.get("epochs")
+    if not isinstance(epochs, int):
+        encoder.state, encoder.why = UNMEASURED, "its log does not say how many epochs it was to have: another version"
+        return
+    done = max((int(r["epoch"]) + 1 for r in encoder.records if r.get("kind") == "epoch"), default=0)
+    if done < epochs:
+        encoder.state, encoder.why = UNFINISHED, f"{done} of {epochs} epochs"
+        return
+    last = [r for r in encoder.records if r.get("kind") in ("epoch", "eval") and r.get("epoch") == epochs - 1]
+    values = {name: record[name] for record in last for name in MEASURES if _number(record.get(name))}
+    if not {"val_alignment", "val_uniformity"} <= values.keys():
+        encoder.state, encoder.why = UNMEASURED, "no evaluation after the last epoch (--eval-freq)"
+        return
+    if probe is not None:
+        encoder.why = _probe(values, probe, epochs)
+    if bad := [MEASURES[name] for name, value in values.items() if not math.isfinite(value)]:
+        encoder.state, encoder.why = UNMEASURED, f"not finite: {', '.join(bad)}"
+        return
+    encoder.measured = {name: float(value) for name, value in values.items()}
+    encoder.state = COLLAPSE if values["val_uniformity"] > COLLAPSED else DONE
+
+
+def _probe(values: dict[str, Any], probe: Path, epochs: int) -> str:
+    """Adds the probe's accuracy to the values if it is that of the last checkpoint; else returns why it is not."""
+    found = _json(probe / "lincls.json")
+    if not _number(found.get("top1")):
+        return "its linear probe has not ended"
+    if Path(str(found.get("pretrained"))).name != f"checkpoint_{epochs - 1:04d}.pth.tar":
+        return "its linear probe is not of the last checkpoint"
+    values[PROBE] = found["top1"]
+    return ""
+
+
+def mark_odd_ones(encoders: Sequence[Encoder]) -> None:
+    """Encoders of another commit, data set or augmentation than most get the state OTHER: their numbers are shown, and
+    used for nothing."""
+    measured = [one for one in encoders if one.state in COMPARED]
+    for what, values in (
+        ("commit", {one.name: one.commits for one in measured}),
+        ("data set", {one.name: (one.options.get("dataset"),) for one in measured}),
+        ("augmentation", {one.name: (one.options.get("recipe"),) for one in measured}),
+    ):
+        usual = Counter(values.values()).most_common(1)
+        for one in measured:
+            if values[one.name] != usual[0][0]:
+                shown = " then ".join(str(value)[:12] for value in values[one.name])
+                one.why = "; ".join(filter(None, (one.why, f"another {what} than most: {shown}")))
+                one.state = OTHER
+
+
+def accuracy_measure(encoders: Sequence[Encoder]) -> str | None:
+    """What colours and correlations mean by accuracy: the linear probe's if at least as many encoders have it as have
+    kNN's, else kNN's; None if none has either. The two are never mixed."""
+    count = Counter(name for one in encoders if one.compared for name in (PROBE, KNN) if name in one.measured)
+    return max((PROBE, KNN), key=lambda name: count[name]) if count else None
+
+
+def predicts(encoders: Sequence[Encoder], *, collapsed: bool) -> RankCorrelation:
+    """Spearman's ρ of alignment + uniformity on validation images against accuracy, near -1 where the sum predicts it.
+
+    `collapsed`: with collapsed encoders, which lie far from all others in both and so raise |ρ|. InputError where there
+    is none (too few encoders, all equal)."""
+    measure = accuracy_measure(encoders)
+    states = (DONE, COLLAPSE) if collapsed else (DONE,)
+    used = [one.measured for one in encoders if one.state in states and measure in one.measured]
+    return rank_correlation([sum_of(m) for m in used], [m[str(measure)] for m in used])
+
+
+def sum_of(measured: Mapping[str, float]) -> float:
+    """Alignment + uniformity."""
+    return measured["val_alignment"] + measured["val_uniformity"]
+
+
+def differing(encoders: Sequence[Encoder], names: Iterable[str]) -> list[str]:
+    """Those options of `names` in which the encoders that have options differ where they matter."""
+    known = [one for one in encoders if one.options]
+    return [name for name in names if len({json.dumps(one.option(name)) for one in known}) > 1]
+
+
+@dataclass
+class TemperatureCurve:
+    """Encoders of the contrastive loss that differ in nothing but temperature and seed, by temperature."""
+
+    label: str
+    encoders: list[Encoder]
+
+    def points(self, measure: str) -> tuple[list[float], list[float]]:
+        """(temperatures in ascending order, the mean of the measure over the seeds of each)."""
+        values: dict[float, list[float]] = {}
+        for one in self.encoders:
+            if measure in one.measured:
+                values.setdefault(float(one.options["moco_t"]), []).append(one.measured[measure])
+        return sorted(values), [sum(values[t]) / len(values[t]) for t in sorted(values)]
+
+
+def temperature_curves(encoders: Sequence[Encoder], names: Sequence[str]) -> list[TemperatureCurve]:
+    """Groups of compared encoders that use a temperature and differ in no other option of `names` but the seed; of two
+    or more temperatures each."""
+    using = [one for one in encoders if one.compared and one.option("moco_t") is not None]
+    others = [name for name in differing(using, names) if name not in ("moco_t", "seed")]
+    groups: dict[str, list[Encoder]] = {}
+    for one in using:
+        key = ", ".join(f"{name} {one.option(name)}" for name in others if one.option(name) is not None)
+        groups.setdefault(key, []).append(one)
+    return [
+        TemperatureCurve(label, group)
+        for label, group in groups.items()
+        if len({one.options["moco_t"] for one in group}) > 1
+    ]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
