@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -41,6 +40,7 @@ from moco.randomness import permutation
 from moco.reference import ReferenceHead, ReferenceMoCo
 from moco.rowshuffle import RowShuffle
 from moco.step import TrainingStep
+from tests.reliability.runs import free_port
 
 CPU = torch.device("cpu")
 CHECKS: dict[str, Callable[[], None]] = {}
@@ -553,9 +553,7 @@ def main(results: str) -> None:
 
 def forked(world: int, results: str) -> None:
     """Starts `main` in `world` processes, with the variables that torchrun would set."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
     for r in range(world):
         if os.fork() == 0:
