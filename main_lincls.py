@@ -43,7 +43,8 @@ from moco.errors import EXIT_OK, InputError, NumericsError, exit_code
 from moco.features import centre_crops, extract_features, settle_batchnorm
 from moco.logs import RunLog
 from moco.meter import Clock, Meter
-from moco.options import LinclsOptions, as_dict, as_json, parse_lincls
+from moco.options import as_dict, as_json
+from moco.probe_options import LinclsOptions, parse_lincls
 from moco.provenance import git_state, machine
 from moco.schedules import learning_rate
 

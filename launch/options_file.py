@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 
 from launch.job import Step
-from moco.options import CommonOptions, LinclsOptions, PretrainOptions, as_dict, parse_lincls, parse_pretrain
+from moco.options import CommonOptions, PretrainOptions, as_dict, parse_pretrain
+from moco.probe_options import LinclsOptions, parse_lincls
 
 NOT_KEPT = ("config", "dry_run", "resume")
 PATHS = ("data", "output_dir", "pretrained")

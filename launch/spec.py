@@ -35,7 +35,8 @@ import yaml
 
 from launch import options_file
 from moco.errors import InputError
-from moco.options import CommonOptions, LinclsOptions, PretrainOptions, result_options
+from moco.options import CommonOptions, PretrainOptions, result_options
+from moco.probe_options import LinclsOptions
 
 Settings = dict[str, Any]
 PATIENCE = 1000  # draws in a row that may be refused

@@ -1,4 +1,4 @@
-"""Every option of the two mains: its flag, default, meaning, and whether it changes the results.
+"""The options of main_moco.py and those that both mains take: flag, default, meaning, whether it changes the results.
 
 A field of the dataclass is the option; the parser is made from the fields. Names, defaults and meanings are
 facebookresearch/moco's and, for the loss, those of its align/uniform fork; what neither has is marked "(new)".
@@ -128,29 +128,6 @@ class PretrainOptions(CommonOptions):
     wandb: str | None = running(None, "log to this Weights & Biases project as well (new)", metavar="PROJECT")
 
 
-@dataclass(frozen=True)
-class LinclsOptions(CommonOptions):
-    """Options of main_lincls.py."""
-
-    arch: str | None = result(None, "encoder; default: the checkpoint's, else resnet50", "-a")
-    pretrained: str | None = result(None, "checkpoint of the encoder; without it the encoder is untrained")
-    epochs: int = result(100, "epochs to train")
-    start_epoch: int = result(0, "epoch to start counting at")
-    batch_size: int = result(256, "images per step, over all ranks", "-b")
-    lr: float = result(
-        30.0, "learning rate per 256 images: another --batch-size scales it by batch/256", "--learning-rate"
-    )
-    schedule: list[int] = result([60, 80], "epochs at which the learning rate drops tenfold", nargs="*")
-    momentum: float = result(0.9, "momentum of SGD")
-    weight_decay: float = result(0.0, "weight decay", "--wd")
-    recipe: str | None = result(
-        None, "that of the pretraining: for flips and normalisation; default: the checkpoint's or data set's (new)",
-        choices=tuple(RECIPES),
-    )
-    evaluate: bool = evaluation(False, "only measure the classifier of --resume on the validation data", "-e")
-    resume: str | None = running(None, "checkpoint of the linear classifier to go on from")
-
-
 def parse_pretrain(argv: list[str] | None = None) -> PretrainOptions:
     """The options of main_moco.py, checked and resolved: no None is left but where None means "none"."""
     o = flags.parse(PretrainOptions, "Momentum-contrast pretraining.", argv)
@@ -177,10 +154,10 @@ def parse_pretrain(argv: list[str] | None = None) -> PretrainOptions:
         bn=choose_bn(o.bn, o.moco_k),
         output_dir=o.output_dir or os.path.join("runs", f"{o.dataset}-{o.arch.replace(':', '-')}-{loss}"),
     )
-    _check(resolved)
-    _at_least(resolved, 1, "moco_dim", "accum_steps", "save_freq", "knn_k", "bn_group_size")
-    _at_least(resolved, 0, "warmup_epochs", "moco_k", "moco_m", "eval_freq", "max_bad_steps", "keep_last", "keep_every")
-    _positive(resolved, "moco_t", "moco_align_alpha", "moco_unif_t", "grad_clip", "knn_t", "rank_timeout")
+    check_common(resolved)
+    at_least(resolved, 1, "moco_dim", "accum_steps", "save_freq", "knn_k", "bn_group_size")
+    at_least(resolved, 0, "warmup_epochs", "moco_k", "moco_m", "eval_freq", "max_bad_steps", "keep_last", "keep_every")
+    positive(resolved, "moco_t", "moco_align_alpha", "moco_unif_t", "grad_clip", "knn_t", "rank_timeout")
     if resolved.moco_m > 1:
         raise InputError(f"--moco-m must lie between 0 and 1, not {resolved.moco_m:g}")
     if resolved.batch_size < distributed.world_size() * resolved.accum_steps:
@@ -193,14 +170,6 @@ def parse_pretrain(argv: list[str] | None = None) -> PretrainOptions:
         _check_without_queue(resolved)
     Every(resolved.save_every)
     return resolved
-
-
-def parse_lincls(argv: list[str] | None = None) -> LinclsOptions:
-    """The options of main_lincls.py, checked. `arch`, `image_size` and `output_dir` may still be for the checkpoint to
-    say."""
-    o = flags.parse(LinclsOptions, "Linear classification on frozen features.", argv)
-    _check(o)
-    return o
 
 
 def loss_head(o: PretrainOptions, across: Across | None = None, epoch: int = 0) -> Any:
@@ -220,26 +189,27 @@ def _check_without_queue(o: PretrainOptions) -> None:
         raise InputError("--moco-k 0 compares the images of a batch: --batch-size must be at least 2")
 
 
-def _check(o: PretrainOptions | LinclsOptions) -> None:
+def check_common(o: Any) -> None:
+    """What both mains' options must fulfil. InputError."""
     if o.dataset in ("folder", "imagenet100") and o.data is None:
         raise InputError(
             "say where the images are: a folder with train/ and val/, or --dataset digits for the embedded data"
         )
-    _at_least(o, 1, "epochs", "batch_size", "print_freq", "workers", "image_size")
-    _at_least(o, 0, "start_epoch", "momentum", "weight_decay", "seed")
-    _positive(o, "lr")
+    at_least(o, 1, "epochs", "batch_size", "print_freq", "workers", "image_size")
+    at_least(o, 0, "start_epoch", "momentum", "weight_decay", "seed")
+    positive(o, "lr")
     if o.seed is not None and o.seed >= 2**63:
         raise InputError(f"--seed must be less than 2^63, not {o.seed}")
 
 
-def _at_least(o: Any, least: float, *names: str) -> None:
+def at_least(o: Any, least: float, *names: str) -> None:
     for name in names:
         value = getattr(o, name)
         if value is not None and not (math.isfinite(value) and value >= least):
             raise InputError(f"--{name.replace('_', '-')} must be at least {least:g}, not {value:g}")
 
 
-def _positive(o: Any, *names: str) -> None:
+def positive(o: Any, *names: str) -> None:
     for name in names:
         setting = getattr(o, name)
         for value in [value for _, value in curve_points(setting)] if isinstance(setting, str) else [setting]:

@@ -76,7 +76,7 @@ ROWS: list[list[str]] = [
         "moco.plots",
         "moco.sweep_figures",
     ],
-    ["moco.flags", "moco.options", "moco.resume", "moco.watch", "moco.page", "moco.report"],
+    ["moco.flags", "moco.options", "moco.probe_options", "moco.probe", "moco.resume", "moco.watch", "moco.page", "moco.report"],
     ["main_moco", "main_lincls", "hubconf"],
 ]
 # The same inside moco/data/: what a sample is, where it comes from, in which order, how it becomes a batch.

@@ -21,15 +21,14 @@ from moco.flags import build_parser
 from moco.globalbatch import GlobalBatch
 from moco.losses import OneProcess, WeightedHead
 from moco.options import (
-    LinclsOptions,
     PretrainOptions,
     as_dict,
     as_json,
     loss_head,
-    parse_lincls,
     parse_pretrain,
     result_options,
 )
+from moco.probe_options import LinclsOptions, parse_lincls
 
 TABLE = Path(__file__).with_name("cli_flags.txt")
 PARSERS: dict[str, Callable[[list[str]], Any]] = {"main_moco.py": parse_pretrain, "main_lincls.py": parse_lincls}
