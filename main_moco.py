@@ -77,7 +77,9 @@ def train(options: PretrainOptions, device: torch.device, preemption: Preemption
     # resolved by the parser
     assert options.image_size is not None and options.recipe is not None and options.loss is not None
     # Data: uint8 crops from threads; everything photometric happens on the device.
-    source = open_split(options.data, options.dataset, "train", loader=options.loader, labels_required=False)
+    source = open_split(
+        options.data, options.dataset, "train", loader=options.loader, cache=options.cache, labels_required=False
+    )
     check_labels(options.loss, source.labels)
     recipe = find_recipe(options.recipe)
     loader = Loader(

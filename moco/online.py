@@ -68,7 +68,9 @@ class OnlineEvaluator:
         every = default if settings.eval_freq is None else settings.eval_freq
         if every == 0:
             return None
-        val = open_split(settings.data, settings.dataset, "val", loader=settings.loader, labels_required=False)
+        val = open_split(
+            settings.data, settings.dataset, "val", loader=settings.loader, cache=settings.cache, labels_required=False
+        )
         return cls(train, val, settings, device, every)
 
     def __call__(self, encoder: nn.Module) -> Iterator[tuple[str, float]]:

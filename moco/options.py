@@ -18,8 +18,9 @@ from typing import Any
 from moco import distributed, flags
 from moco.batchnorm import BN_MODES
 from moco.builder import choose_bn
-from moco.data.datasets import DATASET_DEFAULTS, DATASETS
+from moco.data.datasets import DATASET_DEFAULTS, DATASETS, LOADERS
 from moco.data.recipes import RECIPES
+from moco.data.source import CACHES
 from moco.errors import InputError
 from moco.heads import HEADS, make_head
 from moco.losses import PRESET_WEIGHTS, Across
@@ -46,7 +47,10 @@ class CommonOptions:
     )
     skip_bad_images: bool = result(False, "leave out images that cannot be read, and count them (new)")
     workers: int = running(32, "decoding threads of a node, capped to the CPUs it may use", "-j")
-    loader: str = running("auto", "insist on a way to read the data (new)", choices=("auto", "ffcv", "folder"))
+    loader: str = running("auto", "insist on a way to read the data (new)", choices=LOADERS)
+    cache: str = running(
+        "os", "a .beton file's pages: all held in memory, left to the system, or let go after use (new)", choices=CACHES
+    )
     device: str = running("auto", "where to train: cuda if there is one (new)", choices=("auto", "cuda", "cpu"))
     print_freq: int = running(10, "steps between two log lines", "-p")
     output_dir: str = running("", "where checkpoints, logs and options go; default: a name under runs/ (new)")

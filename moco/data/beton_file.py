@@ -24,14 +24,13 @@ import numpy as np
 from moco.data.boxes import Size
 from moco.data.decode import BadImage
 from moco.data.side_data import SideData, side_path
-from moco.data.source import Pixels
+from moco.data.source import CACHES, Pixels
 from moco.errors import InputError
 
 INSTALL = (
     "apt-get install -y libopencv-dev libturbojpeg0-dev pkg-config g++ && "
     "pip install ffcv==1.0.2 numba setuptools (or pip install '.[ffcv]')"
 )
-CACHES = ("ram", "os", "none")
 JPEG = 0  # FFCV's mode of a sample that is JPEG; 1 is raw
 
 

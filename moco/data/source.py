@@ -10,6 +10,8 @@ import numpy as np
 from moco.data.boxes import Size
 from moco.errors import InputError
 
+CACHES = ("ram", "os", "none")  # what becomes of the pages of a .beton file
+
 
 class Pixels(NamedTuple):
     """Decoded rows of an upright image."""
