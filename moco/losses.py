@@ -62,7 +62,7 @@ def full_precision(head: Callable[..., LossOutput]) -> Callable[..., LossOutput]
     def wrapped(self: Any, q: Tensor, k: Tensor, queue: Tensor, *args: Any, **kwargs: Any) -> LossOutput:
         with torch.autocast(q.device.type, enabled=False):
             wide = torch.promote_types(q.dtype, torch.float32)
-            return head(self, q.to(wide), k.to(wide), queue.to(wide), *args, **kwargs)
+            return head(self, q.to(wide), k.to(wide), queue.detach().to(wide), *args, **kwargs)
 
     return wrapped
 

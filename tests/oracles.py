@@ -44,3 +44,73 @@ def uniform(q: Tensor, queue: Tensor, t: float, intra_batch: bool) -> Tensor:
     if intra_batch:
         terms += [torch.exp(-t * squared_distance(q[i], q[j])) for i in range(len(q)) for j in range(i)]
     return torch.log(sum(terms, q.new_zeros(())) / len(terms))
+
+
+def _above_quantile(similarities: list[Tensor], share: float) -> list[Tensor]:
+    """Those at or above the m-th largest, m nearest to share · K and at least 1."""
+    smallest = sorted((s.item() for s in similarities), reverse=True)[max(1, round(share * len(similarities))) - 1]
+    return [s for s in similarities if s.item() >= smallest]
+
+
+def hard_contrastive(q: Tensor, k: Tensor, queue: Tensor, temperature: float, share: float) -> Tensor:
+    """Wang & Liu 2021, Eq 9."""
+    total = q.new_zeros(())
+    for i in range(len(q)):
+        hard = _above_quantile([(q[i] * queue[:, j]).sum() for j in range(queue.shape[1])], share)
+        positive = torch.exp((q[i] * k[i]).sum() / temperature)
+        total = total - torch.log(positive / (positive + sum(torch.exp(s / temperature) for s in hard)))
+    return total / len(q)
+
+
+def simple(q: Tensor, k: Tensor, queue: Tensor, weight: float, share: float) -> Tensor:
+    """Wang & Liu 2021, Eq 3 with λ = weight / (number of negatives), over the nearest alone where share < 1."""
+    total = q.new_zeros(())
+    for i in range(len(q)):
+        negatives = _above_quantile([(q[i] * queue[:, j]).sum() for j in range(queue.shape[1])], share)
+        total = total - (q[i] * k[i]).sum() + weight / len(negatives) * sum(negatives)
+    return total / len(q)
+
+
+def hcl(q: Tensor, k: Tensor, queue: Tensor, temperature: float, prior: float, beta: float) -> Tensor:
+    """Robinson et al. 2021, Eq 4; Chuang et al. 2020, Eq 8, where β = 0; with their lower bound."""
+    length, total = queue.shape[1], q.new_zeros(())
+    for i in range(len(q)):
+        positive = torch.exp((q[i] * k[i]).sum() / temperature)
+        negatives = [torch.exp((q[i] * queue[:, j]).sum() / temperature) for j in range(length)]
+        weights = [e**beta for e in negatives]
+        mean_weight = sum(weights) / length
+        reweighted = sum(w * e for w, e in zip(weights, negatives, strict=True)) / mean_weight
+        below = (reweighted - prior * length * positive) / (1 - prior)
+        least = length * torch.exp(q.new_tensor(-1 / temperature))
+        total = total - torch.log(positive / (positive + (below if below > least else least)))
+    return total / len(q)
+
+
+def supcon(
+    q: Tensor, k: Tensor, queue: Tensor, labels: list[int], queue_labels: list[int], temperature: float
+) -> Tensor:
+    """Khosla et al. 2020, Eq 2 (L_out), positives and contrasts from the own key and the queue."""
+    total = q.new_zeros(())
+    for i in range(len(q)):
+        everyone = [k[i]] + [queue[:, j] for j in range(queue.shape[1])]
+        below = sum(torch.exp((q[i] * a).sum() / temperature) for a in everyone)
+        same = [k[i]] + [queue[:, j] for j, y in enumerate(queue_labels) if y == labels[i] and y != -1]
+        total = total - sum(torch.log(torch.exp((q[i] * p).sum() / temperature) / below) for p in same) / len(same)
+    return total / len(q)
+
+
+def nt_xent(q: Tensor, k: Tensor, temperature: float) -> Tensor:
+    """Chen et al. 2020 (SimCLR), Eq 1, mean over the 2N views."""
+    views, n = [*q, *k], len(q)
+    total = q.new_zeros(())
+    for i in range(2 * n):
+        others = [torch.exp((views[i] * views[j]).sum() / temperature) for j in range(2 * n) if j != i]
+        positive = torch.exp((views[i] * views[(i + n) % (2 * n)]).sum() / temperature)
+        total = total - torch.log(positive / sum(others))
+    return total / (2 * n)
+
+
+def pair_uniform(x: Tensor, t: float) -> Tensor:
+    """Wang & Isola 2020, Eq 6: log mean exp(-t‖a - b‖²) over the pairs of one batch."""
+    terms = [torch.exp(-t * squared_distance(x[i], x[j])) for i in range(len(x)) for j in range(i)]
+    return torch.log(sum(terms, x.new_zeros(())) / len(terms))
