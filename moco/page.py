@@ -17,22 +17,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from moco.comparison import TemperatureCurve, accuracy_measure, differing, predicts, sum_of
 from moco.errors import InputError
 from moco.figures import series
 from moco.options import PretrainOptions, result_options
 from moco.plots import COLOURS, Plot, colour, number, outline, spread
-from moco.runs import (
-    COLLAPSE_RULE,
-    KNN,
-    MEASURED,
-    MEASURES,
-    Encoder,
-    TemperatureCurve,
-    accuracy_measure,
-    differing,
-    predicts,
-    sum_of,
-)
+from moco.runs import COLLAPSE_RULE, KNN, MEASURED, MEASURES, Encoder
 from moco.sweep_figures import SHAPES, shares_of_uniform
 
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(PretrainOptions)}
@@ -200,7 +190,7 @@ def temperatures(curves: Sequence[TemperatureCurve], measures: Sequence[str]) ->
             plot.line(xs, ys, f"c{i % COLOURS}")
             for one in curve.encoders:
                 if measure in one.measured:
-                    plot.line([one.options["moco_t"]], [one.measured[measure]], f"c{i % COLOURS}")
+                    plot.line([one.temperature or 0.0], [one.measured[measure]], f"c{i % COLOURS}")
         figures.append(f"<figure>{plot.svg(f'{MEASURES[measure]} against temperature')}</figure>")
     legend = keys([curve.label or "the contrastive loss" for curve in curves]) if len(curves) > 1 else ""
     text = "<p>Encoders that differ in nothing but temperature and seed (Wang &amp; Liu 2021): means over seeds.</p>"

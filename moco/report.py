@@ -12,20 +12,24 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from moco import figures, page, sweep_figures
+from moco import figures, page, similarities, sweep_figures
+from moco.checkpoint import latest
+from moco.comparison import accuracy_measure, predicts, temperature_curves
 from moco.errors import EXIT_OK, InputError, exit_code
+from moco.neighbours import Row, grid
 from moco.options import PretrainOptions, result_options
-from moco.runs import MEASURED, Encoder, accuracy_measure, predicts, read, temperature_curves
+from moco.runs import MEASURED, Encoder, read
 
 AT_ONCE = 6  # runs in one figure of curves
 
 
-def write(encoders: Sequence[Encoder], folder: Path, title: str) -> list[Path]:
-    """Writes the page and its PNGs; returns their paths, the page first."""
+def write(encoders: Sequence[Encoder], folder: Path, title: str, queries: int = 0) -> list[Path]:
+    """Writes the page and its PNGs; returns their paths, the page first. `queries`: rows of nearest neighbours for the
+    last checkpoint of each run that is no element of a sweep."""
     measure = accuracy_measure(encoders)
     against = [name for name in (measure, "val_uniformity", "val_tolerance") if name]
     curves = temperature_curves(encoders, result_options(PretrainOptions))
-    used = sorted({float(one.option("moco_t")) for one in encoders if one.option("moco_t") is not None})
+    used = sorted({one.temperature for one in encoders if one.temperature})
     shown = used[:: max(1, -(-len(used) // 6))] or list(sweep_figures.TEMPERATURES)
 
     sections = [
@@ -34,6 +38,8 @@ def write(encoders: Sequence[Encoder], folder: Path, title: str) -> list[Path]:
         page.temperatures(curves, against),
         page.training(encoders),
         page.penalties(shown),
+        similarities.histograms(encoders),
+        similarities.neighbours(grids(encoders, queries)),
     ]
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / "index.html"]
@@ -48,6 +54,18 @@ def write(encoders: Sequence[Encoder], folder: Path, title: str) -> list[Path]:
         written.append(sweep_figures.temperatures(curves, against, folder / "temperature.png"))
     written.append(sweep_figures.penalties(shown, folder / "penalties.png"))
     return written
+
+
+def grids(encoders: Sequence[Encoder], queries: int) -> dict[str, list[Row]]:
+    """By the checkpoint's name. InputError if a run has none, or its images are gone."""
+    found = {}
+    for one in encoders if queries else ():
+        if not one.sweep:
+            path, _ = latest(one.folder)
+            if path is None:
+                raise InputError(f"{one.folder} holds no checkpoint to find neighbours with; leave out --neighbours")
+            found[f"{one.name}, {path.name}"] = grid(path, one.options, queries)
+    return found
 
 
 def said(encoders: Sequence[Encoder]) -> str:
@@ -65,6 +83,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="moco-report", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_OR_SWEEP", help="folders of runs and of sweeps")
     parser.add_argument("--output", type=Path, default=Path("report"), help="folder for page and figures (%(default)s)")
+    parser.add_argument(
+        "--neighbours", type=int, default=0, metavar="N", help="show N images and their nearest others (%(default)s)"
+    )
     arguments = parser.parse_args(argv)
 
     def run() -> int:
@@ -74,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
         title = ", ".join(dict.fromkeys(one.sweep or one.name for one in encoders))
         if len(encoders) > 1:
             print(said(encoders))
-        for path in write(encoders, arguments.output, title):
+        for path in write(encoders, arguments.output, title, arguments.neighbours):
             print(path)
         return EXIT_OK
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moco.correlation import RankCorrelation, rank_correlation
 from moco.errors import InputError
+from moco.heads import HEADS
 from moco.health import COLLAPSED
 from moco.logs import read_log
 
@@ -44,6 +44,7 @@ IDLE_WITHOUT = {
     "moco_unif_no_intra_batch": "moco_unif_w",
     "unif_global": "moco_unif_w",
 }
+OF_HEADS = {name for row in HEADS.values() for name in row.settings.values()} | IDLE_WITHOUT.keys()
 COLLAPSE_RULE = f"collapsed: uniformity (t = 2) of the validation outputs above {COLLAPSED:g}; 0 is a single point"
 
 
@@ -71,9 +72,20 @@ class Encoder:
         return any(record.get("kind") in ("train", "epoch") for record in self.records)
 
     def option(self, name: str) -> Any:
-        """The option's value; None if the run does not have it, or its term's weight is 0."""
-        weight = IDLE_WITHOUT.get(name)
-        return None if weight and not self.options.get(weight) else self.options.get(name)
+        """The option's value; None if the run lacks it, its head does not take it, or its term's weight is 0."""
+        value, row = self.options.get(name), HEADS.get(str(self.options.get("loss")))
+        if row is None or name not in OF_HEADS:
+            return value
+        taken, weight = row.settings.values(), IDLE_WITHOUT.get(name)
+        if weight in taken:
+            return value if self.options.get(str(weight)) else None
+        return value if name in taken else None
+
+    @property
+    def temperature(self) -> float | None:
+        """None if the loss has none, or it follows the epoch."""
+        value = self.option("moco_t")
+        return float(value) if _number(value) else None
 
 
 def read(folders: Iterable[Path]) -> list[Encoder]:
@@ -185,67 +197,6 @@ def mark_odd_ones(encoders: Sequence[Encoder]) -> None:
                 shown = " then ".join(str(value)[:12] for value in values[one.name])
                 one.why = "; ".join(filter(None, (one.why, f"another {what} than most: {shown}")))
                 one.state = OTHER
-
-
-def accuracy_measure(encoders: Sequence[Encoder]) -> str | None:
-    """What colours and correlations mean by accuracy: the linear probe's if at least as many encoders have it as have
-    kNN's, else kNN's; None if none has either. The two are never mixed."""
-    count = Counter(name for one in encoders if one.compared for name in (PROBE, KNN) if name in one.measured)
-    return max((PROBE, KNN), key=lambda name: count[name]) if count else None
-
-
-def predicts(encoders: Sequence[Encoder], *, collapsed: bool) -> RankCorrelation:
-    """Spearman's ρ of alignment + uniformity on validation images against accuracy, near -1 where the sum predicts it.
-
-    `collapsed`: with collapsed encoders, which lie far from all others in both and so raise |ρ|. InputError where there
-    is none (too few encoders, all equal)."""
-    measure = accuracy_measure(encoders)
-    states = (DONE, COLLAPSE) if collapsed else (DONE,)
-    used = [one.measured for one in encoders if one.state in states and measure in one.measured]
-    return rank_correlation([sum_of(m) for m in used], [m[str(measure)] for m in used])
-
-
-def sum_of(measured: Mapping[str, float]) -> float:
-    """Alignment + uniformity."""
-    return measured["val_alignment"] + measured["val_uniformity"]
-
-
-def differing(encoders: Sequence[Encoder], names: Iterable[str]) -> list[str]:
-    """Those options of `names` in which the encoders that have options differ where they matter."""
-    known = [one for one in encoders if one.options]
-    return [name for name in names if len({json.dumps(one.option(name)) for one in known}) > 1]
-
-
-@dataclass
-class TemperatureCurve:
-    """Encoders of the contrastive loss that differ in nothing but temperature and seed, by temperature."""
-
-    label: str
-    encoders: list[Encoder]
-
-    def points(self, measure: str) -> tuple[list[float], list[float]]:
-        """(temperatures in ascending order, the mean of the measure over the seeds of each)."""
-        values: dict[float, list[float]] = {}
-        for one in self.encoders:
-            if measure in one.measured:
-                values.setdefault(float(one.options["moco_t"]), []).append(one.measured[measure])
-        return sorted(values), [sum(values[t]) / len(values[t]) for t in sorted(values)]
-
-
-def temperature_curves(encoders: Sequence[Encoder], names: Sequence[str]) -> list[TemperatureCurve]:
-    """Groups of compared encoders that use a temperature and differ in no other option of `names` but the seed; of two
-    or more temperatures each."""
-    using = [one for one in encoders if one.compared and one.option("moco_t") is not None]
-    others = [name for name in differing(using, names) if name not in ("moco_t", "seed")]
-    groups: dict[str, list[Encoder]] = {}
-    for one in using:
-        key = ", ".join(f"{name} {one.option(name)}" for name in others if one.option(name) is not None)
-        groups.setdefault(key, []).append(one)
-    return [
-        TemperatureCurve(label, group)
-        for label, group in groups.items()
-        if len({one.options["moco_t"] for one in group}) > 1
-    ]
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -12,10 +12,11 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
+from moco.comparison import TemperatureCurve
 from moco.figures import FAINT, INK, RUN_COLOURS, plain_axes, write_figure
 from moco.penalty import gradient_shares
 from moco.plots import colour
-from moco.runs import COLLAPSE, DONE, MEASURED, MEASURES, OTHER, Encoder, TemperatureCurve
+from moco.runs import COLLAPSE, DONE, MEASURED, MEASURES, OTHER, Encoder
 
 MARKERS = {DONE: "o", COLLAPSE: "D", OTHER: "s"}
 SHAPES = {DONE: "circle", COLLAPSE: "diamond", OTHER: "square"}
@@ -70,7 +71,7 @@ def temperatures(curves: Sequence[TemperatureCurve], measures: Sequence[str], pa
             axes.plot(*curve.points(measure), color=shade, linewidth=2, label=curve.label or "InfoNCE")
             some = [one for one in curve.encoders if measure in one.measured]
             axes.plot(
-                [one.options["moco_t"] for one in some], [one.measured[measure] for one in some], "o", color=shade, ms=5
+                [one.temperature for one in some], [one.measured[measure] for one in some], "o", color=shade, ms=5
             )
         plain_axes(axes, MEASURES[measure], "temperature τ", "")
         axes.set_xscale("log")

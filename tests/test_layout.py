@@ -71,12 +71,14 @@ ROWS: list[list[str]] = [
         "moco.measures",
         "moco.layers",
         "moco.evaluate",
+        "moco.neighbours",
         "moco.runs",
+        "moco.comparison",
         "moco.figures",
         "moco.plots",
         "moco.sweep_figures",
     ],
-    ["moco.flags", "moco.options", "moco.probe_options", "moco.probe", "moco.resume", "moco.watch", "moco.page", "moco.report"],
+    ["moco.flags", "moco.options", "moco.probe_options", "moco.probe", "moco.resume", "moco.watch", "moco.page", "moco.similarities", "moco.report"],
     ["main_moco", "main_lincls", "hubconf"],
 ]
 # The same inside moco/data/: what a sample is, where it comes from, in which order, how it becomes a batch.

@@ -8,24 +8,10 @@ from typing import Any
 
 import pytest
 
+from moco.comparison import accuracy_measure, differing, predicts, temperature_curves
 from moco.correlation import spearman
 from moco.errors import InputError
-from moco.runs import (
-    COLLAPSE,
-    DONE,
-    FAILED,
-    KNN,
-    OTHER,
-    PROBE,
-    UNFINISHED,
-    UNMEASURED,
-    Encoder,
-    accuracy_measure,
-    differing,
-    predicts,
-    read,
-    temperature_curves,
-)  # fmt: skip
+from moco.runs import COLLAPSE, DONE, FAILED, KNN, OTHER, PROBE, UNFINISHED, UNMEASURED, Encoder, read
 from tests.report_runs import run, sweep, write
 
 
@@ -180,12 +166,17 @@ def test_correlation_with_and_without_collapsed_encoders() -> None:
 
 def test_options_count_where_their_term_does() -> None:
     names = ("moco_t", "moco_unif_t", "seed")
-    ours = {"moco_contr_w": 1, "moco_unif_w": 0, "moco_t": 0.1, "moco_unif_t": 2, "seed": 0}
+    ours = {"loss": "infonce", "moco_contr_w": 1, "moco_unif_w": 0, "moco_t": 0.1, "moco_unif_t": 2, "seed": 0}
     a, b = (Encoder(name, Path(name), options=dict(ours)) for name in "ab")
     b.options["moco_unif_t"] = 3  # of a term without weight
     assert differing([a, b], names) == []
     b.options["moco_t"] = 0.2
     assert differing([a, b], names) == ["moco_t"]
+    a.options |= {"loss": "hcl", "moco_contr_w": None, "moco_beta": 2.0}  # a head without weights
+    assert (a.option("moco_t"), a.option("moco_beta"), a.option("moco_unif_t")) == (0.1, 2.0, None)
+    assert b.option("moco_beta") is None
+    b.options["moco_t"] = "0:0.5,9:0.07"
+    assert (a.temperature, b.temperature) == (0.1, None)
 
 
 def test_temperature_curves_hold_what_differs_in_nothing_else(tmp_path: Path) -> None:

@@ -1,0 +1,70 @@
+"""What several encoders say together: who differs in what, and whether alignment and uniformity predict accuracy."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from moco.correlation import RankCorrelation, rank_correlation
+from moco.runs import COLLAPSE, DONE, KNN, PROBE, Encoder
+
+
+def accuracy_measure(encoders: Sequence[Encoder]) -> str | None:
+    """What colours and correlations mean by accuracy: the linear probe's if at least as many encoders have it as have
+    kNN's, else kNN's; None if none has either. The two are never mixed."""
+    count = Counter(name for one in encoders if one.compared for name in (PROBE, KNN) if name in one.measured)
+    return max((PROBE, KNN), key=lambda name: count[name]) if count else None
+
+
+def predicts(encoders: Sequence[Encoder], *, collapsed: bool) -> RankCorrelation:
+    """Spearman's ρ of alignment + uniformity on validation images against accuracy, near -1 where the sum predicts it.
+
+    `collapsed`: with collapsed encoders, which lie far from all others in both and so raise |ρ|. InputError where there
+    is none (too few encoders, all equal)."""
+    measure = accuracy_measure(encoders)
+    states = (DONE, COLLAPSE) if collapsed else (DONE,)
+    used = [one.measured for one in encoders if one.state in states and measure in one.measured]
+    return rank_correlation([sum_of(m) for m in used], [m[str(measure)] for m in used])
+
+
+def sum_of(measured: Mapping[str, float]) -> float:
+    """Alignment + uniformity."""
+    return measured["val_alignment"] + measured["val_uniformity"]
+
+
+def differing(encoders: Sequence[Encoder], names: Iterable[str]) -> list[str]:
+    """Those options of `names` in which the encoders that have options differ where they matter."""
+    known = [one for one in encoders if one.options]
+    return [name for name in names if len({json.dumps(one.option(name)) for one in known}) > 1]
+
+
+@dataclass
+class TemperatureCurve:
+    """Encoders of the contrastive loss that differ in nothing but temperature and seed, by temperature."""
+
+    label: str
+    encoders: list[Encoder]
+
+    def points(self, measure: str) -> tuple[list[float], list[float]]:
+        """(temperatures in ascending order, the mean of the measure over the seeds of each)."""
+        values: dict[float, list[float]] = {}
+        for one in self.encoders:
+            if measure in one.measured:
+                values.setdefault(one.temperature or 0.0, []).append(one.measured[measure])
+        return sorted(values), [sum(values[t]) / len(values[t]) for t in sorted(values)]
+
+
+def temperature_curves(encoders: Sequence[Encoder], names: Sequence[str]) -> list[TemperatureCurve]:
+    """Groups of compared encoders that use a temperature and differ in no other option of `names` but the seed; of two
+    or more temperatures each."""
+    using = [one for one in encoders if one.compared and one.temperature]
+    others = [name for name in differing(using, names) if name not in ("moco_t", "seed")]
+    groups: dict[str, list[Encoder]] = {}
+    for one in using:
+        key = ", ".join(f"{name} {one.option(name)}" for name in others if one.option(name) is not None)
+        groups.setdefault(key, []).append(one)
+    return [
+        TemperatureCurve(label, group) for label, group in groups.items() if len({one.temperature for one in group}) > 1
+    ]

@@ -1,0 +1,82 @@
+"""Which images an encoder holds to be alike: some validation images, each with its nearest others."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+
+from moco.data.augment import Augment
+from moco.data.datasets import has_split, open_split
+from moco.data.recipes import find_recipe
+from moco.data.source import Source
+from moco.encoder_file import load_trunk, read_encoder
+from moco.encoders import build_encoder, trunk
+from moco.errors import InputError
+from moco.features import centre_crops, extract_features
+from moco.preprocessing import suited
+
+THUMBNAIL = 72  # pixels a side
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An image: where it comes from, its class ("" if unknown), its cosine to the query, itself as a data URI."""
+
+    name: str
+    label: str
+    similarity: float
+    uri: str
+
+
+@dataclass(frozen=True)
+class Row:
+    query: Shown
+    nearest: list[Shown]
+
+
+@torch.no_grad()
+def grid(checkpoint: Path, options: Mapping[str, Any], queries: int, count: int = 8) -> list[Row]:
+    """For `queries` images, evenly spaced in the validation split (the training split where there is none), the `count`
+    nearest others of the same split by the cosine of the trunk's features, the nearest first.
+
+    options: those of the run, which say where its images are. InputError if these or the checkpoint cannot be read.
+    """
+    data, dataset = options.get("data"), str(options.get("dataset"))
+    if data is not None and not Path(data).exists():
+        raise InputError(f"the run's images are not at {data} any more: bring them back, or leave out --neighbours")
+    split = "val" if has_split(data, dataset, "val") else "train"
+    source = open_split(data, dataset, split, labels_required=False)
+    size, recipe_name = suited(dataset, options)
+    recipe, file = find_recipe(recipe_name), read_encoder(checkpoint)
+    encoder = build_encoder(file.arch or str(options["arch"]), 1, image_size=size)
+    load_trunk(encoder, file)
+    how = SimpleNamespace(data=data, dataset=dataset, loader="auto", workers=32, skip_bad_images=False)
+    images = centre_crops(source, recipe, size, how, torch.device("cpu"))
+    x, _ = extract_features(trunk(encoder), images, Augment(recipe.for_evaluation(), 0))
+    x = F.normalize(x, dim=1)
+    rows = []
+    for query in np.unique(np.linspace(0, len(x) - 1, queries).round().astype(int)).tolist():
+        similarity = x @ x[query]
+        others = [i for i in similarity.argsort(descending=True, stable=True).tolist()[: count + 1] if i != query]
+        nearest = [_shown(source, i, float(similarity[i])) for i in others[:count]]
+        rows.append(Row(_shown(source, query, 1.0), nearest))
+    return rows
+
+
+def _shown(source: Source, index: int, similarity: float) -> Shown:
+    label = int(source.labels[index])
+    picture = Image.fromarray(np.asarray(source.decode(index)))
+    packed = io.BytesIO()
+    ImageOps.fit(picture, (THUMBNAIL, THUMBNAIL)).save(packed, "JPEG", quality=85)
+    uri = f"data:image/jpeg;base64,{base64.b64encode(packed.getvalue()).decode()}"
+    return Shown(source.name(index), source.classes[label] if label >= 0 else "", similarity, uri)
