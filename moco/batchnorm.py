@@ -51,8 +51,7 @@ class _SplitBatchNorm(nn.modules.batchnorm._BatchNorm):
             running = self.running_mean.repeat(groups), self.running_var.repeat(groups)
         if n % groups == 0:
             # groups side by side in the channel axis: one call normalises them all
-            wide = input.reshape(n // groups, groups * channels, *input.shape[2:])
-            out = self._normalise(wide, running, groups).reshape(input.shape)
+            out = _narrow(self._normalise(_wide(input, groups), running, groups), groups)
         else:
             out = torch.empty_like(input)
             for g in range(groups):
@@ -68,6 +67,25 @@ class _SplitBatchNorm(nn.modules.batchnorm._BatchNorm):
         weight = None if self.weight is None else self.weight.repeat(groups)
         bias = None if self.bias is None else self.bias.repeat(groups)
         return F.batch_norm(x, mean, var, weight, bias, True, 0.1 if self.momentum is None else self.momentum, self.eps)
+
+
+def _wide(x: Tensor, groups: int) -> Tensor:
+    """[n, C, ...] -> [n / groups, groups · C, ...] in the memory format of x: for NCHW nothing is copied, for NHWC runs
+    of C, and the layers after it get NHWC again."""
+    n, channels = x.shape[:2]
+    if x.dim() != 4 or not x.is_contiguous(memory_format=torch.channels_last) or x.is_contiguous():
+        return x.reshape(n // groups, groups * channels, *x.shape[2:])
+    rows = x.permute(0, 2, 3, 1).unflatten(0, (n // groups, groups)).permute(0, 2, 3, 1, 4)
+    return rows.flatten(3).permute(0, 3, 1, 2)
+
+
+def _narrow(x: Tensor, groups: int) -> Tensor:
+    """The inverse of `_wide`."""
+    n, wide = x.shape[:2]
+    if x.dim() != 4 or not x.is_contiguous(memory_format=torch.channels_last) or x.is_contiguous():
+        return x.reshape(n * groups, wide // groups, *x.shape[2:])
+    rows = x.permute(0, 2, 3, 1).unflatten(3, (groups, wide // groups)).permute(0, 3, 1, 2, 4)
+    return rows.flatten(0, 1).permute(0, 3, 1, 2)
 
 
 def isolate_batchnorm(encoder: nn.Module, mode: str, group_size: int, device: torch.device) -> nn.Module:
