@@ -25,9 +25,7 @@ def few_label_accuracy(
     classifier is logistic regression with scikit-learn's default penalty, ½‖W‖² beside the sum of the cross entropies.
     The labels of draw i depend on (seed, i) and on the order of the training samples alone.
     """
-    deviation, mean = torch.std_mean(train_x.double(), dim=0, correction=0)
-    deviation[deviation < 1e-12] = 1  # a unit that never fires
-    train, val = ((x.double() - mean) / deviation for x in (train_x, val_x))
+    (train, val), _, _ = standardise(train_x, train_x, val_x)
     classes = int(max(train_y.max(), val_y.max())) + 1
     members = [(train_y == c).nonzero()[:, 0].cpu() for c in range(classes)]
     if (least := min(len(rows) for rows in members)) < per_class:
@@ -42,6 +40,13 @@ def few_label_accuracy(
         accuracies.append(metrics.topk_accuracy(val @ weight.T + bias, val_y, (1,)).item())
     spread = math.sqrt(sum((a - sum(accuracies) / draws) ** 2 for a in accuracies) / max(1, draws - 1))
     return sum(accuracies) / draws, spread
+
+
+def standardise(of: Tensor, *features: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+    """(each of `features` [n, d] in units of the deviation of `of` from its mean, fp64; that mean; that deviation)."""
+    deviation, mean = torch.std_mean(of.double(), dim=0, correction=0)
+    deviation[deviation < 1e-12] = 1  # a unit that never fires
+    return [(x.double() - mean) / deviation for x in features], mean, deviation
 
 
 def logistic_regression(x: Tensor, y: Tensor, classes: int, penalty: float = 1.0) -> tuple[Tensor, Tensor]:

@@ -69,6 +69,18 @@ class LinclsOptions(CommonOptions):
         """Whether there is nothing to train epoch by epoch: logistic regression to its optimum."""
         return self.cached and not self.sweep
 
+    def in_words(self) -> str:
+        """How it trains, for the log."""
+        scale = self.batch_size / 256
+        if self.solved:
+            return "logistic regression on cached features"
+        if self.sweep:
+            return f"{len(self.settings())} classifiers{' on cached features' * self.cached}"
+        if self.finetune:
+            rates = [f"{lr:g} x {self.batch_size}/256 = {lr * scale:g}" for lr in (self.trunk_lr, self.head_lr)]
+            return f"learning rates {rates[0]} (trunk) and {rates[1]} (classifier)"
+        return f"learning rate {self.lr:g} x {self.batch_size}/256 = {self.lr * scale:g}"
+
     def settings(self) -> list[tuple[float, float]]:
         """(learning rate per 256 images, weight decay) of each classifier."""
         if self.sweep:

@@ -59,6 +59,7 @@ ROWS: list[list[str]] = [
         "moco.step",
         "moco.health",
         "moco.logistic",
+        "moco.cached",
         "moco.preprocessing",
         "moco.weights_file",
         "moco.encoder_file",
@@ -78,7 +79,19 @@ ROWS: list[list[str]] = [
         "moco.plots",
         "moco.sweep_figures",
     ],
-    ["moco.flags", "moco.options", "moco.probe_options", "moco.probe", "moco.resume", "moco.watch", "moco.page", "moco.similarities", "moco.report"],
+    [
+        "moco.flags",
+        "moco.options",
+        "moco.probe_options",
+        "moco.probe",
+        "moco.probe_model",
+        "moco.probe_file",
+        "moco.resume",
+        "moco.watch",
+        "moco.page",
+        "moco.similarities",
+        "moco.report",
+    ],
     ["main_moco", "main_lincls", "hubconf"],
 ]
 # The same inside moco/data/: what a sample is, where it comes from, in which order, how it becomes a batch.

@@ -86,7 +86,7 @@ def folds(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
         if len(members) < count:
             raise InputError(
                 f"{count}-fold cross-validation needs {count} training images of every class, and class {label} has"
-                f" {len(members)}: pass a smaller --folds, or 0"
+                f" {len(members)}: pass a smaller --folds, or give it more images"
             )
         fold[members[permutation(stream_key(seed, int(label), Purpose.FOLD), len(members))]] = (
             np.arange(len(members)) % count

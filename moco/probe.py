@@ -1,0 +1,205 @@
+"""Linear classifiers on an encoder's features, in training: one of them, many at once, or one with its encoder.
+
+Many classifiers are one matrix product: each has its own learning rate and weight decay, all see the same batches, and
+the gradient of the sum of their losses is for each the gradient of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moco import distributed, metrics
+from moco.data.augment import Augment
+from moco.data.loader import Batch, Loader
+from moco.data.sampler import Sampler
+from moco.errors import NumericsError
+from moco.logs import RunLog
+from moco.meter import Clock, Meter
+from moco.probe_options import LinclsOptions
+from moco.schedules import learning_rate
+
+
+class Classifiers(nn.Module):
+    """J linear classifiers of the same shape: features [N, d] -> logits [N, J, classes]."""
+
+    def __init__(self, linears: Sequence[nn.Linear]) -> None:
+        super().__init__()
+        self.linears = nn.ModuleList(linears)
+
+    def __len__(self) -> int:
+        return len(self.linears)
+
+    def __getitem__(self, number: int) -> nn.Linear:
+        linear = self.linears[number]
+        assert isinstance(linear, nn.Linear)
+        return linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(self) == 1:
+            return self[0](x)[:, None]
+        weight = torch.cat([self[j].weight for j in range(len(self))])
+        bias = None if self[0].bias is None else torch.cat([self[j].bias for j in range(len(self))])
+        return F.linear(x, weight, bias).view(len(x), len(self), -1)
+
+    def finite(self) -> Tensor:
+        """Whether all weights of each classifier are finite: bool [J]."""
+        return torch.stack([torch.stack([p.isfinite().all() for p in one.parameters()]).all() for one in self.linears])
+
+
+class Stream(Protocol):
+    """Where training batches come from, epoch by epoch."""
+
+    @property
+    def sampler(self) -> Sampler: ...
+
+    def epoch(self, epoch: int) -> Generator[Any, None, None]: ...
+
+    def inputs(self, batch: Any, epoch: int) -> tuple[Tensor, Tensor]:
+        """(what the model in training is given, labels) of a batch; its rows are this rank's share."""
+
+
+@dataclass
+class Crops:
+    """Augmented crops; through the frozen `network` if there is one."""
+
+    loader: Loader
+    augment: Augment
+    network: nn.Module | None
+
+    @property
+    def sampler(self) -> Sampler:
+        return self.loader.sampler
+
+    def epoch(self, epoch: int) -> Generator[Batch, None, None]:
+        return self.loader.epoch(epoch)
+
+    def inputs(self, batch: Batch, epoch: int) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            images = self.augment(batch.crops[:, 0], batch.index, epoch)
+            return (self.network(images) if self.network else images), batch.labels
+
+
+@dataclass
+class Cached:
+    """Features [n, d] that were computed once, without augmentation."""
+
+    features: Tensor
+    labels: Tensor
+    sampler: Sampler
+
+    def epoch(self, epoch: int) -> Generator[Tensor, None, None]:
+        for step in range(self.sampler.steps):
+            yield torch.from_numpy(self.sampler.batch(epoch, step)).to(self.features.device)
+
+    def inputs(self, batch: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        return self.features[batch], self.labels[batch]
+
+
+@torch.no_grad()
+def accuracies(classifiers: Classifiers, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """(top-1, top-5) in percent of each classifier on features [n, d]: fp64 [J]. 0 if its weights are not finite."""
+    right = torch.zeros((2, len(classifiers)), dtype=torch.float64, device=features.device)
+    for x, y in zip(features.split(4096), labels.split(4096), strict=True):
+        logits = classifiers(x)
+        right += torch.stack([metrics.topk_correct(logits[:, j], y) for j in range(len(classifiers))], dim=1)
+    top1, top5 = right * (100 / len(labels)) * classifiers.finite()
+    return top1, top5
+
+
+def check_unchanged(before: dict[str, Tensor], now: dict[str, Tensor]) -> None:
+    """MoCo's sanity check: a probe that trains its encoder measures something else."""
+    changed = [name for name, value in before.items() if not torch.equal(value, now[name])]
+    if changed:
+        raise NumericsError(f"{changed[0]} changed although the trunk is frozen: please report this fault")
+
+
+def make_optimizer(
+    options: LinclsOptions, classifiers: Classifiers, trunk: nn.Module | None
+) -> tuple[torch.optim.Optimizer, list[float]]:
+    """The optimiser, a group for each classifier and then for `trunk` if it trains; and the groups' learning rates."""
+    scale = options.batch_size / 256
+    rates = [scale * lr for lr, _ in options.settings()]
+    groups = [
+        {"params": list(linear.parameters()), "lr": rate, "weight_decay": decay}
+        for linear, rate, (_, decay) in zip(classifiers.linears, rates, options.settings(), strict=True)
+    ]
+    if trunk is not None:
+        rates.append(scale * options.trunk_lr)
+        groups.append({"params": list(trunk.parameters()), "lr": rates[-1], "weight_decay": options.weight_decay})
+    if options.optimizer == "adam":
+        return torch.optim.Adam(groups), rates
+    return torch.optim.SGD(groups, rates[0], momentum=options.momentum), rates
+
+
+@dataclass
+class Probe:
+    """Classifiers in training. `trunk` None: they alone train, on features that the stream gives."""
+
+    options: LinclsOptions
+    device: torch.device
+    encoder: nn.Module
+    classifiers: Classifiers
+    trunk: nn.Module | None
+    optimizer: torch.optim.Optimizer
+    rates: list[float]
+    stream: Stream
+    log: RunLog
+    chosen: int = 0
+
+    def __post_init__(self) -> None:
+        model = self.classifiers if self.trunk is None else nn.Sequential(self.trunk, self.classifiers)
+        self.parallel = distributed.data_parallel(model, self.device)
+
+    def one_epoch(self, epoch: int) -> None:
+        """Waits for the device every `print_freq` steps only. Ranks may hold uneven parts of a batch, or none.
+
+        The figures logged are those of the classifier that was the best so far.
+        """
+        options, steps, world = self.options, self.stream.sampler.steps, distributed.world_size()
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = learning_rate(epoch, rate, options.epochs, options.schedule, drop=options.lr_drop)
+        lr = self.optimizer.param_groups[self.chosen]["lr"]
+        if self.trunk is not None:
+            self.trunk.train()
+        clock, since_print, of_epoch = Clock(), Meter(), Meter()
+        with contextlib.closing(self.stream.epoch(epoch)) as batches:
+            asked = time.perf_counter()
+            for step, batch in enumerate(batches):
+                clock.waited(asked)
+                x, labels = self.stream.inputs(batch, epoch)
+                n, total = len(labels), sum(self.stream.sampler.sizes(step))
+                logits = self.parallel(x)
+                each = F.cross_entropy(logits.flatten(0, 1), labels.repeat_interleave(len(self.classifiers)),
+                                       reduction="none").view(n, -1)  # fmt: skip
+                self.optimizer.zero_grad(set_to_none=True)
+                # DDP takes the mean over ranks: this is the mean over samples
+                (each.sum() * (world / total)).backward()
+                self.optimizer.step()
+                acc1, acc5 = metrics.topk_accuracy(logits[:, self.chosen].detach(), labels)
+                loss = each[:, self.chosen].detach().sum() / max(1, n)
+                for meter in (since_print, of_epoch):
+                    meter.add({"loss": loss, "acc1": acc1, "acc5": acc5}, n)
+                clock.step(total)
+                at = dict(epoch=epoch, step=step + 1, steps=steps, epochs=options.epochs)
+                if (step + 1) % options.print_freq == 0 or step + 1 == steps:
+                    timing = clock.lap(self.device, (options.epochs - epoch) * steps - step - 1)
+                    self.log.train({**since_print.read(), "lr": lr}, timing, **at, global_step=epoch * steps + step + 1)
+                else:
+                    self.log.advance(**at)
+                asked = time.perf_counter()
+        means = of_epoch.read()
+        self.log.epoch(means, epoch=epoch, global_step=(epoch + 1) * steps)
+        if self.trunk is not None:
+            self.trunk.eval()
+        alone = len(self.classifiers) == 1
+        if not self.classifiers.finite().any() or (alone and not math.isfinite(means["loss"])):
+            raise NumericsError(f"loss or weights are not finite after epoch {epoch + 1}: use a smaller --lr")

@@ -1,0 +1,148 @@
+"""A probe's checkpoints: MoCo's layout for the classifier that counts, and beside it all that training on needs."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moco import checkpoint, distributed
+from moco.encoder_file import EncoderFile, read_encoder
+from moco.encoders import classifier_name
+from moco.errors import InputError
+from moco.layers import OUTPUT, TRUNK
+from moco.options import as_dict
+from moco.preprocessing import suited
+from moco.probe import Classifiers
+from moco.probe_options import LinclsOptions
+from moco.provenance import git_state
+
+LAST, BEST = "checkpoint.pth.tar", "model_best.pth.tar"
+# options that say what is trained: to go on with others would be to start something else
+_SAME = ("features_from", "optimizer", "train_fraction", "sweep", "sweep_lrs", "sweep_wds", "cached", "finetune")
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best epoch so far: its validation accuracies in percent, and what it was chosen by: the top-1 accuracy on
+    the validation images (MoCo), or in a sweep that of the best classifier on the held-out training images."""
+
+    acc1: float = 0.0
+    acc5: float = 0.0
+    epoch: int = 0
+    score: float = 0.0
+
+
+def classifier_to_resume(options: LinclsOptions) -> EncoderFile | None:
+    """The checkpoint of this main that --resume means; 'auto' with nothing there is a fresh start."""
+    if options.evaluate and options.resume is None:
+        raise InputError("--evaluate needs a trained classifier: pass --resume and a checkpoint of main_lincls.py")
+    path = os.path.join(options.output_dir, LAST) if options.resume == "auto" else options.resume
+    if path is None or (options.resume == "auto" and not distributed.on_rank_0(lambda: os.path.exists(path))):
+        return None
+    file = read_encoder(path)
+    if not {"optimizer", "best_acc1"} <= file.rest.keys():
+        raise InputError(f"{path} holds an encoder ({file.layout}) and no linear classifier: pass it as --pretrained")
+    return file
+
+
+def resolve(options: LinclsOptions, origin: EncoderFile | None, resumed: bool) -> LinclsOptions:
+    """What the command leaves open is taken from the run that the encoder comes from, then from the data set."""
+    before = origin.options if origin else {}
+    if origin and origin.arch and options.arch not in (None, origin.arch):
+        raise InputError(f"{origin.path} holds a {origin.arch}, not a {options.arch}: pass --arch {origin.arch}")
+    if options.evaluate:  # whatever trained it, one classifier is measured
+        which = before.get("features_from", TRUNK)
+        options = dataclasses.replace(options, features_from=which, sweep=False, cached=False, finetune=False)
+    elif resumed and origin:
+        for name in _SAME:
+            if name in before and before[name] != getattr(options, name):
+                flag = f"--{name.replace('_', '-')} {before[name]}"
+                raise InputError(f"{origin.path} was trained with {flag}: pass the same, or another --output-dir")
+    size, recipe = suited(options.dataset, before)
+    seed = before.get("seed") if options.seed is None and resumed else options.seed
+    seed = distributed.broadcast_object(random.SystemRandom().randrange(2**31) if seed is None else seed)
+    arch = options.arch or (origin.arch if origin else None) or "resnet50"
+    name = f"{origin.path.absolute().parent.name}-{origin.path.name.split('.')[0]}" if origin else "untrained"
+    folder = options.output_dir or os.path.join("runs", f"lincls-{options.dataset}-{arch.replace(':', '-')}-{name}")
+    if options.resume is None and distributed.on_rank_0(lambda: os.path.exists(os.path.join(folder, LAST))):
+        raise InputError(f"{folder} already holds a probe: pass --resume auto to go on, or another --output-dir")
+    return dataclasses.replace(
+        options, arch=arch, image_size=options.image_size or size, recipe=options.recipe or recipe, seed=seed,
+        output_dir=folder, pretrained=options.pretrained or (before.get("pretrained") if resumed else None),
+    )  # fmt: skip
+
+
+def restore_classifiers(encoder: nn.Module, classifiers: Classifiers, file: EncoderFile, which: str) -> None:
+    """Puts all classifiers back, or the one that counts if there is one only. InputError if the shapes differ."""
+    ours = file.rest.get("moco_lincls", {})
+    prefix = classifier_name(encoder) + "."
+    if len(classifiers) > 1:
+        there = ours.get("classifiers", {})
+    else:
+        own = {key.removeprefix(prefix): value for key, value in file.state.items() if key.startswith(prefix)}
+        there = {f"linears.0.{key}": value for key, value in (own if which == TRUNK else ours["classifier"]).items()}
+    for key, here in classifiers.state_dict().items():
+        value = there.get(key)
+        if value is None or value.shape != here.shape:
+            told = len(value) if value is not None else "no"
+            raise InputError(f"{file.path} tells {told} classes apart, the data has {len(here)}: pass its own data")
+        here.copy_(value)
+
+
+def restore_progress(optimizer: torch.optim.Optimizer, file: EncoderFile) -> tuple[int, Best, int]:
+    """Puts the momentum back; epochs done, the best so far, and which classifier that is. MoCo's own files go on as
+    well."""
+    try:
+        optimizer.load_state_dict(file.rest["optimizer"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"the optimiser's state in {file.path} is not that of a linear classifier: {error}") from error
+    ours, acc1 = file.rest.get("moco_lincls", {}), float(file.rest["best_acc1"])
+    best = Best(acc1, ours.get("best_acc5", 0.0), ours.get("best_epoch", 0), ours.get("best_score", acc1))
+    return file.epoch or 0, best, ours.get("chosen", 0)
+
+
+def save(
+    options: LinclsOptions,
+    encoder: nn.Module,
+    classifiers: Classifiers,
+    chosen: int,
+    optimizer: torch.optim.Optimizer | None,
+    epochs_done: int,
+    best: Best,
+    classes: list[str],
+    names: list[str],
+) -> None:
+    """Writes the files `names`. Their `state_dict` is the encoder's, `module.` before its names whatever the number of
+    ranks; on the trunk's features the chosen classifier is the encoder's own, elsewhere it is in `moco_lincls`."""
+    head = classifier_name(encoder) + "."
+    keep_head = options.features_from == OUTPUT  # the projection head: part of what is classified
+    weights = {name: value for name, value in encoder.state_dict().items() if keep_head or not name.startswith(head)}
+    classifier: dict[str, Tensor] = {k: v.detach() for k, v in classifiers[chosen].state_dict().items()}
+    more: dict[str, Any] = {}
+    if options.features_from == TRUNK:
+        weights |= {f"{head}{name}": value for name, value in classifier.items()}
+    else:
+        more["classifier"] = classifier
+    if len(classifiers) > 1:
+        more |= {"classifiers": dict(classifiers.state_dict()), "chosen": chosen}
+    state: dict[str, Any] = {
+        "epoch": epochs_done,
+        "arch": options.arch,
+        "state_dict": {f"module.{name}": value for name, value in weights.items()},
+        "best_acc1": best.acc1,
+        "optimizer": optimizer.state_dict() if optimizer else {},
+        "moco_lincls": {
+            "best_acc5": best.acc5, "best_epoch": best.epoch, "best_score": best.score, "classes": list(classes),
+            "options": as_dict(options), "git": git_state(), **more,
+        },
+    }  # fmt: skip
+    for name in names:
+        distributed.on_rank_0(functools.partial(checkpoint.save, Path(options.output_dir) / name, state))
