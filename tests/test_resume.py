@@ -17,9 +17,9 @@ from moco.data.loader import Batch
 from moco.encoders import build_encoder
 from moco.errors import InputError
 from moco.globalbatch import GlobalBatch
-from moco.losses import WeightedHead
+from moco.heads import HEADS
 from moco.meter import Meter
-from moco.options import PretrainOptions, parse_pretrain
+from moco.options import PretrainOptions, loss_head, parse_pretrain
 from moco.resume import Position, find, restore, snapshot
 from moco.step import TrainingStep
 
@@ -40,6 +40,8 @@ def options(*more: str) -> PretrainOptions:
         "0.9",
         "--seed",
         "5",
+        "--moco-t",
+        "0.2",
     ]
     return parse_pretrain([*words, *more])
 
@@ -64,7 +66,8 @@ def training_step(o: PretrainOptions, seed: int = 0, noisy: bool = False) -> Tra
     encoder = build_encoder(o.arch, o.moco_dim, o.mlp)
     model = MoCo(Noisy(encoder) if noisy else encoder, o.moco_dim, o.moco_k, o.moco_m, o.bn, 4, seed=o.seed or 0)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=o.momentum, weight_decay=o.weight_decay, fused=True)
-    return TrainingStep(model, WeightedHead(1.0, 0.2), optimizer, augment, GlobalBatch(), amp=o.amp)
+    more: dict[str, Any] = {"amp": o.amp, "symmetric": o.symmetric, "accum_steps": o.accum_steps}
+    return TrainingStep(model, loss_head(o), optimizer, augment, GlobalBatch(), **more)
 
 
 def run(step: TrainingStep, meters: list[Meter], steps: range) -> list[Tensor]:
@@ -72,7 +75,7 @@ def run(step: TrainingStep, meters: list[Meter], steps: range) -> list[Tensor]:
     for number in steps:
         generator = torch.Generator().manual_seed(number)
         crops = torch.randint(0, 256, (6, 2, 8, 8, 3), generator=generator, dtype=torch.uint8)
-        batch = Batch(crops, torch.arange(6), torch.arange(6) + number)
+        batch = Batch(crops, torch.arange(6), (torch.arange(6) + number) % 7)
         values, _ = step(batch, 0, [6])
         losses.append(values["loss"])
         for meter in meters:
@@ -116,6 +119,29 @@ def test_goes_on_with_the_same_bits(tmp_path: Path, amp: str) -> None:
     assert other.moco.step == through.moco.step == 6 and int(other.moco.filled) == 11
     assert other.scaler.state_dict() == through.scaler.state_dict()
     assert meters[1].read() == through_meters[1].read()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(f"--loss {loss}" for loss in HEADS),
+        *(f"--symmetric --loss {loss}" for loss in ("infonce", "supcon", "hard")),
+        "--symmetric --accum-steps 2 --loss hcl --bn local",
+        "--moco-k 0",
+        "--moco-k 0 --loss align-uniform",
+    ],
+)
+def test_every_head_goes_on_with_the_same_bits(words: str) -> None:
+    """Also where both views' keys are more than the queue holds, and where there is none."""
+    o = options(*words.split())
+    through = training_step(o)
+    run(through, [], range(3))
+    state = copy.deepcopy(snapshot(through, [], Position(), o))
+    other = training_step(o, seed=99)
+    restore(state, Path("c"), other, [], o)
+    assert torch.stack(run(other, [], range(3, 6))).equal(torch.stack(run(through, [], range(3, 6))))
+    assert same_bits(everything(other), everything(through))
+    assert int(other.moco.filled) == o.moco_k
 
 
 def test_a_bad_step_is_remembered(tmp_path: Path) -> None:
@@ -188,9 +214,12 @@ def test_changed_options_are_said(tmp_path: Path) -> None:
     """Those that change results, and no others."""
     o = options()
     state = snapshot(training_step(o), [], Position(), o)
-    changed = options("--lr", "0.1", "--moco-t", "0.2", "-p", "3", "--output-dir", "elsewhere")
+    changed = options("--lr", "0.1", "--moco-t", "0:0.3,9:0.1", "-p", "3", "--output-dir", "elsewhere")
     _, notes = restore(state, tmp_path, training_step(changed), [], changed)
-    assert sorted(notes) == ["--lr was 0.03 and is 0.1 from here on", "--moco-t was 0.07 and is 0.2 from here on"]
+    assert sorted(notes) == [
+        "--lr was 0.03 and is 0.1 from here on",
+        "--moco-t was 0.2 and is 0:0.3,9:0.1 from here on",
+    ]
 
 
 def test_the_command_line_rules_the_optimiser(tmp_path: Path) -> None:

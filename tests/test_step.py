@@ -17,7 +17,10 @@ from moco import metrics
 from moco.builder import MoCo
 from moco.data.loader import Batch
 from moco.globalbatch import GlobalBatch
+from moco.heads import HEADS
+from moco.inbatch import InBatchHead
 from moco.losses import LossOutput, WeightedHead
+from moco.options import loss_head, parse_pretrain
 from moco.step import TrainingStep
 from tests import oracles
 
@@ -104,11 +107,67 @@ def test_is_algorithm_1_of_moco() -> None:
         torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("parts", [2, 3, 7])
-def test_accumulation_equals_the_whole_batch(parts: int) -> None:
+def test_symmetric_is_the_mean_of_both_directions() -> None:
+    """Each view once as queries and once as keys; then view 1's keys are enqueued, and after them view 0's."""
+    step = training_step(symmetric=True, lr=0.0)
+    step.optimizer.param_groups[0]["weight_decay"] = 0
+    for number in range(2):
+        data, queue, pointer = batch(number, 3), step.moco.queue.clone(), int(step.moco.queue_ptr)
+        values, measured = step(data, 3, [3], measure=True)
+        images = [augment(data.crops[:, view], data.index, 3, view) for view in (0, 1)]
+        q = [oracles.unit_rows(step.moco.encoder_q(x)) for x in images]
+        k = [oracles.unit_rows(step.moco.encoder_k(x)).detach() for x in images]
+        loss = (oracles.contrastive(q[0], k[1], queue, T) + oracles.contrastive(q[1], k[0], queue, T)) / 2
+        torch.testing.assert_close(values["loss"], loss.detach(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(values["loss_contrastive"], values["loss"])
+        wanted = torch.autograd.grad(loss, list(step.moco.encoder_q.parameters()))
+        found = [p.grad for p in step.moco.encoder_q.parameters()]
+        torch.testing.assert_close(found, list(wanted), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(measured["alignment"], metrics.alignment(q[0], k[1]))
+        places = [(pointer + i) % K for i in range(6)]
+        torch.testing.assert_close(step.moco.queue[:, places], torch.cat([k[1], k[0]]).T)
+        assert step.moco.queue_labels[places].tolist() == [0, 1, 2] * 2
+
+
+def test_without_a_queue_both_views_are_queries() -> None:
+    """SimCLR's loss, with gradients through both views; the key encoder follows, and sees no image."""
+    torch.manual_seed(11)
+    model = MoCo(Net(), dim=DIM, K=0, m=M)
+    optimizer = torch.optim.SGD(model.parameters(), LR, fused=True)
+    step = TrainingStep(model, InBatchHead(1.0, T), optimizer, augment, GlobalBatch())
+    for number in range(2):
+        data, before = batch(number, 4), copy.deepcopy(model.encoder_q)
+        values, measured = step(data, 3, [4], measure=True)
+        q, k = (oracles.unit_rows(before(augment(data.crops[:, view], data.index, 3, view))) for view in (0, 1))
+        loss = oracles.nt_xent(q, k, T)
+        torch.testing.assert_close(values["loss"], loss.detach(), rtol=1e-5, atol=1e-6)
+        wanted = torch.autograd.grad(loss, list(before.parameters()))
+        for p, old, gradient in zip(model.encoder_q.parameters(), before.parameters(), wanted, strict=True):
+            torch.testing.assert_close(p.detach(), old.detach() - LR * gradient, rtol=1e-4, atol=1e-6)
+        assert measured.keys() == {"alignment", "uniformity"}  # nothing to tell the key from
+    assert model.encoder_k.layouts == [] and model.queue.shape == (DIM, 0) and int(model.queue_ptr) == 0
+    assert not all(a.equal(b) for a, b in zip(model.encoder_k.parameters(), Net().parameters(), strict=True))
+
+
+@pytest.mark.parametrize("loss", HEADS)
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_every_head_trains_and_waits_for_nothing(loss: str, symmetric: bool) -> None:
+    """Every number stays finite, with the batch in parts and each direction by itself."""
+    head = loss_head(parse_pretrain(["folder", "--loss", loss, "--moco-hard-alpha", "0.4"]))
+    step = training_step(head, symmetric=symmetric, lr=0.02, accum_steps=2)
+    losses = [step(batch(0), 0, [5])[0]["loss"] for _ in range(2)]
+    with NothingWaits():
+        losses += [step(batch(0), 0, [5])[0]["loss"] for _ in range(12)]
+    assert step.not_applied() == (0, 0) and all(value.isfinite() for value in losses)
+    assert all(value.isfinite().all() for value in state(step).values())
+
+
+@pytest.mark.parametrize(("parts", "symmetric"), [(2, False), (3, False), (7, False), (3, True)])
+def test_accumulation_equals_the_whole_batch(parts: int, symmetric: bool) -> None:
     """Also where the parts are uneven; the key encoder moves once a step, and the queue stands still until its end."""
     head = WeightedHead(0.5, T, 2.0, 1.5)
-    whole, split = training_step(head), training_step(head, accum_steps=parts)
+    whole = training_step(head, symmetric=symmetric)
+    split = training_step(head, accum_steps=parts, symmetric=symmetric)
     start = copy.deepcopy(state(whole))
     for number in range(3):
         expected, measured = whole(batch(number, 8), 0, [8], measure=True)
