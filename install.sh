@@ -2,7 +2,7 @@
 # Makes .venv and installs the tested set into it; starts at once when nothing has changed.
 #
 #   ./install.sh        what the trainer and the quickstart need (requirements.txt)
-#   ./install.sh dev    the same, and the tools of `make test` (requirements-dev.txt)
+#   ./install.sh dev    the same, and the tools of `make test` (requirements-dev.txt; Chromium, which opens moco.report's page)
 #
 # FFCV is compiled on the spot and needs libraries of the system. As root, or with sudo that asks no password, they are installed
 # by apt-get first. Elsewhere the missing apt line is printed and everything but FFCV is installed: the trainer then reads images
@@ -50,6 +50,12 @@ missing_packages() {
     echo "${lacking[*]-}"
 }
 
+# The same for programs that only `make test` uses, and can do without: $kind is dev.
+missing_tools() {
+    # a browser without any font draws no letters, and headless machines often have none
+    [ "$kind" != dev ] || command -v chromium chromium-browser google-chrome >/dev/null || echo "chromium fonts-dejavu-core"
+}
+
 debian_python() { "$1" -c 'import sys; print("python%d.%d" % sys.version_info[:2])'; }
 
 # How apt-get can be called here: "", "sudo -n", or not at all (status 1).
@@ -86,16 +92,19 @@ fi
 
 python=$(find_python)
 lacking=$(missing_packages "$python")
+tools=$(missing_tools)
 apt=$(apt_prefix || echo none)
-if [ -n "$lacking" ] && [ "$apt" != none ]; then
-    say "system packages: $lacking"
+if [ -n "$lacking$tools" ] && [ "$apt" != none ]; then
+    say "system packages:${lacking:+ $lacking}${tools:+ $tools}"
     # shellcheck disable=SC2086  # both are lists of words
     if ! { $apt DEBIAN_FRONTEND=noninteractive apt-get -qq update &&
-           $apt DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $lacking; } >/dev/null; then
+           $apt DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $lacking $tools; } >/dev/null; then
         say "apt-get failed (see above)"
     fi
     lacking=$(missing_packages "$python")
+    tools=$(missing_tools)
 fi
+[ -z "$tools" ] || say "the report's page will not be tested in a browser. For that, as root:  $(apt_line "$tools")"
 
 if [ ! -x .venv/bin/python ]; then
     "$python" -c 'import ensurepip, venv' 2>/dev/null ||

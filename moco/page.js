@@ -9,13 +9,18 @@
   const named = (list, name) => list.filter((element) => element.dataset.name === name);
 
   // Pointing at a dot or a row, with the mouse or the keyboard, shows the options and lights its counterpart.
+  let current = null;
   const show = (target) => {
     hide();
+    current = target;
     const name = target.closest("[data-name]").dataset.name;
     for (const element of [...named(rows, name), ...named(dots, name)]) element.classList.add("lit");
     tip.textContent = target.dataset.tip;
     tip.hidden = false;
-    const at = target.getBoundingClientRect();
+    place();
+  };
+  const place = () => {
+    const at = current.getBoundingClientRect();
     const size = tip.getBoundingClientRect();
     const fits = at.right + 10 + size.width < innerWidth;
     const left = fits ? at.right + 10 : at.left - 10 - size.width;
@@ -24,13 +29,15 @@
   };
   const hide = () => {
     tip.hidden = true;
+    current = null;
     for (const element of document.querySelectorAll(".lit")) element.classList.remove("lit");
   };
   const tipped = (event) => event.target.closest && event.target.closest("[data-tip]");
   for (const kind of ["pointerover", "focusin"])
     document.addEventListener(kind, (event) => (tipped(event) ? show(tipped(event)) : kind === "pointerover" && hide()));
   document.addEventListener("focusout", hide);
-  document.addEventListener("scroll", hide, true);
+  // Focus brings what is out of view into it: the text goes along. What the mouse points at is another thing by then.
+  document.addEventListener("scroll", () => (current && current === document.activeElement ? place() : hide()), true);
   document.addEventListener("keydown", (event) => event.key === "Escape" && hide());
 
   // A click or Enter on a dot brings its row into view.

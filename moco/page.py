@@ -95,7 +95,7 @@ def verdict(encoders: Sequence[Encoder]) -> str:
     measure, lines = accuracy_measure(encoders), []
     for which, collapsed in (("all comparable encoders", True), ("without collapsed ones", False)):
         try:
-            said = f"ρ = {predicts(encoders, collapsed=collapsed)}".replace("-", "−")
+            said = f"ρ = {predicts(encoders, collapsed=collapsed)}".replace("-", "−").replace("n = ", "n\u00a0=\u00a0")
         except InputError as error:
             said = f"none: {error}"
         lines.append(f"<dt>{which}</dt><dd>{escape(said)}</dd>")
@@ -103,7 +103,7 @@ def verdict(encoders: Sequence[Encoder]) -> str:
     return (
         f"<p>Spearman's rank correlation of alignment + uniformity with {escape(against)}; the nearer to −1, the better"
         f" the sum predicts it. Bootstrap over encoders, seed 0.</p><dl>{''.join(lines)}</dl>"
-        f'<p class="small">{escape(COLLAPSE_RULE)}.</p>'
+        f'<p class="small">{escape(COLLAPSE_RULE.replace("-", "−"))}.</p>'
     )
 
 
@@ -152,7 +152,7 @@ def table(encoders: Sequence[Encoder]) -> str:
 
 
 def _short(name: str, value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}" if "[%]" in name else f"{value:.3f}"
+    return "–" if value is None else f"{value:.{2 if '[%]' in name else 3}f}".replace("-", "−")
 
 
 def _option_cell(value: Any) -> str:

@@ -35,7 +35,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def number(value: float) -> str:
-    """As short as it can be said: 0.05, 1500, -2.5, 1e-05."""
+    """As short as it can be said, with a proper minus: 0.05, 1500, −2.5."""
     return f"{value:.4g}".replace("-", "−")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from moco.evaluate import TITLES
 from moco.neighbours import Row, Shown
 from moco.page import keys, section
-from moco.plots import Plot
+from moco.plots import Plot, number
 from moco.runs import Encoder
 
 MEASURES_FILE, SCHEMA = "measures.json", 1
@@ -46,11 +46,14 @@ def _refused(encoder: Encoder, why: str) -> str:
 
 def _histograms(space: str, counted: dict[str, Any]) -> str:
     """Densities, so that kinds of pairs of different number can be compared; a kind without pairs is left out."""
-    edges, shown = [float(edge) for edge in counted["edges"]], {}
+    few = sum(counted["positive"]) < 1000 and len(counted["positive"]) % 2 == 0
+    join = 2 if few else 1  # bins drawn as one: few pairs in narrow bins are noise
+    edges, shown = [float(edge) for edge in counted["edges"]][::join], {}
     for kind in KINDS:
         if counted[kind] and (total := sum(counted[kind])) > 0:
+            counts = [sum(counted[kind][i : i + join]) for i in range(0, len(counted[kind]), join)]
             widths = [right - left for left, right in pairwise(edges)]
-            shown[kind] = [n / total / w for n, w in zip(counted[kind], widths, strict=True)]
+            shown[kind] = [n / total / w for n, w in zip(counts, widths, strict=True)]
     highest = max((max(density) for density in shown.values()), default=1.0)
     plot = Plot((-1, 1), (0, highest * 1.05), f"cosine of the {space}'s features", "density", width=340, height=260)
     for i, density in enumerate(shown.values()):
@@ -63,7 +66,7 @@ def _table(spaces: dict[str, Any]) -> str:
     rows = []
     for name, title in TITLES.items():
         values = [space["measures"].get(name) for space in spaces.values()]
-        cells = "".join(f'<td class="n">{"–" if v is None else format(float(v), ".4g")}</td>' for v in values)
+        cells = "".join(f'<td class="n">{"–" if v is None else number(float(v))}</td>' for v in values)
         rows.append(f'<tr><th scope="row">{escape(title.removesuffix(" (lowest)"))}</th>{cells}</tr>')
     return (
         f'<table class="plain"><thead><tr><th scope="col">measure</th>{head}</tr></thead>'
@@ -107,5 +110,5 @@ def _image(one: Shown, kind: str) -> str:
     told = f"{one.label or one.name}" + ("" if kind == "query" else f", {one.similarity:.2f}")
     says = "<br>".join(escape(part) for part in told.split(", "))
     alt = escape(f"{one.name}, {kind}" if kind else one.name)
-    image = f'<img src="{one.uri}" alt="{alt}" loading="lazy">'
+    image = f'<img src="{one.uri}" alt="{alt}">'
     return f'<figure class="{kind}">{image}<figcaption>{says}</figcaption></figure>'

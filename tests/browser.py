@@ -112,8 +112,8 @@ class Browser:
             self._message()
 
     def run(self, script: str) -> Any:
-        """The value of a JavaScript expression."""
-        found = self("Runtime.evaluate", expression=script, returnByValue=True)
+        """The value of a JavaScript expression, or of the promise that it is."""
+        found = self("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
@@ -127,12 +127,14 @@ class Browser:
         """Where the first element that matches is, scrolled into view."""
         find = f"document.querySelector({json.dumps(selector)})"
         self.run(f"{find}.scrollIntoView({{block: 'center'}})")
+        # its scroll event comes with the next frame, and whatever listens to it is to be done before anything moves
+        self.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
         box = self.run(f"(r => [r.x + r.width / 2, r.y + r.height / 2])({find}.getBoundingClientRect())")
         return box[0], box[1]
 
     def point(self, selector: str) -> None:
-        x, y = self.middle(selector)
-        self("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+        for x, y in ((1, 1), self.middle(selector)):
+            self("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
     def click(self, selector: str) -> None:
         x, y = self.middle(selector)

@@ -124,6 +124,22 @@ def test_changed_requirements_are_installed(machine: Machine, changed: str) -> N
     assert machine.install().stderr == ""
 
 
+def test_a_missing_browser_is_named_where_it_is_used(machine: Machine) -> None:
+    """Everything but a browser is on this PATH."""
+    for folder in ("/bin", "/usr/bin"):
+        for program in Path(folder).iterdir():
+            link = machine.folder / "bin" / program.name
+            if not program.name.startswith(("chromium", "google-chrome")) and not link.exists():
+                link.symlink_to(program)
+    machine.libraries.touch()
+    alone = {"PATH": str(machine.folder / "bin")}
+    assert "chromium" not in machine.install(**alone).stderr
+    told = machine.install("dev", **alone)
+    assert told.returncode == 0, told.stderr
+    assert f"{APT_LINE} chromium" in told.stderr
+    assert machine.install("dev", **alone).stderr == ""
+
+
 def test_failed_build_of_ffcv_is_no_failure(machine: Machine) -> None:
     machine.libraries.touch()
     done = machine.install(PIP_FAILS="1")

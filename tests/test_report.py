@@ -38,8 +38,8 @@ def test_page_and_figures_of_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixtu
     for name in names:
         assert (tmp_path / "out" / name).stat().st_size > 1000 and name in said
     text = (tmp_path / "out" / "index.html").read_text()
-    assert "1 collapsed" in text and "collapsed: uniformity (t = 2) of the validation outputs above -0.1" in text
-    assert "ρ = −1.00 (95% interval −1.00 to −1.00, n = 5)" in text
+    assert "1 collapsed" in text and "collapsed: uniformity (t = 2) of the validation outputs above −0.1" in text
+    assert "ρ = −1.00 (95% interval −1.00 to −1.00, n\u00a0=\u00a05)" in text
     tags = Tags(text).found
     assert len([1 for tag, a in tags if (a.get("class") or "") == "dot"]) == 6
     assert not [a for _, a in tags if {"src", "href"} & a.keys()]  # nothing is fetched
