@@ -102,10 +102,12 @@ def prepare(
 
 
 def _classes(file: EncoderFile) -> list[str] | None:
-    """Names of the classes of a linear classifier in `file`, if main_lincls.py wrote it, here or in MoCo."""
-    if "best_acc1" not in file.rest:
+    """Names of the classes of a linear classifier in `file`, if main_lincls.py wrote it, here or in MoCo; None if it is
+    one of other features than the trunk's."""
+    ours = file.rest.get("moco_lincls", {})
+    if "best_acc1" not in file.rest or "classifier" in ours:
         return None
-    told = file.rest.get("moco_lincls", {}).get("classes")
+    told = ours.get("classes")
     weight = next(value for key, value in reversed(file.state.items()) if key.endswith("weight"))
     return list(told) if told else [str(number) for number in range(len(weight))]
 

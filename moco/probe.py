@@ -111,7 +111,7 @@ def accuracies(classifiers: Classifiers, features: Tensor, labels: Tensor) -> tu
     for x, y in zip(features.split(4096), labels.split(4096), strict=True):
         logits = classifiers(x)
         right += torch.stack([metrics.topk_correct(logits[:, j], y) for j in range(len(classifiers))], dim=1)
-    top1, top5 = right * (100 / len(labels)) * classifiers.finite()
+    top1, top5 = 100 * right / len(labels) * classifiers.finite()
     return top1, top5
 
 
