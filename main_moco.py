@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from moco import checkpoint, distributed, resume
-from moco.builder import MoCo
+from moco.builder import MoCo, compile_encoders
 from moco.data.augment import Augment
 from moco.data.datasets import open_split
 from moco.data.loader import Loader
@@ -36,14 +36,18 @@ from moco.errors import EXIT_OK, EXIT_PREEMPTED, exit_code
 from moco.globalbatch import GlobalBatch
 from moco.heads import check_labels, curves
 from moco.logs import RunLog
+from moco.logsumexp import whole
 from moco.meter import Clock, Meter
 from moco.online import OnlineEvaluator
 from moco.options import PretrainOptions, as_dict, as_json, loss_head, parse_pretrain
 from moco.preemption import Preemption
+from moco.profiling import Profile
 from moco.provenance import git_state, machine
+from moco.reference import ReferenceMoCo
 from moco.runlock import only_run_in
 from moco.saver import Every, Saver
 from moco.schedules import learning_rate
+from moco.stages import as_line, shares, timeline, waited_for
 from moco.step import TrainingStep
 from moco.watch import Watch
 
@@ -102,9 +106,10 @@ def train(options: PretrainOptions, device: torch.device, preemption: Preemption
     if options.init_from and saved is None:
         file = read_encoder(options.init_from)
         notes.append(f"{file.path}: {file.layout}, {load_trunk(encoder, file)}; head and queue start afresh")
-    if options.channels_last:
+    channels_last = device.type == "cuda" if options.channels_last is None else options.channels_last
+    if channels_last:
         encoder = encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    model = MoCo(
+    model = (ReferenceMoCo if options.reference_step else MoCo)(
         encoder,
         dim=options.moco_dim,
         K=options.moco_k,
@@ -114,6 +119,8 @@ def train(options: PretrainOptions, device: torch.device, preemption: Preemption
         seed=seed,
         device=device,
     )
+    if options.compile:
+        compile_encoders(model)
     across = GlobalBatch()
     # the key encoder's parameters are listed, as in MoCo's files; they never have a gradient
     optimizer = torch.optim.SGD(
@@ -128,7 +135,7 @@ def train(options: PretrainOptions, device: torch.device, preemption: Preemption
         accum_steps=options.accum_steps,
         amp=options.amp,
         grad_clip=options.grad_clip,
-        channels_last=options.channels_last,
+        channels_last=channels_last,
         go_on=options.max_bad_steps > 0,
         symmetric=options.symmetric,
     )
@@ -154,7 +161,11 @@ def train(options: PretrainOptions, device: torch.device, preemption: Preemption
         )
         if rank == 0:
             (folder / "options.json").write_text(as_json(options) + "\n")
-        return Training(options, device, loader, model, step, meters, position, evaluate, log, preemption).run()
+        with whole(options.reference_step), Profile(folder, device, options.profile and rank == 0, log.say) as profile:
+            training = Training(
+                options, device, loader, model, step, meters, position, evaluate, log, preemption, profile
+            )
+            return training.run()
 
 
 @dataclass
@@ -171,9 +182,11 @@ class Training:
     evaluate: OnlineEvaluator | None
     log: RunLog
     preemption: Preemption
+    profile: Profile
 
     def run(self) -> int:
         options = self.options
+        timeline.start(self.device)
         self.saver = None
         if distributed.rank() == 0:
             self.saver = Saver(options.output_dir, options.keep_last, options.keep_every)
@@ -204,10 +217,10 @@ class Training:
             )
         self.step.head = loss_head(options, self.step.across, epoch)
         self.model.train()
-        clock, of_batch, (since_print, of_epoch) = Clock(), Meter(), self.meters
+        clock, of_batch, (since_print, of_epoch), began = Clock(), Meter(), self.meters, timeline.totals()
         with contextlib.closing(self.loader.epoch(epoch, position.step)) as batches:
             asked = time.perf_counter()
-            for batch in batches:
+            for batch in waited_for(batches):
                 clock.waited(asked)
                 printing = (position.step + 1) % options.print_freq == 0 or position.step + 1 == steps
                 losses, measured = self.step(batch, epoch, self.loader.sampler.sizes(position.step), measure=printing)
@@ -223,6 +236,7 @@ class Training:
                     self.watch.agreement(position)
                     of_batch.add(measured, len(batch.index))
                     self.values = {**since_print.read(), **of_batch.read(), "lr": group["lr"], **curves(options, epoch)}
+                    timeline.totals()
                     timing = clock.lap(self.device, (options.epochs - epoch) * steps - position.step)
                     if self.save_stall:
                         timing["save_stall_s"], self.save_stall = self.save_stall, 0.0
@@ -231,6 +245,7 @@ class Training:
                         self.watch.collapse(position, self.values)
                 else:
                     self.log.advance(**where)
+                self.profile.step()
                 wanted = self.every.due(position.global_step) and position.step < steps
                 preempted, due = distributed.any_rank(bool(self.preemption), wanted)
                 if preempted or due:
@@ -244,7 +259,9 @@ class Training:
                     )
                     return False
                 asked = time.perf_counter()
-        self.log.epoch(of_epoch.read(), epoch=epoch, global_step=position.global_step)
+        spent = shares(began, timeline.totals())
+        self.log.epoch(of_epoch.read(), {"shares": spent}, epoch=epoch, global_step=position.global_step)
+        self.log.say(f"epoch {epoch + 1}  time  {as_line(spent)}")
         if options.skip_bad_images:
             self.watch.bad_images(position)
         return True

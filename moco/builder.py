@@ -25,6 +25,7 @@ from moco.batchnorm import isolate_batchnorm
 from moco.errors import InputError
 from moco.randomness import Purpose, stream_key
 from moco.rowshuffle import RowShuffle
+from moco.stages import stage
 
 
 def choose_bn(bn: str | None, K: int) -> str:
@@ -109,8 +110,9 @@ class MoCo(nn.Module):
             second = prepare_k(*im_k) if prepare_k else im_k
             q, k = F.normalize(self.encoder_q(torch.cat([im_q, second])).float(), dim=1).chunk(2)
             return q, k
-        q = F.normalize(self.encoder_q(im_q).float(), dim=1)
-        with torch.no_grad():
+        with stage("query"):
+            q = F.normalize(self.encoder_q(im_q).float(), dim=1)
+        with stage("key"), torch.no_grad():
             parts = im_k if isinstance(im_k, tuple) else (im_k,)
             shuffle = self._shuffle_for(len(parts[0]), sizes)
             if shuffle:
@@ -157,3 +159,13 @@ class MoCo(nn.Module):
         self.queue_labels.copy_(state["labels"])
         self.filled.copy_(state["filled"])
         self.step = int(state["step"])
+
+
+def compile_encoders(model: MoCo) -> None:
+    """torch.compile of both encoders, in place and under the same names; a part that cannot be compiled runs as it is.
+
+    Of the encoders alone: of the whole step torch.compile fails.
+    """
+    torch._dynamo.config.suppress_errors = True  # no C++ compiler, no Triton, an unsupported GPU: many ways to fail
+    for encoder in (model.encoder_q, model.encoder_k):
+        encoder.compile()

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from moco.errors import InputError, RankError
 from moco.rollcall import RollCall
+from moco.stages import stage
 
 T = TypeVar("T")
 
@@ -182,6 +183,7 @@ def on_rank_0(work: Callable[[], T]) -> T:
     return answer  # type: ignore[return-value]
 
 
+@stage("communication")
 def all_reduce_sum(x: Tensor) -> Tensor:
     """Sum over ranks, without gradient. A new tensor at world size > 1."""
     if world_size() == 1:
@@ -191,6 +193,7 @@ def all_reduce_sum(x: Tensor) -> Tensor:
     return x
 
 
+@stage("communication")
 def all_reduce_max(x: Tensor) -> Tensor:
     """Largest over ranks, without gradient. A new tensor at world size > 1."""
     if world_size() == 1:
@@ -213,6 +216,7 @@ def broadcast_buffers(module: nn.Module) -> None:
             dist.broadcast(buffer, src=0)
 
 
+@stage("communication")
 def gather_rows(x: Tensor, sizes: list[int] | None = None) -> Tensor:
     """Rows of all ranks in rank order, without gradient: [sizes[r], ...] on rank r -> [sum(sizes), ...] on every rank.
 
@@ -230,6 +234,7 @@ def gather_rows(x: Tensor, sizes: list[int] | None = None) -> Tensor:
     return torch.cat([part[:n] for part, n in zip(parts, sizes, strict=True)])
 
 
+@stage("communication")
 def exchange_rows(x: Tensor, send: list[int], receive: list[int]) -> Tensor:
     """All-to-all without gradient: the first send[0] rows of x go to rank 0, the next send[1] to rank 1, ...; returns
     what came, receive[r] rows of rank r. With a single entry in `send` nothing travels."""

@@ -70,9 +70,9 @@ _whole: ContextVar[bool] = ContextVar("whole", default=False)
 
 
 @contextlib.contextmanager
-def whole() -> Iterator[None]:
+def whole(wanted: bool = True) -> Iterator[None]:
     """Inside, `queue_logsumexp` holds all N×K similarities at once, as published code does: to be held against."""
-    token = _whole.set(True)
+    token = _whole.set(wanted)
     try:
         yield
     finally:

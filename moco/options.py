@@ -115,6 +115,9 @@ class PretrainOptions(CommonOptions):
     )  # fmt: skip
     bn_group_size: int = result(32, "samples per virtual group of --bn split (new)")
 
+    compile: bool = result(False, "compile the encoders; where that fails, go on without (new)")
+    reference_step: bool = result(False, "MoCo's algorithm the slow way, as its paper writes it: to compare (new)")
+
     eval_freq: int | None = evaluation(
         None, "epochs between two online evaluations, 0 for none; default 10 where there is a val split (new)"
     )
@@ -127,7 +130,10 @@ class PretrainOptions(CommonOptions):
     keep_last: int = running(0, "checkpoints to keep; 0: all but those inside epochs, of which the last two (new)")
     keep_every: int = running(0, "with --keep-last, keep also those of every so many epochs (new)")
     rank_timeout: float = running(1800.0, "seconds after which a rank that does not answer ends the run (new)")
-    channels_last: bool = running(True, "NHWC memory format (new)", action=argparse.BooleanOptionalAction)
+    channels_last: bool | None = running(
+        None, "NHWC memory format; default: on a GPU (new)", action=argparse.BooleanOptionalAction
+    )
+    profile: bool = running(False, "write a trace and a table of where the time of a few steps goes (new)")
     tensorboard: bool = running(True, "write TensorBoard files (new)", action=argparse.BooleanOptionalAction)
     wandb: str | None = running(None, "log to this Weights & Biases project as well (new)", metavar="PROJECT")
 

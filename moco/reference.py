@@ -1,7 +1,8 @@
 """The slow paths, as MoCo's paper writes them (He et al. 2020, Algorithm 1): what every fast one is held against.
 
 `main_moco.py --reference-step` trains with them. Each does what its fast one does, with the same random choices, so the
-two runs differ by rounding alone: all similarities at once over a clone of the queue, a Python loop over parameters for
+two runs differ by rounding alone: all similarities at once over a clone of the queue (`moco.logsumexp.whole`), a Python
+loop over parameters for
 the momentum update, and for shuffle-BN an all-gather of the finished fp32 images.
 """
 
@@ -16,20 +17,7 @@ from torch import Tensor
 
 from moco.builder import MoCo
 from moco.distributed import gather_rows, rank, world_size
-from moco.logsumexp import whole
-from moco.losses import Head, LossOutput
 from moco.randomness import Purpose, permutation, stream_key
-
-
-class ReferenceHead:
-    """Any head, over all N×K similarities at once."""
-
-    def __init__(self, head: Head) -> None:
-        self.head = head
-
-    def __call__(self, *args: Any, **kwargs: Any) -> LossOutput:
-        with whole():
-            return self.head(*args, **kwargs)
 
 
 class ReferenceMoCo(MoCo):
@@ -49,6 +37,8 @@ class ReferenceMoCo(MoCo):
         sizes: list[int] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """As MoCo's; the images are prepared where they were loaded, and all of them go everywhere."""
+        if not self.K:
+            return super().forward(im_q, im_k, prepare_k, sizes)
         q = F.normalize(self.encoder_q(im_q).float(), dim=1)
         with torch.no_grad():
             parts = im_k if isinstance(im_k, tuple) else (im_k,)

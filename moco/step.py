@@ -16,6 +16,7 @@ from moco.data.loader import Batch
 from moco.distributed import all_reduce_sum, gather_rows, rank, shares, world_size
 from moco.globalbatch import GlobalBatch
 from moco.losses import Head
+from moco.stages import stage
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -78,7 +79,8 @@ class TrainingStep:
         Returns means over this rank's samples, on the device: the loss and its parts; and, if `measure`, accuracy of
         telling the key from the queue, alignment and uniformity of the batch.
         """
-        self.moco.update_key_encoder()
+        with stage("EMA"):
+            self.moco.update_key_encoder()
         for buffer, before in self._running:
             before.copy_(buffer)
         self.optimizer.zero_grad(set_to_none=True)
@@ -90,14 +92,16 @@ class TrainingStep:
                 last = i == self.accum_steps - 1 and views == self.directions[-1]
                 with nullcontext() if last or self.model is self.moco else self.model.no_sync():  # type: ignore[operator]
                     done.append(self._forward_backward(Batch(*part), epoch, views, [p[i] for p in parts], sum(sizes)))
-        self._update(torch.stack([out.loss for done in outputs for out in done]).sum())
+        with stage("optimiser"):
+            self._update(torch.stack([out.loss for done in outputs for out in done]).sum())
 
         q, keys = torch.cat([out.q for out in outputs[0]]), [torch.cat([out.k for out in done]) for done in outputs]
         # before the queue holds these very keys
         measured = self._measure(q, keys[0], pairs=min(sizes) > 1) if measure else {}
         if self.moco.K:
             labels = gather_rows(batch.labels, sizes)
-            self.moco.enqueue(torch.cat([gather_rows(k, sizes) for k in keys]), labels.repeat(len(keys)))
+            with stage("queue"):
+                self.moco.enqueue(torch.cat([gather_rows(k, sizes) for k in keys]), labels.repeat(len(keys)))
 
         weights = torch.tensor(parts[rank()] * len(outputs), device=self.device) / (len(q) * len(outputs))
         values = [{"loss": out.loss, **out.logs} for done in outputs for out in done]
@@ -120,14 +124,17 @@ class TrainingStep:
             prepare_k = partial(self._images, epoch, views[1])
             q, k = self.model(im_q, (part.crops[:, views[1]], part.index), prepare_k, sizes)
         self.across.sizes = sizes
-        loss, logs = self.head(q, k, self.moco.queue, part.labels, self.moco.queue_labels)
+        with stage("head"):
+            loss, logs = self.head(q, k, self.moco.queue, part.labels, self.moco.queue_labels)
         # DDP averages over ranks; this weight makes it the mean over samples, and over directions
         weight = len(part.index) * world_size() / (total * len(self.directions))
-        self.scaler.scale(loss * weight).backward()
+        with stage("backward"):
+            self.scaler.scale(loss * weight).backward()
         return _Part(loss.detach(), logs, q.detach(), k.detach())
 
     def _images(self, epoch: int, view: int, crops: Tensor, index: Tensor) -> Tensor:
-        return self.augment(crops, index, epoch, view).contiguous(memory_format=self.memory_format)
+        with stage("augmentation"):
+            return self.augment(crops, index, epoch, view).contiguous(memory_format=self.memory_format)
 
     def _update(self, loss: Tensor) -> None:
         """The optimiser's step; not applied, and counted, if the gradient is not finite. Decided on the device."""

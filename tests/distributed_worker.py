@@ -10,6 +10,7 @@ launcher's variables out of sight (`one_process`). A check that fails on a rank 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import sys
@@ -29,17 +30,21 @@ from moco import distributed
 from moco.builder import MoCo
 from moco.data.loader import Batch
 from moco.data.source import ArraySource
+from moco.debiased import DebiasedHead
 from moco.distributed import rank, shares, world_size
 from moco.encoders import build_encoder
 from moco.errors import InputError
 from moco.globalbatch import GlobalBatch
+from moco.hardness import HardContrastiveHead, SimpleHead
+from moco.inbatch import InBatchHead
 from moco.losses import LossOutput, WeightedHead, align_loss, contrastive_loss, uniform_loss
 from moco.meter import Meter
 from moco.online import OnlineEvaluator
 from moco.randomness import permutation
-from moco.reference import ReferenceHead, ReferenceMoCo
+from moco.reference import ReferenceMoCo
 from moco.rowshuffle import RowShuffle
 from moco.step import TrainingStep
+from moco.supcon import SupConHead
 from tests.reliability.runs import free_port
 
 CPU = torch.device("cpu")
@@ -274,6 +279,25 @@ def global_uniformity_equals_one_process() -> None:
     )
 
 
+@check
+def heads_without_a_queue_equal_one_process() -> None:
+    """Negatives and pairs on other ranks included, with gradients to both ends, and uneven shares."""
+    for sizes in batches():
+        for w in ((1.0, 0.0, 0.0), (0.0, 3.0, 1.0), (0.5, 1.0, 2.0)):
+            alone = InBatchHead(w[0], 0.2, w[1], 1.5, w[2], 2.0)
+            several = dataclasses.replace(alone, across=GlobalBatch(sizes))
+            one = joined(lambda q, k, queue, head=alone: head(q, k, queue).loss, sizes)
+            torch.testing.assert_close(spread(several, sizes), one, **EXACT)
+
+
+@check
+def heads_of_each_query_by_itself_equal_one_process() -> None:
+    for head in (HardContrastiveHead(0.2, 0.4), SimpleHead(1.0, 0.4), DebiasedHead(0.5, 0.1, 1.0)):
+        for sizes in batches():
+            one = joined(lambda q, k, queue, head=head: head(q, k, queue).loss, sizes)
+            torch.testing.assert_close(spread(head, sizes), one, **EXACT)
+
+
 # -- whole training steps
 # ----------------------------------------------------------------------------------------------
 
@@ -304,10 +328,11 @@ def training_step(
     bn: str | None = None,
     encoder: nn.Module | None = None,
     kind: type[MoCo] = MoCo,
+    K: int = 7,
     **arguments: Any,
 ) -> TrainingStep:
     torch.manual_seed(11)
-    model = kind(encoder or Net(), dim=DIM, K=7, m=0.5, bn=bn, bn_group_size=2, seed=3)
+    model = kind(encoder or Net(), dim=DIM, K=K, m=0.5, bn=bn, bn_group_size=2, seed=3)
     optimizer = torch.optim.SGD(model.parameters(), 0.3, momentum=0.9, weight_decay=1e-2, fused=True)
     return TrainingStep(distributed.data_parallel(model, CPU), head, optimizer, augment, across, **arguments)
 
@@ -326,7 +351,7 @@ def train(step: TrainingStep, all_sizes: list[list[int]]) -> list[dict[str, floa
         part = mine(sizes) if world_size() > 1 else slice(None)
         here = sizes if world_size() > 1 else [sum(sizes)]
         values, measured = step(batch(number, sum(sizes), part), 1, here, measure=True)
-        meter.add({**values, **{name: measured[name] for name in ("acc1", "alignment")}}, here[rank()])
+        meter.add({**values, **{name: measured[name] for name in ("acc1", "alignment") if name in measured}}, here[rank()])
         logged.append(meter.read())
     return logged
 
@@ -347,6 +372,8 @@ def assert_equal_training(several: TrainingStep, one: TrainingStep, all_sizes: l
     torch.testing.assert_close(final, state(one), **CLOSE)
     moved = [name for name in final if not torch.allclose(final[name].float(), start[name].float(), atol=1e-3)]
     still = final.keys() - {*moved, "queue_ptr"}  # the pointer may be back where it was
+    if not several.moco.K:
+        still -= {"queue", "labels", "filled"}
     assert not still, f"{still} did not move: a test of nothing"
 
 
@@ -372,6 +399,27 @@ def accumulated_steps_equal_one_process_on_the_whole_batch() -> None:
         one = training_step(head, GlobalBatch(), "local")
     sizes = [shares(n, world_size()) for n in (2 * world_size() + 1, 3 * world_size() - 1)]
     assert_equal_training(several, one, [*sizes, *sizes])
+
+
+@check
+def symmetric_training_equals_one_process() -> None:
+    """The queue too: view 1's keys of all ranks, then view 0's. With labels from all ranks, and in parts."""
+    for arguments in ({}, {"accum_steps": 2}):
+        sizes = [shares(n, world_size()) for n in (2 * world_size() + 1, 3 * world_size() - 1)] * 2
+        several = training_step(SupConHead(0.2), GlobalBatch(), "shuffle", symmetric=True, **arguments)
+        with one_process():
+            one = training_step(SupConHead(0.2), GlobalBatch(), "local", symmetric=True)
+        assert_equal_training(several, one, sizes)
+
+
+@check
+def training_without_a_queue_equals_one_process() -> None:
+    for w in ((1.0, 0.0, 0.0), (0.0, 3.0, 1.0)):
+        across = GlobalBatch()
+        several = training_step(InBatchHead(w[0], 0.2, w[1], 2.0, w[2], 2.0, across=across), across, K=0)
+        with one_process():
+            one = training_step(InBatchHead(w[0], 0.2, w[1], 2.0, w[2], 2.0), GlobalBatch(), K=0)
+        assert_equal_training(several, one, rounds())
 
 
 class MeanOfParts:
@@ -454,12 +502,12 @@ def slow_shuffle_equals_the_fast_one() -> None:
     the same company."""
     for bn in ("shuffle", "split"):
         both = []
-        for kind, head in ((MoCo, WeightedHead()), (ReferenceMoCo, ReferenceHead(WeightedHead()))):
+        for kind in (MoCo, ReferenceMoCo):
             encoder = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 9, DIM))
             torch.manual_seed(5)
             for p in encoder.parameters():
                 torch.nn.init.normal_(p)
-            both.append(training_step(head, GlobalBatch(), bn, encoder, kind))
+            both.append(training_step(WeightedHead(), GlobalBatch(), bn, encoder, kind))
         for step in both:
             train(step, rounds()[:1])
         assert both[0].moco.queue.equal(both[1].moco.queue), bn

@@ -19,6 +19,7 @@ ROWS: list[list[str]] = [
     ["moco", "moco._torchvision_ops", "moco.errors"],
     [
         "moco.randomness",
+        "moco.stages",
         "moco.rollcall",
         "moco.distributed",
         "moco.device",
@@ -45,6 +46,7 @@ ROWS: list[list[str]] = [
         "moco.batchnorm",
         "moco.encoders",
         "moco.builder",
+        "moco.profiling",
         "moco.reference",
         "moco.data",
         "moco.checksum",
