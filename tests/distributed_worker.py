@@ -351,7 +351,8 @@ def train(step: TrainingStep, all_sizes: list[list[int]]) -> list[dict[str, floa
         part = mine(sizes) if world_size() > 1 else slice(None)
         here = sizes if world_size() > 1 else [sum(sizes)]
         values, measured = step(batch(number, sum(sizes), part), 1, here, measure=True)
-        meter.add({**values, **{name: measured[name] for name in ("acc1", "alignment") if name in measured}}, here[rank()])
+        measured = {name: measured[name] for name in ("acc1", "alignment") if name in measured}
+        meter.add({**values, **measured}, here[rank()])
         logged.append(meter.read())
     return logged
 

@@ -145,6 +145,7 @@ def test_without_a_queue_both_views_are_queries() -> None:
         for p, old, gradient in zip(model.encoder_q.parameters(), before.parameters(), wanted, strict=True):
             torch.testing.assert_close(p.detach(), old.detach() - LR * gradient, rtol=1e-4, atol=1e-6)
         assert measured.keys() == {"alignment", "uniformity"}  # nothing to tell the key from
+        torch.testing.assert_close(measured["uniformity"], metrics.uniformity(q))
     assert model.encoder_k.layouts == [] and model.queue.shape == (DIM, 0) and int(model.queue_ptr) == 0
     assert not all(a.equal(b) for a, b in zip(model.encoder_k.parameters(), Net().parameters(), strict=True))
 
