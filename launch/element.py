@@ -60,8 +60,7 @@ class Element(Job):
         return again
 
     def row(self) -> dict[str, Any]:
-        described = json.loads((self.place / DESCRIPTION).read_text())
-        row: dict[str, Any] = {"id": self.place.name, **described["swept"]}
+        row: dict[str, Any] = {}
         for record in read_log(self.place / "pretrain" / "log.jsonl"):
             if record["kind"] == "epoch":
                 row["loss"] = record["loss"]
@@ -78,7 +77,11 @@ class Element(Job):
 def gather(folder: Path) -> Path:
     """The rows of all finished elements, in the spec's order: results.csv, and .parquet where there is pyarrow."""
     order = json.loads((folder / "sweep.json").read_text())["elements"]
-    rows = [json.loads(path.read_text()) for id in order if (path := folder / "elements" / id / ROW).exists()]
+    rows = []
+    for place in (folder / "elements" / id for id in order):
+        if (place / ROW).exists():
+            row, swept = (json.loads((place / name).read_text()) for name in (ROW, DESCRIPTION))
+            rows.append({"id": place.name, **swept["swept"], **row})
     columns = list(dict.fromkeys(name for row in rows for name in row))
     target = folder / "results.csv"
     temporary = target.with_name(f".results.{os.uname().nodename}.{os.getpid()}")

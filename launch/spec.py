@@ -39,7 +39,7 @@ from moco.options import CommonOptions, PretrainOptions, result_options
 from moco.probe_options import LinclsOptions
 
 Settings = dict[str, Any]
-PATIENCE = 1000  # draws in a row that may be refused
+PATIENCE = 200  # draws in a row that may be refused
 
 
 @dataclass
@@ -87,7 +87,17 @@ def read(path: Path, folder: Path | None, words: list[str], ranks: int) -> Spec:
         if element.probe:
             last = place / "pretrain" / f"checkpoint_{element.pretrain.epochs - 1:04d}.pth.tar"
             element.probe = dataclasses.replace(element.probe, output_dir=str(place / "lincls"), pretrained=str(last))
-    return Spec(name, list(elements.values()))
+    return Spec(name, _compared(list(elements.values())))
+
+
+def _compared(elements: list[Element]) -> list[Element]:
+    """With `swept` set: for all elements the same options, whichever part they come from, as they were resolved."""
+    for name in result_options(PretrainOptions):
+        values = [getattr(element.pretrain, name) for element in elements]
+        if any(value != values[0] for value in values):
+            for element, value in zip(elements, values, strict=True):
+                element.swept[name] = value
+    return elements
 
 
 def name_of(path: Path) -> str:
@@ -158,7 +168,7 @@ def _resolve(
                 classifier = options_file.probe(config, pretrain, ranks)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
-    return Element(swept, pretrain, classifier)
+    return Element({}, pretrain, classifier)
 
 
 @contextlib.contextmanager

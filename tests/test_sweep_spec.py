@@ -1,0 +1,90 @@
+"""What the files of launch/recipes mean: runs, and sweeps with their elements and what is told of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from launch import options_file, spec
+from moco.errors import InputError
+
+RECIPES = Path(__file__).resolve().parent.parent / "launch" / "recipes"
+DIGITS = {"dataset": "digits", "arch": "smallcnn", "epochs": 1, "moco_k": 64, "moco_dim": 8, "seed": 0}
+
+
+def read(tmp_path: Path, *parts: dict, **more: object) -> list[spec.Element]:
+    path = tmp_path / "spec.yaml"
+    path.write_text(yaml.safe_dump({"set": DIGITS, "parts": list(parts), **more}))
+    return spec.read(path, tmp_path / "out", [], 1).elements
+
+
+@pytest.mark.parametrize("path", sorted({*RECIPES.glob("*.yaml")} - {*RECIPES.glob("sweep_*")}), ids=lambda path: path.stem)
+def test_recipes(path: Path) -> None:
+    head = [line[2:] for line in path.read_text().splitlines() if line.startswith("# ")]
+    assert {"paper", "command", "hardware", "hours", "accuracy"} <= {line.partition(" ")[0] for line in head}
+    options_file.pretraining(["--config", str(path), "photos"], 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "words"),
+    [
+        ("sweep_digits", 44, []),
+        ("sweep_imagenette", 21, ["photos"]),
+        ("sweep_imagenet100", 45, ["photos"]),
+        ("sweep_stl10", 304, []),
+    ],
+)
+def test_recipes_of_sweeps(name: str, count: int, words: list[str]) -> None:
+    elements = spec.read(RECIPES / f"{name}.yaml", None, words, 1).elements
+    assert len({element.id for element in elements}) == len(elements) == count
+
+
+def test_elements_tell_how_all_of_them_differ(tmp_path: Path) -> None:
+    """Whichever part says it, and if it was left at its default."""
+    elements = read(
+        tmp_path, {"set": {"loss": "infonce"}, "grid": {"moco_t": [0.07, 0.2]}}, {"set": {"loss": "align-uniform"}}
+    )
+    told = [{name: e.swept[name] for name in ("loss", "moco_t", "moco_unif_w")} for e in elements]
+    assert told == [
+        {"loss": "infonce", "moco_t": 0.07, "moco_unif_w": 0.0},
+        {"loss": "infonce", "moco_t": 0.2, "moco_unif_w": 0.0},
+        {"loss": "align-uniform", "moco_t": 0.07, "moco_unif_w": 1.0},
+    ]
+    assert "epochs" not in elements[0].swept
+
+
+def test_an_element_is_known_by_its_results(tmp_path: Path) -> None:
+    """A sweep that grows, or is written in another way, finds what it has done; another probe is another element."""
+    part = {"grid": {"moco_t": [0.07, 0.2]}}
+    (first, second) = (element.id for element in read(tmp_path, part))
+    assert [e.id for e in read(tmp_path, {"grid": {"moco_t": [0.5, 0.2, 0.07]}})][1:] == [second, first]
+    assert [e.id for e in read(tmp_path, {"set": {"workers": 1, "moco_t": 0.2}})] == [second]
+    assert first not in {e.id for e in read(tmp_path, part, probe={"epochs": 3})}
+
+
+def test_draws_are_the_same_each_time_and_a_longer_sweep_begins_alike(tmp_path: Path) -> None:
+    def drawn(count: int, seed: int = 0) -> list[tuple[float, float]]:
+        draw = {"moco_t": {"low": 0.05, "high": 1, "log": True}, "moco_unif_w": [0, 1, 2], "moco_contr_w": [0, 1]}
+        elements = read(tmp_path, {"random": {"count": count, "seed": seed, "draw": draw}})
+        return [(e.pretrain.moco_t, e.pretrain.moco_unif_w) for e in elements]
+
+    assert drawn(6)[:4] == drawn(4)
+    assert drawn(4, seed=1) != drawn(4)
+    assert all(0.05 <= t <= 1 for t, _ in drawn(6))
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ({"grid": {"moco_t": [-1]}}, "--moco-t"),
+        ({"grid": {"no_such_option": [1]}}, "no_such_option"),
+        ({"grid": {}, "random": {}}, "part 1 must hold `grid` or `random`"),
+        ({"random": {"count": 3, "draw": {"seed": [0, 1]}}}, "fewer than 3 different"),
+        ({"random": {"count": 1, "draw": {"lr": {"low": 1}}}}, "must be a list, or a range"),
+    ],
+)
+def test_nonsense_is_refused_before_anything_starts(tmp_path: Path, part: dict, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        read(tmp_path, part)
