@@ -5,8 +5,8 @@
 
 "Encoders" is query forward and backward and key forward, of the very modules that the step uses. The step has the head,
 the momentum update, the shuffle, the queue and the optimiser as well, on a GPU the augmentations too; on a CPU the
-images are augmented beforehand, for all contenders. The reference step (reference_step.py) is fp32, eager and NCHW, and gets
-finished images everywhere. On a GPU host-device synchronisations are counted as well.
+images are augmented beforehand, for all contenders. The reference step (reference_step.py) is fp32, eager and NCHW, and
+gets finished images everywhere. On a GPU host-device synchronisations are counted as well.
 """
 
 from __future__ import annotations
@@ -63,15 +63,15 @@ def main(argv: list[str] | None = None) -> None:
     crops = torch.randint(0, 256, (n, 2, size, size, 3), dtype=torch.uint8, device=device)
     batch = Batch(crops, torch.arange(n, device=device), torch.full((n,), -1, device=device))
     augment = Augment(find_recipe("v2"), 0, compile=gpu)
-    views = [augment(crops[:, view], batch.index, 0, view).contiguous(memory_format=torch.channels_last)
-             for view in (0, 1)]  # fmt: skip
+    layout = torch.channels_last if gpu else torch.contiguous_format  # main_moco.py's defaults
+    views = [augment(crops[:, view], batch.index, 0, view).contiguous(memory_format=layout) for view in (0, 1)]
 
     encoder = build_encoder(arch, 128, mlp=True, image_size=size).to(device)
     plain = ReferenceStep(copy.deepcopy(encoder), 128, length, T=0.2)
-    model = MoCo(encoder.to(memory_format=torch.channels_last), K=length, device=device)  # type: ignore[call-overload]
+    model = MoCo(encoder.to(memory_format=layout), K=length, device=device)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(model.parameters(), 0.03, momentum=0.9, weight_decay=1e-4, fused=True)
     prepare: Any = augment if gpu else Augmented(views)
-    step = TrainingStep(model, WeightedHead(1.0, 0.2), optimizer, prepare, GlobalBatch(), amp=amp)
+    step = TrainingStep(model, WeightedHead(1.0, 0.2), optimizer, prepare, GlobalBatch(), amp=amp, channels_last=gpu)
     slope = torch.randn(n, 128, device=device)
 
     def encoders() -> None:
