@@ -147,6 +147,39 @@ def test_trains(launcher: Launcher, images: Path, tmp_path: Path, words: str, bn
     assert all(value.isfinite().all() for value in tensors.values())
 
 
+def test_symmetric_supcon_from_an_encoder_with_a_falling_temperature(
+    launcher: Launcher, images: Path, finished: Path, tmp_path: Path
+) -> None:
+    """Both views' keys are queued with their labels; the temperature of each epoch is in the log."""
+    start = checkpoint.checkpoints(finished)[-1]
+    words = f"--loss supcon --symmetric --moco-t 0:0.5,2:0.1 --epochs 3 --accum-steps 2 --lr 1e-9 --init-from {start}"
+    ended = launcher.run([*SMALL, *words.split(), str(images)], tmp_path / "run", world=2)
+    assert ended.codes == [EXIT_OK] * 2 and "head and queue start afresh" in ended.output, ended.output
+    train = [record for record in read_log(tmp_path / "run/log.jsonl") if record["kind"] == "train"]
+    assert [record["moco_t"] for record in train] == pytest.approx([0.5, 0.5, 0.3, 0.3, 0.1, 0.1])
+    state, before = checkpoint.load(checkpoint.checkpoints(tmp_path / "run")[-1]), checkpoint.load(start)
+    assert state["state_dict"]["module.queue_ptr"].item() == 2 * 6 * 8 % 21
+    assert set(state["moco_run"]["queue_state"]["labels"].tolist()) == {0, 1}
+    for name, value in before["state_dict"].items():
+        if "encoder_q" in name and ".fc." not in name and value.is_floating_point() and "running" not in name:
+            torch.testing.assert_close(state["state_dict"][name], value, rtol=0, atol=1e-6)
+
+
+def test_without_a_queue_it_trains_and_goes_on_with_the_same_bits(
+    launcher: Launcher, images: Path, tmp_path: Path
+) -> None:
+    argv = [*SMALL, "--moco-k", "0", "--loss", "align-uniform", "--deterministic", str(images)]
+    for folder, *more in (("whole",), ("cut", "--epochs", "1"), ("cut", "--resume", "auto")):
+        ended = launcher.run([*argv, *more], tmp_path / folder, world=2)
+        assert ended.codes == [EXIT_OK] * 2, ended.output
+    whole, cut = (checkpoint.load(checkpoint.checkpoints(tmp_path / folder)[-1]) for folder in ("whole", "cut"))
+    assert whole["state_dict"]["module.queue"].shape == (8, 0) and whole["epoch"] == cut["epoch"] == 2
+    assert all(value.equal(cut["state_dict"][name]) for name, value in whole["state_dict"].items())
+    losses = [[r["loss"] for r in read_log(tmp_path / folder / "log.jsonl") if r["kind"] == "train"]
+              for folder in ("whole", "cut")]  # fmt: skip
+    assert losses[0] == losses[1] and len(set(losses[0])) == 4
+
+
 def test_a_fresh_run_is_a_function_of_its_seed(
     launcher: Launcher, images: Path, finished: Path, tmp_path: Path
 ) -> None:
@@ -176,6 +209,8 @@ def test_photos_without_classes_are_enough_to_pretrain(launcher: Launcher, tmp_p
     assert "no val split: training goes without online evaluation" in ended.output
     state = checkpoint.load(checkpoint.checkpoints(tmp_path / "run")[-1])
     assert set(state["moco_run"]["queue_state"]["labels"].tolist()) == {-1}
+    ended = launcher.run([*SMALL, "--loss", "supcon", str(photos / "train/dark")], tmp_path / "supcon")
+    assert_refused(ended, "--loss supcon compares labels and these images have none")
 
 
 def test_goes_on_with_the_next_epochs(launcher: Launcher, images: Path, finished: Path, tmp_path: Path) -> None:
@@ -272,8 +307,8 @@ WORDS = [
     ("-a resnet51", "did you mean "),
     ("-a timm:resnet999", "unknown --arch 'timm:resnet999'"),
     ("-a smallalexnet --image-size 16", "--image-size"),
-    ("--moco-k 0", "--moco-k must be at least 1"),
-    ("--moco-k -1", "--moco-k must be at least 1"),
+    ("--moco-k 0 --loss hcl", "--loss hcl takes its negatives from the queue, so --moco-k must be at least 1"),
+    ("--moco-k -1", "--moco-k must be at least 0"),
     ("--moco-t 0", "--moco-t must be greater than 0"),
     ("--moco-t -0.2", "--moco-t must be greater than 0"),
     ("--bn sync", "--bn sync needs a GPU"),

@@ -22,7 +22,7 @@ from tests.reliability.runs import Fault, Launcher, assert_same_run, fault
 SETTINGS: dict[str, list[Any]] = {
     "world": [1, 2],
     "data": ["digits", "folder", "beton"],
-    "loss": ["infonce", "align-uniform"],
+    "loss": ["infonce", "align-uniform", "supcon --symmetric --moco-t 0:0.5,1:0.2"],
     "bn": ["shuffle", "split", "local"],
     "accum": [1, 2],
     "amp": ["off", "fp16", "bf16"],
