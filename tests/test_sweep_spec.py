@@ -20,7 +20,10 @@ def read(tmp_path: Path, *parts: dict, **more: object) -> list[spec.Element]:
     return spec.read(path, tmp_path / "out", [], 1).elements
 
 
-@pytest.mark.parametrize("path", sorted({*RECIPES.glob("*.yaml")} - {*RECIPES.glob("sweep_*")}), ids=lambda path: path.stem)
+RUNS = sorted({*RECIPES.glob("*.yaml")} - {*RECIPES.glob("sweep_*")})
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
 def test_recipes(path: Path) -> None:
     head = [line[2:] for line in path.read_text().splitlines() if line.startswith("# ")]
     assert {"paper", "command", "hardware", "hours", "accuracy"} <= {line.partition(" ")[0] for line in head}
