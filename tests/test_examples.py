@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import moco
 from moco import checkpoint
@@ -23,6 +24,7 @@ def example(name: str) -> types.ModuleType:
     spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where its dataclasses look for it
     spec.loader.exec_module(module)
     return module
 
@@ -69,6 +71,17 @@ def test_fine_tuning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         accuracy = example("fine_tuning").main([str(tmp_path / "file"), "--labels", "10", "--steps", "50"])
     assert accuracy > 30  # of ten classes, from random weights
     assert "355 scans" in capsys.readouterr().out
+
+
+def test_circle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with torch.random.fork_rng():
+        encoders = example("circle").main(["--output", str(tmp_path / "circle.png"), "--epochs", "1"])
+    assert [one.name for one in encoders] == ["untrained", "supervised", "contrastive"]
+    assert all(torch.allclose(x.norm(dim=1), torch.ones(355)) for one in encoders for x in (one.x, one.q, one.k))
+    assert moco.metrics.uniformity(encoders[1].x) < moco.metrics.uniformity(encoders[0].x) - 0.1  # it has spread out
+    assert "supervised   alignment" in capsys.readouterr().out
+    with Image.open(tmp_path / "circle.png") as picture:
+        assert picture.width > 1000
 
 
 # retrieval.py and sample_photos.py are run by tests/test_docs.py
