@@ -1,6 +1,6 @@
 """lightly's MoCo v2 as its documentation gives it (examples/pytorch/moco.py), on photographs; run by photographs.py.
 
-    PYTHONPATH=. build/peers/bin/python benchmarks/peer_lightly.py IMAGES --arch resnet18 --size 64 --batch 64 --workers 2
+    PYTHONPATH=. build/peers/bin/python benchmarks/peer_lightly.py IMAGES --arch resnet18 --size 64
 
 Its model, loss, transform, optimiser and momentum update, with its documented settings but for image size, batch and
 number of worker processes. For every line on stdin it trains an epoch and answers with {"images": ..., "seconds": ...}.
@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Iterator
 
-import moco  # noqa: F401  (lets torchvision be imported beside a CPU build of torch)
 import torch
 import torchvision
 from lightly.loss import NTXentLoss
@@ -24,6 +23,8 @@ from lightly.models.utils import deactivate_requires_grad, update_momentum
 from lightly.transforms import MoCoV2Transform
 from lightly.utils.scheduler import cosine_schedule
 from torch import Tensor, nn
+
+import moco  # noqa: F401  (lets torchvision be imported beside a CPU build of torch)
 
 
 class MoCo(nn.Module):
