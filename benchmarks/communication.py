@@ -100,8 +100,7 @@ def images(crops: Tensor, index: Tensor, epoch: int, view: int) -> Tensor:
 
 
 def counted(rank: int, world: int, port: int, n: int, size: int, reference: bool, out: Any) -> None:
-    launch = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port, "MASTER_ADDR": "127.0.0.1"}
-    os.environ.update({name: str(value) for name, value in launch.items()})
+    launched_as(rank, world, port)
     torch.set_num_threads(1)
     device = torch.device("cpu")
     with distributed.session(device, 100):
@@ -117,6 +116,12 @@ def counted(rank: int, world: int, port: int, n: int, size: int, reference: bool
         if rank == 0:
             out.put({kind: sum(one[kind] for one in everyone) / world for kind in everyone[0]})
         distributed.barrier()
+
+
+def launched_as(rank: int, world: int, port: int) -> None:
+    """What torchrun would have told this process."""
+    launch = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port, "MASTER_ADDR": "127.0.0.1"}
+    os.environ.update({name: str(value) for name, value in launch.items()})
 
 
 def free_port() -> int:
