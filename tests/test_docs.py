@@ -1,7 +1,8 @@
-"""The commands of docs/tutorial.md, run in order in a folder of their own; links; the API reference."""
+"""The commands of docs/tutorial.md and docs/evaluation.md, run in a folder of their own; links; the API reference."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -9,6 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+
+import main_lincls
+import main_moco
+from moco import evaluate
+from moco.probe_options import parse_lincls
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -60,3 +66,33 @@ def test_api_reference(tmp_path: Path) -> None:
         page = tmp_path.joinpath(*(parts[:-1] if parts[-1] == "__init__" else parts)).with_suffix(".html")
         assert page.exists() != parts[-1].startswith("_t"), page
     assert "Wang &amp; Isola" in (tmp_path / "moco" / "losses.html").read_text()
+
+
+def programs(text: str) -> list[tuple[str, list[str]]]:
+    """(program, its words) of every `python ...` line in a page's blocks."""
+    blocks = "".join(body for body in re.findall(r"^```(?:sh)?\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
+    return [(line.split()[0], line.split()[1:]) for line in re.findall(r"^python (?:-m )?(.+)$", blocks, re.MULTILINE)]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_commands_of_the_evaluation_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first block is run, in one process; the rest needs data sets that are not here, and is parsed."""
+    monkeypatch.chdir(tmp_path)
+    mains = {"main_moco.py": main_moco.main, "main_lincls.py": main_lincls.main, "moco.evaluate": evaluate.main}
+    text = (ROOT / "docs" / "evaluation.md").read_text()
+    first, rest = text.split("## The papers' protocols")
+    commands = programs(first)
+    assert len(commands) == 8
+    for program, words in commands:
+        assert mains[program](words) == 0, words
+    measures = json.loads((tmp_path / "runs/digits/measures.json").read_text())
+    assert all(title in first for title in ("kNN top-1", "effective rank", "tolerance"))
+    assert set(measures["spaces"]) == {"trunk", "output"}
+    protocols = [json.loads(path.read_text())["protocol"] for path in sorted(tmp_path.glob("runs/*/lincls.json"))]
+    assert protocols == ["cached", "cached sweep", "moco", "sweep", "finetune"]
+    commands = programs(rest)
+    assert len(commands) == 10
+    for program, words in commands:
+        if program == "main_lincls.py":
+            parse_lincls(words)
