@@ -15,6 +15,10 @@ import sys
 import time
 from collections.abc import Iterator
 
+import moco  # noqa: F401  (before torchvision, which it lets be imported beside a CPU build of torch)
+
+# isort: split
+
 import torch
 import torchvision
 from lightly.loss import NTXentLoss
@@ -23,8 +27,6 @@ from lightly.models.utils import deactivate_requires_grad, update_momentum
 from lightly.transforms import MoCoV2Transform
 from lightly.utils.scheduler import cosine_schedule
 from torch import Tensor, nn
-
-import moco  # noqa: F401  (lets torchvision be imported beside a CPU build of torch)
 
 
 class MoCo(nn.Module):

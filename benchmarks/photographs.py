@@ -12,6 +12,7 @@ law no speed-up is larger than (peer's time) / (encoders' time); the row shows h
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -90,10 +91,10 @@ class Peer:
 
     def train(self) -> None:
         assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
-        if not answer:
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write("\n")
+            self.process.stdin.flush()
+        if not (answer := self.process.stdout.readline()):
             raise SystemExit("error: the peer ended; see its message above, or make it anew with benchmarks/peers.sh")
         json.loads(answer)
 
