@@ -1,0 +1,112 @@
+#!/usr/bin/env python
+"""docs/results.md, written from the runs of two sweeps: the heads on photographs, and forty encoders of digits.
+
+    python launch/sweep.py launch/recipes/sweep_imagenette.yaml --cluster local --parallel 2 -- DATA
+    python launch/sweep.py launch/recipes/sweep_digits.yaml --cluster local --parallel 2
+    python benchmarks/results_page.py runs/sweeps/imagenette runs/sweeps/digits
+
+Copies the sweeps' tables to benchmarks/results/ and draws docs/alignment_uniformity.png. Of the page, what stands
+between `<!-- NAME -->` and `<!-- end -->` is replaced; the prose around it is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # so that the script finds the package without an installation
+
+from moco import comparison, sweep_figures  # noqa: E402
+from moco.errors import InputError, exit_code  # noqa: E402
+from moco.heads import HEADS  # noqa: E402
+from moco.runs import COLLAPSE, MEASURED, Encoder, read  # noqa: E402
+
+PAGE, FIGURE = ROOT / "docs" / "results.md", ROOT / "docs" / "alignment_uniformity.png"
+RESULTS = ROOT / "benchmarks" / "results"
+COLUMNS = {"knn_top1": "kNN top-1", "lincls_top1": "linear top-1", "val_alignment": "alignment",
+           "val_uniformity": "uniformity", "val_tolerance": "tolerance"}  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("heads", type=Path, help="folder of the sweep of launch/recipes/sweep_imagenette.yaml")
+    parser.add_argument("digits", type=Path, help="folder of the sweep of launch/recipes/sweep_digits.yaml")
+    o = parser.parse_args()
+    heads, digits = read([o.heads]), read([o.digits])
+    page = PAGE.read_text()
+    page = put(page, "heads", heads_table(heads) + ["", measured_where(heads)])
+    page = put(page, "digits", verdict(digits) + ["", measured_where(digits)])
+    PAGE.write_text(page)
+    for folder in (o.heads, o.digits):
+        shutil.copy(folder / "results.csv", RESULTS / f"sweep_{folder.name}.csv")
+    sweep_figures.plane(digits, str(comparison.accuracy_measure(digits)), FIGURE)
+    print(f"wrote {PAGE}, {FIGURE} and the tables in {RESULTS}")
+    return 0
+
+
+def heads_table(encoders: Sequence[Encoder]) -> list[str]:
+    """A row for each setting; mean ± standard deviation over its seeds."""
+    settings: dict[str, list[Encoder]] = {}
+    for one in encoders:
+        if one.state not in MEASURED:
+            raise InputError(f"{one.name} is {one.state} ({one.why}): run the sweep to its end first")
+        settings.setdefault(name_of(one), []).append(one)
+    lines = [f"| head | seeds | {' | '.join(COLUMNS.values())} |", "|---|---:|" + "---:|" * len(COLUMNS)]
+    for name, its in settings.items():
+        collapsed = sum(one.state == COLLAPSE for one in its)
+        cells = [spread([one.measured[column] for one in its], 1 if "top1" in column else 3) for column in COLUMNS]
+        marked = f"{name}; {collapsed} collapsed" if collapsed else name
+        lines.append(f"| {marked} | {len(its)} | {' | '.join(cells)} |")
+    return lines
+
+
+def name_of(one: Encoder) -> str:
+    """The loss, and those of its settings that its head reads."""
+    row = HEADS[one.options["loss"]]
+    values = {name: one.option(name) for name in row.settings.values()}
+    told = [f"{name.removeprefix('moco_')} {value:g}" for name, value in values.items() if value not in (None, 0)]
+    return f"{one.options['loss']} ({', '.join(told)})"
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{deviation}"
+
+
+def verdict(encoders: Sequence[Encoder]) -> list[str]:
+    """How well alignment + uniformity order the encoders by accuracy, with and without the collapsed ones."""
+    measure = COLUMNS[str(comparison.accuracy_measure(encoders))]
+    lines = [f"| encoders | n | Spearman's ρ of alignment + uniformity and {measure} | 95 % interval |"]
+    lines.append("|---|---:|---:|---|")
+    for name, collapsed in (("all", True), ("without the collapsed", False)):
+        found = comparison.predicts(encoders, collapsed=collapsed)
+        lines.append(f"| {name} | {found.n} | {found.rho:.2f} | {found.low:.2f} to {found.high:.2f} |")
+    return lines
+
+
+def measured_where(encoders: Sequence[Encoder]) -> str:
+    """Machine and commit of the runs, from their logs."""
+    starts = [record for one in encoders for record in one.records if record.get("kind") == "start"]
+    commits = sorted({str(record.get("git"))[:12] for record in starts})
+    machines = {json.dumps(record.get("machine"), sort_keys=True): record["machine"] for record in starts}
+    told = "; ".join(", ".join(f"{key} {value}" for key, value in its.items()) for its in machines.values())
+    return f"Measured at commit {', '.join(commits)} on: {told}."
+
+
+def put(page: str, name: str, lines: Sequence[str]) -> str:
+    """`page` with the part of that name replaced."""
+    part = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.S)
+    if not part.search(page):
+        raise InputError(f"{PAGE} has no part <!-- {name} --> ... <!-- end -->")
+    return part.sub(lambda found: "\n".join([found[1].rstrip(), *lines, found[2]]), page)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))
