@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from moco.comparison import TemperatureCurve, accuracy_measure, differing, predicts, sum_of
+from moco.correlation import FEWEST
 from moco.errors import InputError
 from moco.figures import series
 from moco.options import PretrainOptions, result_options
 from moco.plots import COLOURS, Plot, colour, number, outline, spread
-from moco.runs import COLLAPSE_RULE, KNN, MEASURED, MEASURES, Encoder
+from moco.runs import COLLAPSE_RULE, KNN, MEASURED, MEASURES, OTHER, Encoder
 from moco.sweep_figures import SHAPES, shares_of_uniform
 
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(PretrainOptions)}
@@ -65,23 +66,23 @@ def header(title: str, encoders: Sequence[Encoder]) -> str:
 def plane(encoders: Sequence[Encoder]) -> str:
     """Wang & Isola's figure, and beside it the table of all encoders."""
     measure, shown = accuracy_measure(encoders), [one for one in encoders if one.state in MEASURED]
-    values = [one.measured[measure] for one in shown if measure in one.measured] if measure else []
+    values = [one.measured[measure] for one in shown if one.compared and measure in one.measured] if measure else []
     x, y = (spread(one.measured[name] for one in shown) for name in ("val_alignment", "val_uniformity"))
     plot = Plot(x, y, "alignment  ← closer positives", "uniformity  ← more spread out", height=380, top=56)
     if measure and values:
         plot.scale_bar(min(values), max(values), MEASURES[measure])
     for one in shown:
-        value = one.measured.get(measure or "")
-        fill = "none" if value is None else colour((value - min(values)) / ((max(values) - min(values)) or 1))
+        value = one.measured.get(measure or "") if one.compared else None  # hollow: no colour that could mislead
+        fill = "none" if value is None else colour(share(value, values))
         at = one.measured["val_alignment"], one.measured["val_uniformity"]
         plot.mark(*at, SHAPES[one.state], fill, f"{one.name}: {one.state}", {"name": one.name, "tip": tip(one)})
     shapes = "".join(
-        f'<span><svg viewBox="0 0 18 18" width="16" height="16" aria-hidden="true"><path class="key" d="'
-        f'{outline(shape, 9, 9)}"/></svg>{escape(state)}</span>'
+        f'<span><svg viewBox="0 0 18 18" width="16" height="16" aria-hidden="true"><path class="key'
+        f'{" hollow" if state == OTHER else ""}" d="{outline(shape, 9, 9)}"/></svg>{escape(state)}</span>'
         for state, shape in SHAPES.items()
         if any(one.state == state for one in shown)
     )
-    if any(measure not in one.measured for one in shown):
+    if any(one.compared and measure not in one.measured for one in shown):
         shapes += f"<span>hollow: no {escape(MEASURES[measure]) if measure else 'accuracy'}</span>"
     legend = f'<figcaption class="keys">{shapes}</figcaption>'
     figure = f"<figure>{plot.svg('alignment against uniformity')}{legend}</figure>"
@@ -90,9 +91,17 @@ def plane(encoders: Sequence[Encoder]) -> str:
     return section("Alignment and uniformity", beside)
 
 
+def share(value: float, values: Sequence[float]) -> float:
+    """Where `value` lies between the least and the greatest of `values`, in [0, 1]."""
+    low, high = min(values), max(values)
+    return (value - low) / (high - low) if high > low else 0.5
+
+
 def verdict(encoders: Sequence[Encoder]) -> str:
     """The rank correlation, with and without collapsed encoders, and the rule that tells them."""
-    measure, lines = accuracy_measure(encoders), []
+    measure, lines, n = accuracy_measure(encoders), [], sum(one.compared for one in encoders)
+    if n < FEWEST:
+        return f"<p>No rank correlation: it needs at least {FEWEST} comparable encoders, and here is {n or 'none'}.</p>"
     for which, collapsed in (("all comparable encoders", True), ("without collapsed ones", False)):
         try:
             said = f"ρ = {predicts(encoders, collapsed=collapsed)}".replace("-", "−").replace("n = ", "n\u00a0=\u00a0")
@@ -206,7 +215,7 @@ def training(encoders: Sequence[Encoder]) -> str:
         if len(epochs):
             plot = Plot((0, max(1, epochs[-1])), spread(values), "epoch", "loss", width=270, height=190, whole=True)
             plot.line(epochs.tolist(), values.tolist())
-            state = "" if one.state == "done" else f" <small>{escape(one.state)} {escape(one.why)}</small>"
+            state = "" if one.state == "done" else f" <small>{escape(one.state)}</small>"
             panels.append(f"<figure><h3>{escape(one.name)}{state}</h3>{plot.svg(f'loss of {one.name}')}</figure>")
         evaluated.append((one.name, *series(one.records, "eval", KNN)))
     curves = [entry for entry in evaluated if len(entry[1]) > 1]
@@ -216,7 +225,7 @@ def training(encoders: Sequence[Encoder]) -> str:
         plot = Plot((0, last), spread(v for _, _, vs in curves for v in vs), "epoch", "kNN top-1 [%]", whole=True)
         few, ends = len(curves) <= COLOURS, [float(values[-1]) for _, _, values in curves]
         for i, (_, epochs, values) in enumerate(curves):
-            shade = "" if few else colour((ends[i] - min(ends)) / ((max(ends) - min(ends)) or 1))
+            shade = "" if few else colour(share(ends[i], ends))
             plot.line(epochs.tolist(), values.tolist(), f"c{i % COLOURS}", dots=few, paint=shade)
         legend = keys([name for name, _, _ in curves]) if few else ""
         parts.append(f'<figure class="alone">{plot.svg("kNN accuracy while training")}{legend}</figure>')

@@ -15,6 +15,7 @@ from pathlib import Path
 from moco import figures, page, similarities, sweep_figures
 from moco.checkpoint import latest
 from moco.comparison import accuracy_measure, predicts, temperature_curves
+from moco.correlation import FEWEST
 from moco.errors import EXIT_OK, InputError, exit_code
 from moco.neighbours import Row, grid
 from moco.options import PretrainOptions, result_options
@@ -93,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
             raise InputError(f"--output is a folder for the page and its figures, and {arguments.output} names a file")
         encoders = read(arguments.runs)
         title = ", ".join(dict.fromkeys(one.sweep or one.name for one in encoders))
-        if len(encoders) > 1:
+        if sum(one.compared for one in encoders) >= FEWEST:
             print(said(encoders))
         for path in write(encoders, arguments.output, title, arguments.neighbours):
             print(path)

@@ -24,18 +24,18 @@ TEMPERATURES = (0.07, 0.2, 0.5, 1.0)  # where no run tells which
 
 
 def plane(encoders: Sequence[Encoder], measure: str, path: str | Path) -> Path:
-    """Writes Wang & Isola's central figure: a dot for each measured encoder, coloured by its `measure`; one without it
-    is hollow."""
+    """Writes Wang & Isola's central figure: a dot for each measured encoder, coloured by its `measure`; hollow
+    without it, and if it cannot be compared."""
     figure = Figure(figsize=(7.2, 5.6), dpi=150, layout="constrained")
     axes = figure.subplots()
     shown = [one for one in encoders if one.state in MEASURED]
-    values = [one.measured[measure] for one in shown if measure in one.measured]
+    values = [one.measured[measure] for one in shown if one.compared and measure in one.measured]
     limits = dict(vmin=min(values, default=0), vmax=max(values, default=1))
     colours = ListedColormap([colour(i / 255) for i in range(256)])
     for state, marker in MARKERS.items():
         mine = [one for one in shown if one.state == state]
         for filled in (True, False):
-            some = [one for one in mine if (measure in one.measured) == filled]
+            some = [one for one in mine if (one.compared and measure in one.measured) == filled]
             x, y = ([one.measured[name] for one in some] for name in ("val_alignment", "val_uniformity"))
             paint = (
                 dict(c=[one.measured[measure] for one in some], cmap=colours, **limits)
@@ -44,7 +44,8 @@ def plane(encoders: Sequence[Encoder], measure: str, path: str | Path) -> Path:
             )
             axes.scatter(x, y, s=62, marker=marker, edgecolors=INK, linewidths=0.7, zorder=3, **paint)
         if mine:
-            axes.scatter([], [], s=62, marker=marker, color=FAINT, edgecolors=INK, linewidths=0.7, label=state)
+            key = "none" if state == OTHER else FAINT
+            axes.scatter([], [], s=62, marker=marker, facecolors=key, edgecolors=INK, linewidths=0.7, label=state)
     plain_axes(
         axes,
         "Alignment and uniformity on validation images",
