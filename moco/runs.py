@@ -45,6 +45,11 @@ IDLE_WITHOUT = {
     "unif_global": "moco_unif_w",
 }
 OF_HEADS = {name for row in HEADS.values() for name in row.settings.values()} | IDLE_WITHOUT.keys()
+# What must be alike for two probes to measure the same
+PROBE_SETTINGS = (
+    "features_from", "epochs", "batch_size", "optimizer", "lr", "schedule", "lr_drop", "momentum", "weight_decay",
+    "train_fraction", "sweep", "sweep_lrs", "sweep_wds", "held_out", "cached",
+)  # fmt: skip
 COLLAPSE_RULE = f"collapsed: uniformity (t = 2) of the validation outputs above {COLLAPSED:g}; 0 is a single point"
 
 
@@ -62,6 +67,7 @@ class Encoder:
     records: Records = ()
     measured: dict[str, float] = field(default_factory=dict)
     commits: tuple[str, ...] = ()
+    probe: str = ""  # how its linear probe was trained
 
     @property
     def compared(self) -> bool:
@@ -163,7 +169,7 @@ def _judge(encoder: Encoder, probe: Path | None) -> None:
         encoder.state, encoder.why = UNMEASURED, "no evaluation after the last epoch (--eval-freq)"
         return
     if probe is not None:
-        encoder.why = _probe(values, probe, epochs)
+        encoder.why = _probe(encoder, values, probe, epochs)
     if bad := [MEASURES[name] for name, value in values.items() if not math.isfinite(value)]:
         encoder.state, encoder.why = UNMEASURED, f"not finite: {', '.join(bad)}"
         return
@@ -171,20 +177,24 @@ def _judge(encoder: Encoder, probe: Path | None) -> None:
     encoder.state = COLLAPSE if values["val_uniformity"] > COLLAPSED else DONE
 
 
-def _probe(values: dict[str, Any], probe: Path, epochs: int) -> str:
-    """Adds the probe's accuracy to the values if it is that of the last checkpoint; else returns why it is not."""
+def _probe(encoder: Encoder, values: dict[str, Any], probe: Path, epochs: int) -> str:
+    """Adds the probe's accuracy to the values if it is one of the last checkpoint; else returns why it is not."""
     found = _json(probe / "lincls.json")
     if not _number(found.get("top1")):
         return "its linear probe has not ended"
     if Path(str(found.get("pretrained"))).name != f"checkpoint_{epochs - 1:04d}.pth.tar":
         return "its linear probe is not of the last checkpoint"
+    settings = found["options"] if isinstance(found.get("options"), dict) else {}
+    if settings.get("finetune"):
+        return "its classifier was trained together with the encoder, which is no linear probe"
+    encoder.probe = json.dumps([settings.get(name) for name in PROBE_SETTINGS])
     values[PROBE] = found["top1"]
     return ""
 
 
 def mark_odd_ones(encoders: Sequence[Encoder]) -> None:
     """Encoders of another commit, data set or augmentation than most get the state OTHER: their numbers are shown, and
-    used for nothing."""
+    used for nothing. Probes with other settings than most are left out."""
     measured = [one for one in encoders if one.state in COMPARED]
     for what, values in (
         ("commit", {one.name: one.commits for one in measured}),
@@ -197,6 +207,12 @@ def mark_odd_ones(encoders: Sequence[Encoder]) -> None:
                 shown = " then ".join(str(value)[:12] for value in values[one.name])
                 one.why = "; ".join(filter(None, (one.why, f"another {what} than most: {shown}")))
                 one.state = OTHER
+    probed = [one for one in measured if PROBE in one.measured]
+    usual_probe = Counter(one.probe for one in probed).most_common(1)
+    for one in probed:
+        if one.probe != usual_probe[0][0]:
+            del one.measured[PROBE]
+            one.why = "; ".join(filter(None, (one.why, "its linear probe has other settings than most")))
 
 
 def _json(path: Path) -> dict[str, Any]:

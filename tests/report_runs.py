@@ -26,7 +26,7 @@ def run(
     folder.mkdir(parents=True)
     (folder / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     if probe is not None:
-        result = {"top1": probe, "pretrained": str(folder / "checkpoint_0001.pth.tar")}
+        result = {"top1": probe, "pretrained": str(folder / "checkpoint_0001.pth.tar"), "options": {"lr": 30.0}}
         write(folder / "lincls" / "lincls.json", result)
     return folder
 

@@ -62,6 +62,18 @@ def test_probe_of_the_last_checkpoint_alone(tmp_path: Path) -> None:
     assert PROBE not in two.measured and two.why == "its linear probe is not of the last checkpoint"
 
 
+def test_probes_of_other_settings_are_left_out(tmp_path: Path) -> None:
+    folders = [run(tmp_path / name, probe=70.0) for name in ("a", "b", "other", "tuned")]
+    for folder, options in ((folders[2], {"lr": 30.0, "train_fraction": 0.01}), (folders[3], {"finetune": True})):
+        path = folder / "lincls" / "lincls.json"
+        write(path, json.loads(path.read_text()) | {"options": options})
+    a, b, other, tuned = read(folders)
+    assert a.measured[PROBE] == b.measured[PROBE] == 70.0
+    assert PROBE not in other.measured and other.why == "its linear probe has other settings than most"
+    assert PROBE not in tuned.measured and "no linear probe" in tuned.why
+    assert {one.state for one in (a, b, other, tuned)} == {DONE}
+
+
 def test_the_odd_ones_out_are_marked(tmp_path: Path) -> None:
     folders = [run(tmp_path / name) for name in "abc"]
     folders.append(run(tmp_path / "commit", git="b" * 40))
