@@ -32,8 +32,8 @@ def source(n: int, seed: int = 0, labels: list[int] | None = None) -> ArraySourc
 
 
 def settings(**changed: object) -> SimpleNamespace:
-    given = dict(data=None, dataset="digits", loader="auto", workers=1, skip_bad_images=False, image_size=SIZE,
-                 recipe="digits", seed=3, eval_freq=2, knn_k=5, knn_t=0.1)  # fmt: skip
+    given = dict(data=None, dataset="digits", loader="auto", cache="os", workers=1, skip_bad_images=False,
+                 image_size=SIZE, recipe="digits", seed=3, eval_freq=2, knn_k=5, knn_t=0.1)  # fmt: skip
     return SimpleNamespace(**{**given, **changed})
 
 
