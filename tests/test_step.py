@@ -350,13 +350,22 @@ def test_nothing_waits_for_the_device(amp: str, bn: str) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
-def test_nothing_waits_for_a_gpu(amp: str) -> None:
+@pytest.mark.parametrize(
+    ("amp", "words"),
+    [
+        *((amp, "--moco-align-w 1 --moco-align-alpha 1.5 --moco-contr-w 1") for amp in ("off", "bf16", "fp16")),
+        *(("bf16", f"--loss {loss} --symmetric") for loss in HEADS),
+        ("bf16", "--moco-k 0 --moco-contr-w 1"),
+    ],
+)
+def test_nothing_waits_for_a_gpu(amp: str, words: str) -> None:
     torch.manual_seed(0)
-    model = MoCo(Net(batchnorm=True), dim=DIM, K=K, m=M, bn="split", bn_group_size=2, device="cuda")
+    o = parse_pretrain(["folder", "--moco-k", str(K), "--moco-hard-alpha", "0.4", "--moco-t", str(T), *words.split()])
+    bn = "split" if o.moco_k else "local"
+    model = MoCo(Net(batchnorm=True), dim=DIM, K=o.moco_k, m=M, bn=bn, bn_group_size=2, device="cuda")
     optimizer = torch.optim.SGD(model.parameters(), LR, momentum=MOMENTUM, fused=True)
-    head = WeightedHead(1.0, T, 1.0, 1.5, 1.0)
-    step = TrainingStep(model, head, optimizer, augment, GlobalBatch(), amp=amp, grad_clip=1.0, go_on=True)
+    more: dict[str, Any] = {"amp": amp, "grad_clip": 1.0, "go_on": True, "symmetric": o.symmetric}
+    step = TrainingStep(model, loss_head(o), optimizer, augment, GlobalBatch(), **more)
     batches = [Batch(*(x.cuda() for x in (b.crops, b.index, b.labels))) for b in map(batch, range(3))]
     step(batches[0], 0, [5], measure=True)
     torch.cuda.set_sync_debug_mode("error")
