@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help quickstart test lint types pytest reliability soak test-slurm docs install install-dev clean distclean
+.PHONY: help quickstart test lint types pytest reliability soak test-slurm bench bench-gpu peers docs install install-dev clean distclean
 
 PY := .venv/bin/python
 CODE := moco tests examples $(wildcard main_moco.py main_lincls.py launch benchmarks)
@@ -43,6 +43,25 @@ SLURM ?= if-possible
 test-slurm: install-dev ## launch/ on a real Slurm of two nodes, which is started here and stopped again
 	@MOCO_TEST_SLURM=$(SLURM) OMP_NUM_THREADS=1 $(PY) -m pytest tests/slurm $(ARGS)
 
+# One thread, but for the scripts that say otherwise: IMAGES=FOLDER/<class>/<image> takes photographs instead of made-up ones.
+IMAGES ?=
+PHOTOS := $(if $(IMAGES),--images "$(IMAGES)")
+bench: install-dev ## every benchmark on the CPU (a quiet one); writes the tables of docs/performance.md
+	@for topic in loss_head training_step momentum_update communication scaling $(if $(wildcard benchmarks/linear_probe.py),linear_probe); do \
+	  echo "== $$topic"; OMP_NUM_THREADS=1 $(PY) -m benchmarks.$$topic || exit; done
+	@echo "== photographs"; $(PY) -m benchmarks.photographs --rounds 5 $(PHOTOS)
+	@$(PY) -m benchmarks.performance_page
+
+# with the Python that is there, as a GPU machine has its own torch: make bench-gpu PY=python3
+bench-gpu: ## the same on one GPU, within ten minutes
+	@$(PY) -c 'import sys, torch; torch.cuda.is_available() or sys.exit("error: torch sees no GPU; make bench measures the CPU")'
+	@for topic in loss_head training_step momentum_update photographs; do \
+	  echo "== $$topic"; $(PY) -m benchmarks.$$topic --device cuda $$([ $$topic != photographs ] || echo '--rounds 3 $(PHOTOS)') || exit; done
+	@$(PY) -m benchmarks.performance_page
+
+peers: install ## make .peers, with the libraries that make bench compares with
+	@benchmarks/peers.sh
+
 docs: install-dev ## the API reference, from the docstrings, into build/docs
 	@$(PY) -m pdoc -o build/docs moco main_moco main_lincls !moco._torchvision_ops
 
@@ -56,5 +75,5 @@ clean: ## remove caches and build products (keeps .venv and runs/)
 	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -path ./.venv -prune -o -name __pycache__ -type d -print0 | xargs -0r rm -rf
 
-distclean: clean ## clean, and remove .venv too
-	@rm -rf .venv
+distclean: clean ## clean, and remove .venv and .peers too
+	@rm -rf .venv .peers

@@ -1,6 +1,6 @@
 """lightly's MoCo v2 as its documentation gives it (examples/pytorch/moco.py), on photographs; run by photographs.py.
 
-    PYTHONPATH=. build/peers/bin/python benchmarks/peer_lightly.py IMAGES --arch resnet18 --size 64
+    PYTHONPATH=. .peers/bin/python benchmarks/peer_lightly.py IMAGES --arch resnet18 --size 64
 
 Its model, loss, transform, optimiser and momentum update, with its documented settings but for image size, batch and
 number of worker processes. For every line on stdin it trains an epoch and answers with {"images": ..., "seconds": ...}.

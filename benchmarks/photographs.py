@@ -39,7 +39,7 @@ from moco.losses import WeightedHead
 from moco.step import AMP_DTYPES, TrainingStep
 
 ROOT = Path(__file__).resolve().parent.parent
-PEERS = ROOT / "build" / "peers" / "bin" / "python"
+PEERS = ROOT / ".peers" / "bin" / "python"
 
 
 class Ours:
@@ -129,7 +129,7 @@ def run(options: Any, scratch: Path) -> None:
             if not link.exists():
                 link.symlink_to(Path(everything.name(index)).absolute())
     workers = worker_count()
-    torch.set_num_threads(workers)
+    torch.set_num_threads(1 if options.trial else workers)
     torch.backends.cudnn.benchmark = True
     ours = Ours(folder, arch, size, batch, amp, device)
     contenders = {"ours": ours.train, "encoders": ours.encoders}

@@ -1,0 +1,68 @@
+"""Writes the tables of docs/performance.md from benchmarks/results/*.json.
+
+    python -m benchmarks.performance_page
+
+A table stands between `<!-- TOPIC-DEVICE -->` and `<!-- end -->`; without its file it is "not measured". The prose
+around the tables is written by hand and is left alone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measuring import RESULTS, Row, number, table
+
+PAGE = RESULTS.parent.parent / "docs" / "performance.md"
+PLACE = re.compile(r"(<!-- ([a-z_]+-(?:cpu|cuda)) -->\n).*?(<!-- end -->)", re.DOTALL)
+KINDS = ("images", "images of the reference", "keys", "labels and indices", "gradients")
+
+
+def about(record: dict[str, Any]) -> str:
+    machine = record["machine"]
+    commit = record["commit"]
+    short = commit[:10] + ("-dirty" if commit.endswith("-dirty") else "")
+    threads = f", {record['threads']} thread{'s' * (record['threads'] > 1)}" if "threads" in record else ""
+    return (
+        f"{machine['device']}, {record['cores']} cores{threads}; torch {machine['torch']}, Python {machine['python']};"
+        f" commit {short}; medians of {record['rounds']} rounds"
+    )
+
+
+def traffic(record: dict[str, Any]) -> list[str]:
+    """Megabytes per rank and step: modelled, with what was counted in brackets."""
+
+    def cell(world: str, kind: str) -> str:
+        source, name = ("counted_reference", "images") if kind.endswith("reference") else ("counted", kind)
+        seen = record[source].get(world, {}).get(name)
+        model = number(record["modelled"][world][kind] / 1e6)
+        return model if seen is None else f"{model} ({number(seen / 1e6)})"
+
+    rows = [[f"{int(world):,}", *(cell(world, kind) for kind in KINDS)] for world in record["modelled"]]
+    return ["", *table(rows, ["ranks", *(f"{kind}, MB" for kind in KINDS)])]
+
+
+def section(name: str, results: Path) -> str:
+    path = results / f"{name}.json"
+    if not path.exists():
+        return "not measured\n"
+    record = json.loads(path.read_text())
+    lines = table([Row(**row).cells() for row in record["rows"]])
+    if "modelled" in record:
+        lines += traffic(record)
+    return "\n".join([*lines, "", about(record) + ".", ""])
+
+
+def filled(page: str, results: Path = RESULTS) -> str:
+    return PLACE.sub(lambda place: place[1] + section(place[2], results) + place[3], page)
+
+
+def main() -> None:
+    PAGE.write_text(filled(PAGE.read_text()))
+    print(f"{PAGE.name} is written from {len(list(RESULTS.glob('*-*.json')))} files")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Every benchmark runs, in tiny; what they conclude from times is right; the page shows what the files hold."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from benchmarks import (
+    communication,
+    loss_head,
+    measuring,
+    momentum_update,
+    performance_page,
+    photographs,
+    training_step,
+)
+from benchmarks.measuring import Row, number, ratio
+from moco.rowshuffle import RowShuffle
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where results are written, for the length of a test."""
+    threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
+    monkeypatch.setattr(measuring, "RESULTS", tmp_path)
+    yield tmp_path
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.benchmark = benchmark
+
+
+@pytest.mark.parametrize("script", [loss_head, training_step, momentum_update, photographs])
+def test_runs_in_tiny(script: ModuleType, results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script.main(["--trial", "--rounds", "1"])
+    assert "| what | against | measured | target | met |" in capsys.readouterr().out
+    assert not list(results.iterdir()), "a trial is no result"
+    if not torch.cuda.is_available():
+        with pytest.raises(SystemExit, match="torch sees no GPU"):
+            script.main(["--device", "cuda"])
+
+
+def test_several_ranks_run_in_tiny() -> None:
+    words = "from benchmarks import communication, scaling; communication.main({0}); scaling.main({0})"
+    done = subprocess.run(
+        [sys.executable, "-c", words.format("['--trial', '--rounds', '1']")],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "counted at 2 ranks" in done.stdout and "2 x 1 thread" in done.stdout
+
+
+def test_ratios_are_taken_within_a_round() -> None:
+    """The machine is ten times slower in the second round: a ratio of medians would not see that it is 2 in each."""
+    times = {"slow": [2.0, 20.0, 4.0], "fast": [1.0, 10.0, 2.0]}
+    assert ratio(times, "slow", "fast") == 2 and ratio(times, "fast", "slow") == 0.5
+
+
+def test_rows_say_whether_they_meet_their_target() -> None:
+    assert Row("a", "b", 1.4, at_most=1.5).cells() == ["a", "b", "1.4 ×", "≤ 1.5 ×", "yes"]
+    assert Row("a", "b", 1.6, at_most=1.5).cells()[4] == "**no**"
+    assert Row("a", "b", 1.6, "%", at_least=1.5).cells()[2:] == ["1.6 %", "≥ 1.5 %", "yes"]
+    assert Row("a", "b", 1.4, at_least=1.5).met is False
+    assert Row("a", "b", 1.4).cells()[3:] == ["–", "–"]
+    assert [number(x) for x in (0, 3.0, 0.03214, 12.345, 1234.5)] == ["0", "3", "0.0321", "12.3", "1,234"]
+
+
+def test_a_result_goes_to_the_page(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = measuring.parser("Doc.").parse_args(["--rounds", "3"])
+    measuring.report("loss_head", options, [Row("head", "products", 1.25, at_most=1.5)], seconds={"head": [0.5, 0.25]})
+    record = json.loads((results / "loss_head-cpu.json").read_text())
+    assert record["rows"][0]["value"] == 1.25 and record["seconds"]["head"] == [0.5, 0.25]
+    assert {"machine", "commit", "cores", "rounds"} <= record.keys()
+    page = "before\n<!-- loss_head-cpu -->\nold\n<!-- end -->\nbetween\n<!-- loss_head-cuda -->\n<!-- end -->\nafter\n"
+    text = performance_page.filled(page, results)
+    assert "old" not in text and "| head | products | 1.25 × | ≤ 1.5 × | yes |" in text
+    assert "<!-- loss_head-cuda -->\nnot measured\n<!-- end -->" in text
+    assert performance_page.filled(text, results) == text
+    assert text.startswith("before\n") and text.endswith("after\n") and "\nbetween\n" in text
+
+
+def test_the_page_is_what_the_files_give() -> None:
+    page = performance_page.PAGE.read_text()
+    assert performance_page.filled(page) == page, "python -m benchmarks.performance_page writes it anew"
+    known = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
+    assert {topic.rpartition("-")[0] for _, topic in re.findall(r"(<!-- ([a-z_]+-\w+) -->)", page)} <= known
+
+
+@pytest.mark.parametrize("world", [2, 8, 64])
+def test_the_model_of_the_traffic_is_that_of_the_shuffle(world: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that leave a rank, mean over ranks and permutations, against n·(world - 1)/world."""
+    n, sent = 64, []
+    for me in range(min(world, 8)):
+        monkeypatch.setattr("moco.rowshuffle.rank", lambda me=me: me)
+        for key in range(40 if world < 64 else 4):
+            sizes = RowShuffle(key, [n] * world).send_sizes
+            sent.append(sum(sizes) - sizes[me])
+    modelled = communication.model(world, n, 10)
+    assert modelled["images"] / (10 * 10 * 3) == pytest.approx(sum(sent) / len(sent), rel=0.05)
+    assert modelled["images"] / modelled["images of the reference"] == pytest.approx(1 / (4 * world))
