@@ -14,6 +14,7 @@ Exit codes (moco/errors.py): 0 done, 2 bad input, 3 numbers gone wrong.
 from __future__ import annotations
 
 import copy
+import functools
 import sys
 import time
 from collections.abc import Callable
@@ -82,8 +83,9 @@ def probe(options: LinclsOptions, device: torch.device) -> int:
 
     # Data: crops and flips only, normalised as the encoder was pretrained.
     recipe = find_recipe(options.recipe)
-    val = open_split(options.data, options.dataset, "val", loader=options.loader)
-    train = val if options.evaluate else open_split(options.data, options.dataset, "train", loader=options.loader)
+    read = functools.partial(open_split, options.data, options.dataset, loader=options.loader, cache=options.cache)
+    val = read(split="val")
+    train = val if options.evaluate else read(split="train")
     check_same_classes(train, val)
     if len(val.classes) < 2:
         raise InputError(f"the data has one class, {val.classes[0]!r}: give at least two to tell apart")

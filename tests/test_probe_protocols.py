@@ -118,6 +118,7 @@ def test_cut_and_resumed(kind: str, images: Path, pretrained: Path, tmp_path: Pa
         assert all(torch.equal(value, theirs[key][name]) for name, value in ours.get(key, {}).items())
 
 
+@pytest.mark.slow
 def test_two_ranks_sweep_as_one(images: Path, pretrained: Path, tmp_path: Path) -> None:
     one = run(images, tmp_path / "one", pretrained=pretrained, **SWEEP)
     words = words_of(images, pretrained=pretrained, output_dir=tmp_path / "two", **SWEEP)
@@ -246,6 +247,21 @@ def test_bad_input_is_one_sentence(
     assert error.startswith("error: ") and error.count("\n") == 1
     assert says in error
     assert not (tmp_path / "out/lincls.json").exists()
+
+
+def test_both_splits_are_read_as_the_options_say(
+    images: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str, str]] = []
+    opened = main_lincls.open_split
+
+    def recording(*words: Any, split: str, loader: str, cache: str) -> Any:
+        asked.append((split, loader, cache))
+        return opened(*words, split, loader=loader, cache=cache)
+
+    monkeypatch.setattr(main_lincls, "open_split", recording)
+    run(images, tmp_path / "out", pretrained=pretrained, epochs=1, loader="folder", cache="ram")
+    assert sorted(asked) == [("train", "folder", "ram"), ("val", "folder", "ram")]
 
 
 def test_one_class_is_nothing_to_tell_apart(
