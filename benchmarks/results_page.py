@@ -24,9 +24,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # so that the script finds the package without an installation
 
 from moco import comparison, sweep_figures  # noqa: E402
+from moco.correlation import rank_correlation  # noqa: E402
 from moco.errors import InputError, exit_code  # noqa: E402
 from moco.heads import HEADS  # noqa: E402
-from moco.runs import COLLAPSE, MEASURED, Encoder, read  # noqa: E402
+from moco.runs import COLLAPSE, DONE, KNN, MEASURED, PROBE, Encoder, read  # noqa: E402
 
 PAGE, FIGURE = ROOT / "docs" / "results.md", ROOT / "docs" / "alignment_uniformity.png"
 RESULTS = ROOT / "benchmarks" / "results"
@@ -46,7 +47,7 @@ def main() -> int:
     PAGE.write_text(page)
     for folder in (o.heads, o.digits):
         shutil.copy(folder / "results.csv", RESULTS / f"sweep_{folder.name}.csv")
-    sweep_figures.plane(digits, str(comparison.accuracy_measure(digits)), FIGURE)
+    sweep_figures.plane(digits, PROBE, FIGURE)
     print(f"wrote {PAGE}, {FIGURE} and the tables in {RESULTS}")
     return 0
 
@@ -82,12 +83,13 @@ def spread(values: Sequence[float], digits: int) -> str:
 
 def verdict(encoders: Sequence[Encoder]) -> list[str]:
     """How well alignment + uniformity order the encoders by accuracy, with and without the collapsed ones."""
-    measure = COLUMNS[str(comparison.accuracy_measure(encoders))]
-    lines = [f"| encoders | n | Spearman's ρ of alignment + uniformity and {measure} | 95 % interval |"]
-    lines.append("|---|---:|---:|---|")
-    for name, collapsed in (("all", True), ("without the collapsed", False)):
-        found = comparison.predicts(encoders, collapsed=collapsed)
-        lines.append(f"| {name} | {found.n} | {found.rho:.2f} | {found.low:.2f} to {found.high:.2f} |")
+    lines = ["| encoders | n | ρ with linear top-1 [95 % interval] | ρ with kNN top-1 |", "|---|---:|---:|---:|"]
+    for name, states in (("all", (DONE, COLLAPSE)), ("without the collapsed", (DONE,))):
+        measured = [one.measured for one in encoders if one.state in states]
+        sums = [comparison.sum_of(values) for values in measured]
+        found = [rank_correlation(sums, [values[measure] for values in measured]) for measure in (PROBE, KNN)]
+        cells = [f"{r.rho:.2f} [{r.low:.2f}, {r.high:.2f}]" for r in found]
+        lines.append(f"| {name} | {len(measured)} | {' | '.join(cells)} |")
     return lines
 
 
