@@ -29,11 +29,36 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def test_each_moment_belongs_to_the_innermost_stage(clock: list[float]) -> None:
+class Event:
+    """As CUDA's: it has happened, and can be asked about, only once somebody has waited for it or a later one."""
+
+    now: list[float]
+    waited_until = 0.0
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        self.at = self.now[0]
+
+    def synchronize(self) -> None:
+        Event.waited_until = max(Event.waited_until, self.at)
+
+    def elapsed_time(self, end: Event) -> float:
+        assert max(self.at, end.at) <= Event.waited_until
+        return (end.at - self.at) * 1e3  # ms
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_each_moment_belongs_to_the_innermost_stage(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    monkeypatch.setattr(Event, "now", clock, raising=False)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
     timeline = Timeline()
     with timeline.stage("head"):  # before the start nothing is measured
         clock[0] += 50
-    timeline.start(CPU)
+    timeline.start(torch.device(device))
     before = timeline.totals()
     clock[0] += 1
     with timeline.stage("key"):
