@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measuring import RESULTS, Row, number, table
+from moco.stages import as_line
 
 PAGE = RESULTS.parent.parent / "docs" / "performance.md"
 PLACE = re.compile(r"(<!-- ([a-z_]+-(?:cpu|cuda)) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -52,6 +53,8 @@ def section(name: str, results: Path) -> str:
     lines = table([Row(**row).cells() for row in record["rows"]])
     if "modelled" in record:
         lines += traffic(record)
+    if "shares" in record:
+        lines += ["", f"Where the step's time goes: {as_line(record['shares'])}."]
     return "\n".join([*lines, "", about(record) + ".", ""])
 
 

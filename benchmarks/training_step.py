@@ -27,6 +27,7 @@ from moco.data.recipes import find_recipe
 from moco.encoders import build_encoder
 from moco.globalbatch import GlobalBatch
 from moco.losses import WeightedHead
+from moco.stages import as_line, shares, timeline
 from moco.step import AMP_DTYPES, TrainingStep
 
 
@@ -96,9 +97,15 @@ def main(argv: list[str] | None = None) -> None:
     ]
     if gpu:
         rows.append(Row("host-device synchronisations in a step", "none", synchronisations(step, batch), "", at_most=0))
+    timeline.start(device)
+    before = timeline.totals()
+    for _ in range(options.rounds):
+        step(batch, 0, [n])
+    where = shares(before, timeline.totals())
+    print(f"the step: {as_line(where)}")
     settings = {"arch": arch, "image_size": size, "batch": n, "K": length, "amp": amp}
     print(f"{arch}, {size} px, batch {n}, K {length}, --amp {amp}, {torch.get_num_threads()} threads")
-    report("training_step", options, rows, seconds=times, threads=torch.get_num_threads(), **settings)
+    report("training_step", options, rows, seconds=times, shares=where, threads=torch.get_num_threads(), **settings)
 
 
 if __name__ == "__main__":
