@@ -24,9 +24,9 @@ from moco.stages import stage
 
 T = TypeVar("T")
 
-_cpu_group: dist.ProcessGroup | None = (
-    None  # for flags and small Python objects: never touches the accelerator's stream
-)
+# for flags and small Python objects: never touches the accelerator's stream
+_cpu_group: dist.ProcessGroup | None = None
+_ended: dist.ProcessGroup | None = None  # the group of the last session
 
 
 def is_launched() -> bool:
@@ -54,7 +54,7 @@ def local_world_size() -> int:
 def session(device: torch.device, timeout: float = 1800.0) -> Iterator[None]:
     """Joins the process group for the length of a `with` block: NCCL for CUDA, gloo for the CPU. `timeout` in
     seconds."""
-    global _cpu_group
+    global _cpu_group, _ended
     if world_size() == 1:
         yield
         return
@@ -79,7 +79,9 @@ def session(device: torch.device, timeout: float = 1800.0) -> Iterator[None]:
         roll.say(f"ended: {error}")
         raise
     finally:
-        _cpu_group = None
+        # A DistributedDataParallel that is still alive must not be the group's last owner: it would run the destructor
+        # without letting go of Python's lock, and wait for a thread of gloo's that waits for that lock.
+        _cpu_group, _ended = None, dist.group.WORLD
         dist.destroy_process_group()
 
 
