@@ -6,7 +6,7 @@
     python main_lincls.py --dataset digits --pretrained runs/digits/checkpoint_0039.pth.tar --cached
     python main_lincls.py --evaluate --resume runs/lincls/model_best.pth.tar /data/imagenet
 
-Reads checkpoints of main_moco.py, MoCo, its align/uniform fork, moco-v3, torchvision, timm, ... (moco/encoder_file.py).
+Reads checkpoints of main_moco.py, MoCo, its align/uniform fork, moco-v3, torchvision, timm, ... (moco/interop/).
 Without a flag that says otherwise the protocol is MoCo's; docs/evaluation.md has the others. Read `probe` downwards.
 Exit codes (moco/errors.py): 0 done, 2 bad input, 3 numbers gone wrong.
 """
@@ -25,22 +25,21 @@ import torch
 from torch import nn
 
 from moco import distributed
-from moco.cached import five_nearest, solve
 from moco.data.augment import Augment
 from moco.data.datasets import open_split
 from moco.data.recipes import find_recipe
 from moco.data.source import Source, check_same_classes
 from moco.data.subset import hold_out, share_of_classes
 from moco.device import pick_device
-from moco.encoder_file import read_encoder
 from moco.encoders import trunk
 from moco.errors import EXIT_OK, InputError, exit_code
 from moco.features import centre_crops, extract_features
+from moco.interop.encoder_file import read_encoder
 from moco.jsonfile import write_json
 from moco.logs import RunLog
 from moco.options import as_dict, as_json
-from moco.probe import Classifiers, Probe, accuracies, check_unchanged, make_optimizer
-from moco.probe_file import (
+from moco.probe.cached import five_nearest, solve
+from moco.probe.file import (
     BEST,
     LAST,
     Best,
@@ -50,8 +49,9 @@ from moco.probe_file import (
     restore_progress,
     save,
 )
-from moco.probe_model import Rows, build, stream_of
-from moco.probe_options import LinclsOptions, parse_lincls
+from moco.probe.model import Rows, build, stream_of
+from moco.probe.options import LinclsOptions, parse_lincls
+from moco.probe.training import Classifiers, Probe, accuracies, check_unchanged, make_optimizer
 from moco.provenance import git_state, machine
 from moco.runlock import only_run_in
 

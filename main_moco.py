@@ -30,11 +30,11 @@ from moco.data.loader import Loader
 from moco.data.recipes import find_recipe
 from moco.data.sampler import Sampler
 from moco.device import pick_device
-from moco.encoder_file import load_trunk, read_encoder
 from moco.encoders import build_encoder
 from moco.errors import EXIT_OK, EXIT_PREEMPTED, exit_code
 from moco.globalbatch import GlobalBatch
 from moco.heads import check_labels, curves
+from moco.interop.encoder_file import load_trunk, read_encoder
 from moco.logs import RunLog
 from moco.logsumexp import whole
 from moco.meter import Clock, Meter

@@ -30,10 +30,10 @@ from moco.data.source import Source
 from moco.data.subset import Subset
 from moco.features import centre_crops, extract_features
 from moco.logs import RunLog
-from moco.probe import Probe, make_optimizer
-from moco.probe_file import resolve
-from moco.probe_model import Rows, build, stream_of
-from moco.probe_options import LinclsOptions, parse_lincls
+from moco.probe.file import resolve
+from moco.probe.model import Rows, build, stream_of
+from moco.probe.options import LinclsOptions, parse_lincls
+from moco.probe.training import Probe, make_optimizer
 
 EPOCHS = 100
 

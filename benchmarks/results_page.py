@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""docs/results.md, written from the runs of two sweeps: the heads on photographs, and forty encoders of digits.
+"""docs/results.md and its part of README.md, from two sweeps: the heads on photographs, and forty encoders of digits.
 
     python launch/sweep.py launch/recipes/sweep_imagenette.yaml --cluster local --parallel 2 -- DATA
     python launch/sweep.py launch/recipes/sweep_digits.yaml --cluster local --parallel 2
@@ -17,22 +17,26 @@ import re
 import shutil
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # so that the script finds the package without an installation
 
-from moco import comparison, sweep_figures  # noqa: E402
-from moco.correlation import rank_correlation  # noqa: E402
 from moco.errors import InputError, exit_code  # noqa: E402
 from moco.heads import HEADS  # noqa: E402
-from moco.runs import COLLAPSE, DONE, KNN, MEASURED, PROBE, Encoder, read  # noqa: E402
+from moco.page import comparison, sweep_figures  # noqa: E402
+from moco.page.correlation import rank_correlation  # noqa: E402
+from moco.page.runs import COLLAPSE, DONE, KNN, MEASURED, PROBE, Encoder, read  # noqa: E402
 
-PAGE, FIGURE = ROOT / "docs" / "results.md", ROOT / "docs" / "alignment_uniformity.png"
+PAGE, README, FIGURE = ROOT / "docs" / "results.md", ROOT / "README.md", ROOT / "docs" / "alignment_uniformity.png"
 RESULTS = ROOT / "benchmarks" / "results"
 COLUMNS = {"knn_top1": "kNN top-1", "lincls_top1": "linear top-1", "val_alignment": "alignment",
            "val_uniformity": "uniformity", "val_tolerance": "tolerance"}  # fmt: skip
+Predictor = Callable[[Mapping[str, float]], float]
+SUM: dict[str, Predictor] = {"alignment + uniformity": comparison.sum_of}
+PREDICTORS = SUM | {"alignment": itemgetter("val_alignment"), "uniformity": itemgetter("val_uniformity")}
 
 
 def main() -> int:
@@ -43,8 +47,8 @@ def main() -> int:
     heads, digits = read([o.heads]), read([o.digits])
     page = PAGE.read_text()
     page = put(page, "heads", heads_table(heads) + ["", measured_where(heads)])
-    page = put(page, "digits", verdict(digits) + ["", measured_where(digits)])
-    PAGE.write_text(page)
+    PAGE.write_text(put(page, "digits", verdict(digits) + ["", measured_where(digits)]))
+    README.write_text(put(README.read_text(), "digits", verdict(digits, SUM)))
     for folder in (o.heads, o.digits):
         shutil.copy(folder / "results.csv", RESULTS / f"sweep_{folder.name}.csv")
     sweep_figures.plane(digits, PROBE, FIGURE)
@@ -81,15 +85,17 @@ def spread(values: Sequence[float], digits: int) -> str:
     return f"{statistics.fmean(values):.{digits}f}{deviation}"
 
 
-def verdict(encoders: Sequence[Encoder]) -> list[str]:
-    """How well alignment + uniformity order the encoders by accuracy, with and without the collapsed ones."""
-    lines = ["| encoders | n | ρ with linear top-1 [95 % interval] | ρ with kNN top-1 |", "|---|---:|---:|---:|"]
+def verdict(encoders: Sequence[Encoder], predictors: Mapping[str, Predictor] = PREDICTORS) -> list[str]:
+    """How well each predictor orders the encoders by accuracy, with and without the collapsed ones."""
+    lines = ["| encoders | n | measure | ρ with linear top-1 [95 % interval] | ρ with kNN top-1 |"]
+    lines.append("|---|---:|---|---:|---:|")
     for name, states in (("all", (DONE, COLLAPSE)), ("without the collapsed", (DONE,))):
         measured = [one.measured for one in encoders if one.state in states]
-        sums = [comparison.sum_of(values) for values in measured]
-        found = [rank_correlation(sums, [values[measure] for values in measured]) for measure in (PROBE, KNN)]
-        cells = [f"{r.rho:.2f} [{r.low:.2f}, {r.high:.2f}]" for r in found]
-        lines.append(f"| {name} | {len(measured)} | {' | '.join(cells)} |")
+        for predictor, of in predictors.items():
+            values = [of(its) for its in measured]
+            found = [rank_correlation(values, [its[measure] for its in measured]) for measure in (PROBE, KNN)]
+            cells = [f"{r.rho:.2f} [{r.low:.2f}, {r.high:.2f}]" for r in found]
+            lines.append(f"| {name} | {len(measured)} | {predictor} | {' | '.join(cells)} |")
     return lines
 
 
@@ -106,7 +112,7 @@ def put(page: str, name: str, lines: Sequence[str]) -> str:
     """`page` with the part of that name replaced."""
     part = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.S)
     if not part.search(page):
-        raise InputError(f"{PAGE} has no part <!-- {name} --> ... <!-- end -->")
+        raise InputError(f"the page has no part <!-- {name} --> ... <!-- end -->")
     return part.sub(lambda found: "\n".join([found[1].rstrip(), *lines, found[2]]), page)
 
 

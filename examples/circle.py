@@ -38,9 +38,9 @@ from moco.data.recipes import find_recipe
 from moco.data.sampler import Sampler
 from moco.encoders import build_encoder
 from moco.features import centre_crops, encode, extract_features, in_order, settle_batchnorm
-from moco.figures import CLASS_COLOURS, INK, RUN_COLOURS, plain_axes, write_figure
 from moco.metrics import alignment, uniformity
 from moco.options import parse_pretrain
+from moco.page.figures import CLASS_COLOURS, INK, RUN_COLOURS, plain_axes, write_figure
 
 SIZE, BATCH = 32, 128
 FLAGS = (

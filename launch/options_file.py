@@ -12,7 +12,7 @@ import yaml
 
 from launch.job import Step
 from moco.options import CommonOptions, PretrainOptions, as_dict, parse_pretrain
-from moco.probe_options import LinclsOptions, parse_lincls
+from moco.probe.options import LinclsOptions, parse_lincls
 
 NOT_KEPT = ("config", "dry_run", "resume")
 PATHS = ("data", "output_dir", "pretrained")

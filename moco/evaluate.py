@@ -43,14 +43,14 @@ from moco.data.recipes import find_recipe
 from moco.data.source import Source, check_same_classes
 from moco.data.subset import labelled
 from moco.device import pick_device
-from moco.encoder_file import EncoderFile, load_trunk, read_encoder
 from moco.encoders import build_encoder
 from moco.errors import EXIT_OK, InputError, exit_code
 from moco.features import centre_crops, encode, extract_features, in_order
+from moco.interop.encoder_file import EncoderFile, load_trunk, read_encoder
+from moco.interop.preprocessing import suited
 from moco.jsonfile import write_json
 from moco.layers import OUTPUT, TRUNK, Layers, load_projection
 from moco.measures import Features, measure
-from moco.preprocessing import suited
 from moco.provenance import git_state, machine
 
 # names in the JSON and what the table calls them

@@ -12,14 +12,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from moco import figures, page, similarities, sweep_figures
 from moco.checkpoint import latest
-from moco.comparison import accuracy_measure, predicts, temperature_curves
-from moco.correlation import FEWEST
 from moco.errors import EXIT_OK, InputError, exit_code
-from moco.neighbours import Row, grid
 from moco.options import PretrainOptions, result_options
-from moco.runs import MEASURED, Encoder, read
+from moco.page import figures, similarities, sweep_figures
+from moco.page import html as page
+from moco.page.comparison import accuracy_measure, predicts, temperature_curves
+from moco.page.correlation import FEWEST
+from moco.page.neighbours import Row, grid
+from moco.page.runs import MEASURED, Encoder, read
 
 AT_ONCE = 6  # runs in one figure of curves
 

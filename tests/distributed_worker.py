@@ -30,13 +30,14 @@ from moco import distributed
 from moco.builder import MoCo
 from moco.data.loader import Batch
 from moco.data.source import ArraySource
-from moco.debiased import DebiasedHead
 from moco.distributed import rank, shares, world_size
 from moco.encoders import build_encoder
 from moco.errors import InputError
 from moco.globalbatch import GlobalBatch
-from moco.hardness import HardContrastiveHead, SimpleHead
-from moco.inbatch import InBatchHead
+from moco.heads.debiased import DebiasedHead
+from moco.heads.hardness import HardContrastiveHead, SimpleHead
+from moco.heads.inbatch import InBatchHead
+from moco.heads.supcon import SupConHead
 from moco.losses import LossOutput, WeightedHead, align_loss, contrastive_loss, uniform_loss
 from moco.meter import Meter
 from moco.online import OnlineEvaluator
@@ -44,7 +45,6 @@ from moco.randomness import permutation
 from moco.reference import ReferenceMoCo
 from moco.rowshuffle import RowShuffle
 from moco.step import TrainingStep
-from moco.supcon import SupConHead
 from tests.reliability.runs import free_port
 
 CPU = torch.device("cpu")

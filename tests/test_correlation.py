@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moco.correlation import rank_correlation, spearman
 from moco.errors import InputError
+from moco.page.correlation import rank_correlation, spearman
 
 
 def test_monotone_is_one_whatever_the_scale() -> None:

@@ -14,7 +14,7 @@ import pytest
 import main_lincls
 import main_moco
 from moco import evaluate
-from moco.probe_options import parse_lincls
+from moco.probe.options import parse_lincls
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

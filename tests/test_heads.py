@@ -16,15 +16,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from moco import hardness, heads, supcon
-from moco.debiased import DebiasedHead, debiased_loss
+from moco import heads
 from moco.errors import InputError
 from moco.globalbatch import GlobalBatch
-from moco.hardness import HardContrastiveHead, SimpleHead, hard_contrastive_loss, hard_count, simple_loss
-from moco.inbatch import InBatchHead
+from moco.heads import hardness, supcon
+from moco.heads.debiased import DebiasedHead, debiased_loss
+from moco.heads.hardness import HardContrastiveHead, SimpleHead, hard_contrastive_loss, hard_count, simple_loss
+from moco.heads.inbatch import InBatchHead
+from moco.heads.supcon import SupConHead, supcon_loss
 from moco.losses import WeightedHead, contrastive_loss
 from moco.options import PretrainOptions, loss_head, parse_pretrain
-from moco.supcon import SupConHead, supcon_loss
 from tests import oracles
 from tests.test_losses import EXACT, assert_same_value_and_gradients, made_up, seeds, sizes
 

@@ -187,7 +187,7 @@ def test_wheel_holds_package_and_mains_alone(tmp_path: Path) -> None:
     tops = {name.partition("/")[0] for name in names if ".dist-info" not in name}
     assert tops == {"moco", "main_moco.py", "main_lincls.py"}
     assert set(names) >= {str(path.relative_to(ROOT)) for path in (ROOT / "moco").rglob("*.py")}
-    assert {"moco/page.css", "moco/page.js"} <= set(names)  # moco.report puts them into its page
+    assert {"moco/page/page.css", "moco/page/page.js"} <= set(names)  # moco.report puts them into its page
     assert "Provides-Extra: ffcv" in metadata
     assert not re.search(r"^Requires-Dist: (ffcv|numba)\S*$", metadata, re.MULTILINE)  # only with the extra
 

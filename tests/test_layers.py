@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from moco.encoder_file import EncoderFile
 from moco.encoders import build_encoder, trunk
 from moco.errors import InputError
+from moco.interop.encoder_file import EncoderFile
 from moco.layers import Layers, load_projection
 
 

@@ -18,10 +18,10 @@ from moco.data.datasets import open_split
 from moco.encoders import build_encoder
 from moco.errors import InputError
 from moco.geometry import similarity_histograms
-from moco.neighbours import Row, Shown, grid
+from moco.page.neighbours import Row, Shown, grid
+from moco.page.runs import Encoder
+from moco.page.similarities import SCHEMA, histograms, neighbours
 from moco.report import main
-from moco.runs import Encoder
-from moco.similarities import SCHEMA, histograms, neighbours
 from tests.report_runs import OPTIONS, run
 
 

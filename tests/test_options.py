@@ -28,7 +28,7 @@ from moco.options import (
     parse_pretrain,
     result_options,
 )
-from moco.probe_options import LinclsOptions, parse_lincls
+from moco.probe.options import LinclsOptions, parse_lincls
 
 TABLE = Path(__file__).with_name("cli_flags.txt")
 PARSERS: dict[str, Callable[[list[str]], Any]] = {"main_moco.py": parse_pretrain, "main_lincls.py": parse_lincls}

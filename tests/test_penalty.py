@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moco.errors import InputError
+from moco.heads.penalty import contrastive_limit, gradient_shares
 from moco.losses import align_loss, contrastive_loss
 from moco.metrics import uniformity_bounds
-from moco.penalty import contrastive_limit, gradient_shares
 
 
 def unit_rows(n: int, dim: int, seed: int) -> Tensor:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moco.plots import Plot, colour, log_ticks, number, outline, spread, ticks
+from moco.page.plots import Plot, colour, log_ticks, number, outline, spread, ticks
 
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6), st.integers(2, 9))

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from moco.data.sampler import Sampler
 from moco.errors import NumericsError
 from moco.logs import RunLog
-from moco.probe import Cached, Classifiers, Probe, accuracies, make_optimizer
-from moco.probe_options import LinclsOptions, parse_lincls
+from moco.probe.options import LinclsOptions, parse_lincls
+from moco.probe.training import Cached, Classifiers, Probe, accuracies, make_optimizer
 
 CPU = torch.device("cpu")
 

@@ -16,10 +16,10 @@ import torch
 from torch.nn.functional import normalize
 
 import main_lincls
-from moco.encoder_file import read_encoder
 from moco.encoders import build_encoder, trunk
 from moco.errors import EXIT_INPUT, EXIT_OK
 from moco.export import prepare
+from moco.interop.encoder_file import read_encoder
 from moco.logs import read_log
 from moco.runlock import RunLock
 from tests.test_main_lincls import (

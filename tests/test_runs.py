@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from moco.comparison import accuracy_measure, differing, predicts, temperature_curves
-from moco.correlation import spearman
 from moco.errors import InputError
-from moco.runs import COLLAPSE, DONE, FAILED, KNN, OTHER, PROBE, UNFINISHED, UNMEASURED, Encoder, read
+from moco.page.comparison import accuracy_measure, differing, predicts, temperature_curves
+from moco.page.correlation import spearman
+from moco.page.runs import COLLAPSE, DONE, FAILED, KNN, OTHER, PROBE, UNFINISHED, UNMEASURED, Encoder, read
 from tests.report_runs import run, sweep, write
 
 

@@ -18,7 +18,7 @@ from moco.builder import MoCo
 from moco.data.loader import Batch
 from moco.globalbatch import GlobalBatch
 from moco.heads import HEADS
-from moco.inbatch import InBatchHead
+from moco.heads.inbatch import InBatchHead
 from moco.losses import LossOutput, WeightedHead
 from moco.options import loss_head, parse_pretrain
 from moco.step import TrainingStep

@@ -10,9 +10,9 @@ import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from moco.plots import colour
-from moco.runs import KNN, OTHER, Encoder
-from moco.sweep_figures import penalties, plane, shares_of_uniform
+from moco.page.plots import colour
+from moco.page.runs import KNN, OTHER, Encoder
+from moco.page.sweep_figures import penalties, plane, shares_of_uniform
 
 
 @pytest.mark.parametrize("temperature", [0.1, 1.0])

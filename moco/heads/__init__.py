@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from moco.debiased import DebiasedHead
 from moco.errors import InputError
-from moco.hardness import HardContrastiveHead, SimpleHead
-from moco.inbatch import InBatchHead
+from moco.heads.debiased import DebiasedHead
+from moco.heads.hardness import HardContrastiveHead, SimpleHead
+from moco.heads.inbatch import InBatchHead
+from moco.heads.supcon import SupConHead
 from moco.losses import PRESET_WEIGHTS, Across, Head, OneProcess, WeightedHead
 from moco.schedules import value_at
-from moco.supcon import SupConHead
 
 
 @dataclass(frozen=True)

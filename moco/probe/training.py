@@ -24,7 +24,7 @@ from moco.data.sampler import Sampler
 from moco.errors import NumericsError
 from moco.logs import RunLog
 from moco.meter import Clock, Meter
-from moco.probe_options import LinclsOptions
+from moco.probe.options import LinclsOptions
 from moco.schedules import learning_rate
 
 

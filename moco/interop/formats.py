@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from moco import detectron2_layout
 from moco.encoders import build_encoder, classifier_name, torchvision_arguments, trunk
 from moco.errors import InputError
-from moco.model_card import model_card
-from moco.preprocessing import Preprocessing
+from moco.interop import detectron2_layout
+from moco.interop.model_card import model_card
+from moco.interop.preprocessing import Preprocessing
 
 Outputs = Callable[[Tensor], Tensor]
 

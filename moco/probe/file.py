@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from moco import checkpoint, distributed
-from moco.encoder_file import EncoderFile, read_encoder
 from moco.encoders import classifier_name
 from moco.errors import InputError
+from moco.interop.encoder_file import EncoderFile, read_encoder
+from moco.interop.preprocessing import suited
 from moco.layers import OUTPUT, TRUNK
 from moco.options import as_dict
-from moco.preprocessing import suited
-from moco.probe import Classifiers
-from moco.probe_options import LinclsOptions
+from moco.probe.options import LinclsOptions
+from moco.probe.training import Classifiers
 from moco.provenance import git_state
 
 LAST, BEST = "checkpoint.pth.tar", "model_best.pth.tar"

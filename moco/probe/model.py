@@ -16,13 +16,13 @@ from moco.data.loader import Loader
 from moco.data.recipes import Recipe
 from moco.data.sampler import Sampler
 from moco.data.source import Source
-from moco.encoder_file import EncoderFile, load_trunk
 from moco.encoders import build_encoder, classifier_name, trunk
 from moco.errors import InputError
 from moco.features import settle_batchnorm
+from moco.interop.encoder_file import EncoderFile, load_trunk
 from moco.layers import OUTPUT, TRUNK, Layers, load_projection
-from moco.probe import Cached, Classifiers, Crops, Stream
-from moco.probe_options import LinclsOptions
+from moco.probe.options import LinclsOptions
+from moco.probe.training import Cached, Classifiers, Crops, Stream
 
 Rows = tuple[Tensor, Tensor]  # features [n, d], labels [n]
 

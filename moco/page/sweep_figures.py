@@ -12,11 +12,11 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
-from moco.comparison import TemperatureCurve
-from moco.figures import FAINT, INK, RUN_COLOURS, plain_axes, write_figure
-from moco.penalty import gradient_shares
-from moco.plots import colour
-from moco.runs import COLLAPSE, DONE, MEASURED, MEASURES, OTHER, Encoder
+from moco.heads.penalty import gradient_shares
+from moco.page.comparison import TemperatureCurve
+from moco.page.figures import FAINT, INK, RUN_COLOURS, plain_axes, write_figure
+from moco.page.plots import colour
+from moco.page.runs import COLLAPSE, DONE, MEASURED, MEASURES, OTHER, Encoder
 
 MARKERS = {DONE: "o", COLLAPSE: "D", OTHER: "s"}
 SHAPES = {DONE: "circle", COLLAPSE: "diamond", OTHER: "square"}

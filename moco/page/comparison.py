@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from moco.correlation import RankCorrelation, rank_correlation
-from moco.runs import COLLAPSE, DONE, KNN, PROBE, Encoder
+from moco.page.correlation import RankCorrelation, rank_correlation
+from moco.page.runs import COLLAPSE, DONE, KNN, PROBE, Encoder
 
 
 def accuracy_measure(encoders: Sequence[Encoder]) -> str | None:

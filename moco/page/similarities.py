@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from moco.evaluate import TITLES
-from moco.neighbours import Row, Shown
-from moco.page import keys, section
-from moco.plots import Plot, number
-from moco.runs import Encoder
+from moco.page.html import keys, section
+from moco.page.neighbours import Row, Shown
+from moco.page.plots import Plot, number
+from moco.page.runs import Encoder
 
 MEASURES_FILE, SCHEMA = "measures.json", 1
 KINDS = {"negative": "two images", "same_class": "two images of one class", "positive": "two views of one image"}

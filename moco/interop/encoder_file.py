@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from moco.encoders import build_encoder, classifier_name, trunk
 from moco.errors import InputError
-from moco.preprocessing import Preprocessing
-from moco.weights_file import open_weights
+from moco.interop.preprocessing import Preprocessing
+from moco.interop.weights_file import open_weights
 
 # (prefix of the encoder's keys, who writes it); the first one found is taken, so the special ones come first.
 LAYOUTS: tuple[tuple[str, str], ...] = (

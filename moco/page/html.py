@@ -17,14 +17,14 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from moco.comparison import TemperatureCurve, accuracy_measure, differing, predicts, sum_of
-from moco.correlation import FEWEST
 from moco.errors import InputError
-from moco.figures import series
 from moco.options import PretrainOptions, result_options
-from moco.plots import COLOURS, Plot, colour, number, outline, spread
-from moco.runs import COLLAPSE_RULE, KNN, MEASURED, MEASURES, OTHER, Encoder
-from moco.sweep_figures import SHAPES, shares_of_uniform
+from moco.page.comparison import TemperatureCurve, accuracy_measure, differing, predicts, sum_of
+from moco.page.correlation import FEWEST
+from moco.page.figures import series
+from moco.page.plots import COLOURS, Plot, colour, number, outline, spread
+from moco.page.runs import COLLAPSE_RULE, KNN, MEASURED, MEASURES, OTHER, Encoder
+from moco.page.sweep_figures import SHAPES, shares_of_uniform
 
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(PretrainOptions)}
 MANY = 12  # from here on curves are folded away

@@ -19,11 +19,11 @@ from moco.data.augment import Augment
 from moco.data.datasets import has_split, open_split
 from moco.data.recipes import find_recipe
 from moco.data.source import Source
-from moco.encoder_file import load_trunk, read_encoder
 from moco.encoders import build_encoder, trunk
 from moco.errors import InputError
 from moco.features import centre_crops, extract_features
-from moco.preprocessing import suited
+from moco.interop.encoder_file import load_trunk, read_encoder
+from moco.interop.preprocessing import suited
 
 THUMBNAIL = 72  # pixels a side
 

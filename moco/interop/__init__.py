@@ -1,0 +1,1 @@
+"""Encoders in the layouts of other projects, read and written."""

@@ -1,0 +1,1 @@
+"""The report: what runs on disk amount to, and the page and figures about them."""

@@ -1,0 +1,1 @@
+"""Linear probes and their relatives: what main_lincls.py is made of."""
