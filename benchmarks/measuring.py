@@ -13,6 +13,7 @@ import json
 import os
 import re
 import statistics
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -110,13 +111,21 @@ def report(topic: str, options: argparse.Namespace, rows: list[Row], **more: Any
         "device": options.device,
         "machine": machine(device),
         "cores": len(os.sched_getaffinity(0)),
-        "commit": git_state(),
+        "commit": commit(),
         "rounds": options.rounds,
     }
     RESULTS.mkdir(exist_ok=True)
     text = json.dumps({**about, **more, "rows": [asdict(row) for row in rows]}, indent=1, ensure_ascii=False)
     text = re.sub(r"\[\s+([^][{}]+?)\s+\]", lambda found: f"[{' '.join(found[1].split())}]", text)  # lists on a line
     (RESULTS / f"{topic}-{options.device}.json").write_text(text + "\n")
+
+
+def commit() -> str:
+    """The commit, "-dirty" if code differs from it; what the script before this one has written is no code."""
+    changed = ["git", "-C", str(RESULTS.parent), "status", "--porcelain", "--", ":/*.py"]
+    if subprocess.run(changed, capture_output=True, text=True).stdout:
+        return git_state()
+    return git_state().removesuffix("-dirty")
 
 
 HEADINGS = ["what", "against", "measured", "target", "met"]
