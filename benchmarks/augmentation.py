@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """How fast MoCo v2's augmentations are on a CPU (and which share of a step they take on a GPU), against the usual ways.
 
-    python benchmarks/augmentation.py [--data FOLDER] [--beton FILE ...] [--threads 2] [--rounds 7]
+    python -m benchmarks.augmentation [--data FOLDER] [--beton FILE ...] [--threads 2] [--rounds 7]
 
 photometric   one view: uint8 crops at 224 px in, normalised floats out. Ours; kornia (batched), where it is installed;
               torchvision v2 and PIL (MoCo's own transforms), both one image at a time.

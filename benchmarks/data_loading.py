@@ -1,8 +1,8 @@
 """How fast two uint8 crops of each image are delivered: this loader against stock FFCV and against PIL in processes.
 
-    python benchmarks/data_loading.py                       # made-up JPEGs of 500×375
-    python benchmarks/data_loading.py --images /data/train  # photographs: FOLDER/<class>/<image>
-    python benchmarks/data_loading.py --memory              # resident memory over 50 epochs, and the loader's formula
+    python -m benchmarks.data_loading                       # made-up JPEGs of 500×375
+    python -m benchmarks.data_loading --images /data/train  # photographs: FOLDER/<class>/<image>
+    python -m benchmarks.data_loading --memory              # resident memory over 50 epochs, and the loader's formula
 
 Every contender delivers the same images once per round, in rounds that alternate between all of them (so that what
 else the machine does falls on all alike), after a warm-up round that takes FFCV's compilation; printed are the
