@@ -249,6 +249,7 @@ class Training:
                 wanted = self.every.due(position.global_step) and position.step < steps
                 preempted, due = distributed.any_rank(bool(self.preemption), wanted)
                 if preempted or due:
+                    self.watch.numbers(position, self.values)  # else a step not applied would be saved and forgotten
                     self.save(checkpoint.checkpoint_name(epoch, position.step))
                 if preempted:
                     if self.saver:

@@ -7,6 +7,7 @@ failed.json.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -19,6 +20,7 @@ import submitit
 
 from launch.job import Job, JobFailed, Step
 from moco.errors import EXIT_INPUT, InputError
+from moco.jsonfile import write_json
 from moco.logs import read_log
 from moco.runlock import RunLock
 
@@ -95,16 +97,11 @@ def gather(folder: Path) -> Path:
         import pyarrow.parquet
     except ImportError:
         return target
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), temporary)
-    os.replace(temporary, target.with_suffix(".parquet"))
+    with contextlib.suppress(pyarrow.ArrowException):  # a column of numbers and curves has no type of Parquet's
+        filled = [{name: row.get(name) for name in columns} for row in rows]
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(filled), temporary)
+        os.replace(temporary, target.with_suffix(".parquet"))
     return target
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Whole or not at all: its being there means that the element has ended."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(temporary, path)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import shutil
 import subprocess
@@ -33,16 +32,13 @@ METRICS = ("val_acc1", "knn_top1", "loss")
 
 
 def add(index: Path, entry: dict[str, Any]) -> None:
-    """One line, in one write, so that several submissions at once do not mix."""
-    index.parent.mkdir(parents=True, exist_ok=True)
-    with open(index, "a") as file:
-        file.write(json.dumps({"submitted": time.strftime("%Y-%m-%d %H:%M:%S"), **entry}) + "\n")
+    journal.append(index, {"submitted": time.strftime("%Y-%m-%d %H:%M:%S"), **entry})
 
 
 def read(index: Path) -> list[dict[str, Any]]:
     if not index.exists():
         raise InputError(f"there is no job index {index}; name it with --index, or submit a job first")
-    return [json.loads(line) for line in index.read_text().splitlines()]
+    return list(journal.whole_lines(index))
 
 
 def slurm_states(ids: list[str]) -> dict[str, str]:

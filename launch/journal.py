@@ -9,11 +9,12 @@ first.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,7 @@ class Journal:
             "saved": self.saved(),
             **more,
         }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a") as file:
-            file.write(json.dumps(line) + "\n")
+        append(self.path, line)
 
     def starts_without_progress(self) -> int:
         """How many of the last starts, in a row, found what there is now as their newest checkpoint."""
@@ -53,4 +52,21 @@ def read(path: Path) -> list[dict[str, Any]]:
     """The events so far; half a line, left by a node that died, is dropped."""
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    return list(whole_lines(path))
+
+
+def append(path: Path, entry: dict[str, Any]) -> None:
+    """One line, in one write, so that several processes at once do not mix; after half a line it begins a new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+        cut = file.read(1) not in (b"", b"\n")
+        file.write(b"\n" * cut + json.dumps(entry).encode() + b"\n")
+
+
+def whole_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The entries of such a file, without what a node that died left of one."""
+    for line in path.read_text().splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            yield json.loads(line)

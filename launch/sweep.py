@@ -19,6 +19,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,8 +28,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from launch import jobs, options_file, snapshot, spec, submitit_job
-from launch.element import DESCRIPTION, FAILED, ROW, Element, gather, write_json
+from launch.element import DESCRIPTION, FAILED, ROW, Element, gather
 from moco.errors import EXIT_INPUT, EXIT_PREEMPTED, InputError
+from moco.jsonfile import write_json
 from moco.logs import read_log
 
 
@@ -48,7 +50,13 @@ def prepare(sweep: spec.Spec, folder: Path) -> list[Path]:
 
 
 def run(o: argparse.Namespace, words: list[str]) -> int:
-    sweep = spec.read(o.spec, o.output_dir, words, o.nodes * submitit_job.tasks_per_node(o))
+    ranks = o.nodes * submitit_job.tasks_per_node(o)
+    if o.cluster == "local" and ranks > 1:
+        raise InputError(
+            f"--cluster local trains each element with one process, not with {ranks}: leave out --nodes,"
+            " --tasks-per-node and --gpus-per-node, and set --parallel"
+        )
+    sweep = spec.read(o.spec, o.output_dir, words, ranks)
     folder = sweep_folder(o).absolute()
     if o.dry_run:
         for element in sweep.elements:
@@ -79,10 +87,10 @@ def run(o: argparse.Namespace, words: list[str]) -> int:
 def run_here(places: list[Path], job_folder: Path, code: Path, parallel: int, folder: Path) -> int:
     """A process for each element, `parallel` at a time. Interrupted, it lets those that run save first."""
     running: dict[Path, subprocess.Popen[bytes]] = {}
-    stopping = False
+    stopping = threading.Event()
 
     def one(place: Path) -> int:
-        if stopping:
+        if stopping.is_set():
             return EXIT_PREEMPTED
         with open(place / "output.log", "ab") as out:
             command = [*shlex.split(snapshot.python(code)), "-m", "launch.element", str(place), str(job_folder)]
@@ -90,14 +98,15 @@ def run_here(places: list[Path], job_folder: Path, code: Path, parallel: int, fo
             running[place] = process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
             )
+        if stopping.is_set():  # the signal came between the question above and the start
+            process.send_signal(signal.SIGTERM)
         result = process.wait()
         del running[place]
         print(f"{place.name}  {'done' if result == 0 else f'exit code {result}, see {place}/output.log'}", flush=True)
         return result
 
     def stop(number: int, frame: Any) -> None:
-        nonlocal stopping
-        stopping = True
+        stopping.set()
         for process in list(running.values()):
             process.send_signal(signal.SIGTERM)
 

@@ -8,6 +8,11 @@ from moco.distributed import local_rank, local_world_size
 from moco.errors import InputError
 
 
+def copy_without_waiting(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`x`, of host memory, on `device`; the host goes on at once. CUDA copies so from pinned memory alone."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+
+
 def pick_device(wish: str) -> torch.device:
     """`wish`: 'cuda', 'cpu' or 'auto'. With CUDA, the device of this rank on its node."""
     if wish == "cpu" or (wish == "auto" and not torch.cuda.is_available()):

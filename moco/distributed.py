@@ -205,11 +205,6 @@ def all_reduce_max(x: Tensor) -> Tensor:
     return x
 
 
-def all_reduce_mean(x: Tensor) -> Tensor:
-    """Mean over ranks, without gradient."""
-    return all_reduce_sum(x) / world_size()
-
-
 def broadcast_buffers(module: nn.Module) -> None:
     """Rank 0's buffers (BatchNorm statistics) on every rank: before an evaluation, so that all ranks measure one
     model."""

@@ -69,6 +69,10 @@ def check_agreement(model: MoCo, last_agreed: int, now: int) -> int:
     )
 
 
+PER_IMAGE = [Purpose.CROP, Purpose.FLIP, Purpose.JITTER, Purpose.GRAYSCALE, Purpose.BLUR, Purpose.SOLARIZE,
+             Purpose.ROTATION]  # fmt: skip
+
+
 def write_repro(
     sampler: Sampler,
     epoch: int,
@@ -85,7 +89,7 @@ def write_repro(
     name = f"bad_step_{global_step:08d}.json"
     streams = {
         purpose.name.lower(): [f"{stream_key(sampler.seed, epoch, purpose, view):#018x}" for view in (0, 1)]
-        for purpose in Purpose
+        for purpose in PER_IMAGE
     }
     record = {
         "epoch": epoch,
@@ -95,6 +99,7 @@ def write_repro(
         "indices": sampler.global_batch(epoch, step).tolist(),  # of all ranks, in their order
         "rank_sizes": sampler.sizes(step),
         "random_streams_of_views": streams,
+        "random_stream_of_shuffle": f"{stream_key(sampler.seed, global_step, Purpose.SHUFFLE):#018x}",
         "last_finite": dict(last_values),
         **details,
     }

@@ -139,12 +139,6 @@ def topk_accuracy(logits: Tensor, labels: Tensor, topk: tuple[int, ...] = (1, 5)
 
 
 @torch.no_grad()
-def feature_std(x: Tensor) -> Tensor:
-    """Mean over dimensions of the standard deviation over samples: 1/√C for rows all over the sphere, 0 collapsed."""
-    return wide(x).std(dim=0, correction=0).mean()
-
-
-@torch.no_grad()
 def effective_rank(x: Tensor) -> Tensor:
     """exp of the entropy of the singular values as shares of their sum (Roy & Vetterli, EUSIPCO 2007): in [1, C].
 

@@ -127,7 +127,7 @@ class PretrainOptions(CommonOptions):
     resume: str | None = running(None, "checkpoint to go on from; 'auto': the newest good one in --output-dir, if any")
     save_freq: int = running(1, "epochs between two checkpoints; the last epoch is always saved (new)")
     save_every: str | None = running(None, "save inside epochs too: after so many steps (500) or minutes (30m) (new)")
-    keep_last: int = running(0, "checkpoints to keep; 0: all but those inside epochs, of which the last two (new)")
+    keep_last: int = running(0, "checkpoints to keep; 0: those of all epochs, and the last two of all kinds (new)")
     keep_every: int = running(0, "with --keep-last, keep also those of every so many epochs (new)")
     rank_timeout: float = running(1800.0, "seconds after which a rank that does not answer ends the run (new)")
     channels_last: bool | None = running(

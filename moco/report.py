@@ -31,6 +31,7 @@ def write(encoders: Sequence[Encoder], folder: Path, title: str, queries: int = 
     measure = accuracy_measure(encoders)
     against = [name for name in (measure, "val_uniformity", "val_tolerance") if name]
     curves = temperature_curves(encoders, result_options(PretrainOptions))
+    against = [name for name in against if any(curve.points(name)[0] for curve in curves)]
     used = sorted({one.temperature for one in encoders if one.temperature})
     shown = used[:: max(1, -(-len(used) // 6))] or list(sweep_figures.TEMPERATURES)
 
@@ -52,7 +53,7 @@ def write(encoders: Sequence[Encoder], folder: Path, title: str, queries: int = 
         written.append(figures.curves(trained[start : start + AT_ONCE], folder / name))
     if measure and any(one.state in MEASURED for one in encoders):
         written.append(sweep_figures.plane(encoders, measure, folder / "alignment-uniformity.png"))
-    if curves:
+    if against:
         written.append(sweep_figures.temperatures(curves, against, folder / "temperature.png"))
     written.append(sweep_figures.penalties(shown, folder / "penalties.png"))
     return written

@@ -147,7 +147,8 @@ def restore(
         )
         return Position(epoch=int(state["epoch"])), notes
     step.moco.load_queue_state(run["queue_state"])
-    step.scaler.load_state_dict(run["scaler"])
+    if run["scaler"]:  # empty without fp16
+        step.scaler.load_state_dict(run["scaler"])
     step.bad_steps.copy_(run["bad_steps"])
     _restore_meters(meters, [old["meters"] for old in run["ranks"]], step.device)
     if len(run["ranks"]) == distributed.world_size():

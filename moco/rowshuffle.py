@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from moco.device import copy_without_waiting
 from moco.distributed import exchange_rows, rank
 from moco.randomness import permutation
 
@@ -31,18 +32,26 @@ class RowShuffle:
         # rows arrive grouped by sender, within a group in my order: a stable sort by sender says which is which
         sender = torch.bucketize(mine, torch.tensor(starts[1:]), right=True)
         self.arrival = torch.argsort(sender, stable=True)
+        self._there: tuple[Tensor, Tensor] | None = None  # send_rows and arrival on the device of the rows
         self.receive_sizes = torch.bincount(sender, minlength=world).tolist()
+
+    def _indices(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        if self._there is None:
+            self._there = copy_without_waiting(self.send_rows, device), copy_without_waiting(self.arrival, device)
+        return self._there
 
     def shuffle(self, x: Tensor) -> Tensor:
         """[sizes[rank], ...] -> [sizes[rank], ...]: this rank's part of the permuted global batch."""
-        received = exchange_rows(x[self.send_rows.to(x.device)], self.send_sizes, self.receive_sizes)
+        send_rows, arrival = self._indices(x.device)
+        received = exchange_rows(x[send_rows], self.send_sizes, self.receive_sizes)
         out = torch.empty_like(received)
-        out[self.arrival.to(x.device)] = received
+        out[arrival] = received
         return out
 
     def unshuffle(self, x: Tensor) -> Tensor:
         """The inverse: rows back to the rank and place they came from."""
-        returned = exchange_rows(x[self.arrival.to(x.device)], self.receive_sizes, self.send_sizes)
+        send_rows, arrival = self._indices(x.device)
+        returned = exchange_rows(x[arrival], self.receive_sizes, self.send_sizes)
         out = torch.empty_like(returned)
-        out[self.send_rows.to(x.device)] = returned
+        out[send_rows] = returned
         return out

@@ -72,7 +72,7 @@ class Saver:
     """Writes checkpoints into `folder`, keeping the last `keep_last` and those after every `keep_every` epochs (0:
     none).
 
-    With keep_last 0 every epoch's checkpoint is kept, and of those inside epochs the last two. A file newer than the
+    With keep_last 0 every epoch's checkpoint is kept, and the last two files of all kinds. A file newer than the
     one just written, which a run resumed from further back can find, is left alone. What a killed run's save left
     behind is removed first, so the folder's RunLock must be held. An error in the thread is raised by the next
     `submit` or `wait`.

@@ -103,11 +103,12 @@ class TrainingStep:
             with stage("queue"):
                 self.moco.enqueue(torch.cat([gather_rows(k, sizes) for k in keys]), labels.repeat(len(keys)))
 
-        weights = torch.tensor(parts[rank()] * len(outputs), device=self.device) / (len(q) * len(outputs))
+        weights = [n / (len(q) * len(outputs)) for n in parts[rank()]] * len(outputs)
         values = [{"loss": out.loss, **out.logs} for done in outputs for out in done]
-        return {
-            name: torch.stack([v[name] for v in values]) @ weights.to(values[0][name]) for name in values[0]
-        }, measured
+        means = {
+            name: torch.stack([v[name] * w for v, w in zip(values, weights, strict=True)]).sum() for name in values[0]
+        }
+        return means, measured
 
     def _measure(self, q: Tensor, k: Tensor, pairs: bool) -> dict[str, Tensor]:
         """`pairs`: there are two samples on every rank. All ranks must log the same names."""

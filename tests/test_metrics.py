@@ -128,13 +128,6 @@ def test_topk_accuracy() -> None:
     assert metrics.topk_accuracy(logits, torch.tensor([0, 2, 2]), (1, 5)).tolist() == pytest.approx([100 / 3, 100])
 
 
-def test_feature_std() -> None:
-    assert metrics.feature_std(unit(1, 6).expand(9, 6)).item() == pytest.approx(0, abs=1e-6)
-    assert metrics.feature_std(unit(4000, 16)).item() == pytest.approx(1 / 4, rel=0.02)
-    x = unit(11, 3)
-    assert metrics.feature_std(x).item() == pytest.approx(x.double().numpy().std(axis=0).mean(), rel=1e-6)
-
-
 def test_effective_rank() -> None:
     assert metrics.effective_rank(unit(1, 6).expand(9, 6)).item() == pytest.approx(1, abs=1e-3)
     assert metrics.effective_rank(torch.eye(7).repeat(3, 1)).item() == pytest.approx(7, rel=1e-5)

@@ -62,7 +62,8 @@ def resolve(options: LinclsOptions, origin: EncoderFile | None, resumed: bool) -
         which = before.get("features_from", TRUNK)
         options = dataclasses.replace(options, features_from=which, sweep=False, cached=False, finetune=False)
     elif resumed and origin:
-        for name in _SAME:
+        drawn = options.sweep or options.train_fraction < 1  # images were dealt out by the seed
+        for name in _SAME + (("held_out", *(("seed",) if options.seed is not None else ())) if drawn else ()):
             if name in before and before[name] != getattr(options, name):
                 flag = f"--{name.replace('_', '-')} {before[name]}"
                 raise InputError(f"{origin.path} was trained with {flag}: pass the same, or another --output-dir")

@@ -66,7 +66,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     (STEP, "buffer.copy_(torch.where(bad, before, buffer))", "pass", "tests/test_bad_steps.py"),
     (HEALTH, "    if not odd_ranks:\n", "    if True:\n", "tests/test_health.py"),
     (HEALTH, "    if not spread > COLLAPSED:\n", "    if True:\n", "tests/test_health.py"),
-    (RESUME, '    step.scaler.load_state_dict(run["scaler"])\n', "", FP16),
+    (RESUME, '        step.scaler.load_state_dict(run["scaler"])\n', "        pass\n", FP16),
     (RESUME, '    step.bad_steps.copy_(run["bad_steps"])\n', "", "tests/test_resume.py tests/reliability/test_numbers.py"),
     (RESUME, '"meters": [meter.state() for meter in meters]', '"meters": [{"sums": {}, "samples": 0} for _ in meters]', KILLS),
     (MAIN, "log.cut_back(position.global_step)", "log.cut_back(10**9)", KILLS),

@@ -1,4 +1,4 @@
-"""What the files of launch/recipes mean: runs, and sweeps with their elements and what is told of them."""
+"""Sweeps: what the files of launch/recipes mean, their elements, and what is told of them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launch import options_file, spec
-from moco.errors import InputError
+from launch import element, journal, options_file, spec, sweep
+from moco.errors import EXIT_INPUT, InputError
+from moco.jsonfile import write_json
 
 RECIPES = Path(__file__).resolve().parent.parent / "launch" / "recipes"
 DIGITS = {"dataset": "digits", "arch": "smallcnn", "epochs": 1, "moco_k": 64, "moco_dim": 8, "seed": 0}
@@ -91,3 +92,33 @@ def test_draws_are_the_same_each_time_and_a_longer_sweep_begins_alike(tmp_path: 
 def test_nonsense_is_refused_before_anything_starts(tmp_path: Path, part: dict, said: str) -> None:
     with pytest.raises(InputError, match=said):
         read(tmp_path, part)
+
+
+def test_here_each_element_is_one_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With options for two, BatchNorm would be shuffled over ranks that are not there, and nobody would notice."""
+    path = tmp_path / "spec.yaml"
+    path.write_text(yaml.safe_dump({"set": DIGITS, "parts": [{"grid": {"moco_t": [0.1]}}]}))
+    assert sweep.main([str(path), "--cluster", "local", "--tasks-per-node", "2", "--dry-run"]) == EXIT_INPUT
+    assert "with one process, not with 2" in capsys.readouterr().err
+    assert sweep.main([str(path), "--cluster", "local", "--dry-run"]) == 0
+
+
+def test_a_table_has_a_column_for_whatever_an_element_has(tmp_path: Path) -> None:
+    rows = {"a": {"loss": 1.0}, "b": {"loss": 2.0, "lincls_top1": 50.0}}
+    for (name, row), t in zip(rows.items(), (0.1, "0:1,2:3"), strict=True):
+        write_json(tmp_path / "elements" / name / "element.json", {"swept": {"moco_t": t}})
+        write_json(tmp_path / "elements" / name / "row.json", row)
+    write_json(tmp_path / "sweep.json", {"elements": ["b", "a", "not there yet"]})
+    assert element.gather(tmp_path).read_text().splitlines() == [
+        "id,moco_t,loss,lincls_top1", 'b,"0:1,2:3",2.0,50.0', "a,0.1,1.0,"
+    ]  # fmt: skip
+
+
+def test_a_journal_outlives_a_node_that_died_in_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    for entry in ({"n": 1}, {"n": 2}):
+        journal.append(path, entry)
+    path.write_text(path.read_text()[:-4])
+    journal.append(path, {"n": 3})
+    journal.append(path, {"n": 4})
+    assert journal.read(path) == [{"n": 1}, {"n": 3}, {"n": 4}]
