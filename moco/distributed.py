@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from moco.errors import InputError, RankError
-from moco.rollcall import RollCall
+from moco.rollcall import RollCall, name_of_start
 from moco.stages import stage
 
 T = TypeVar("T")
@@ -62,12 +62,12 @@ def session(device: torch.device, timeout: float = 1800.0) -> Iterator[None]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
         # NCCL's own alarm ends the process without naming a rank: it comes second, after that of the vote of each step
-        _join("cpu:gloo,cuda:nccl", 2 * limit)
+        start = _join("cpu:gloo,cuda:nccl", 2 * limit)
         _cpu_group = dist.new_group(backend="gloo", timeout=limit)
     else:
-        _join("gloo", limit)
+        start = _join("gloo", limit)
         _cpu_group = dist.group.WORLD
-    roll = RollCall(_meeting_point("roll call"), rank(), world_size())
+    roll = RollCall(dist.PrefixStore(f"moco/{start}/roll call", _connect(limit)), rank(), world_size())
     try:
         yield
     except RuntimeError as error:
@@ -85,21 +85,20 @@ def session(device: torch.device, timeout: float = 1800.0) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def _meeting_point(purpose: str, **arguments: Any) -> dist.Store:
-    """What all ranks of this start can write to and read from.
-
-    Under torchrun it outlives a restart, with all that the ranks of the earlier start had written there: their
-    addresses must not be taken for those of living ranks.
-    """
-    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), **arguments)
-    return dist.PrefixStore(f"moco/{purpose}/{start}", store)
+def _connect(limit: timedelta, keep: bool = False) -> dist.Store:
+    """To the store of all ranks, which torchrun's agent keeps, or else rank 0 (`keep`)."""
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return dist.TCPStore(*address, world_size=world_size(), is_master=keep, timeout=limit)
 
 
-def _join(backend: str, limit: timedelta) -> None:
-    kept_here = rank() == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    store = _meeting_point("group", world_size=world_size(), is_master=kept_here, timeout=limit)
-    dist.init_process_group(backend, store=store, rank=rank(), world_size=world_size(), timeout=limit)
+def _join(backend: str, limit: timedelta) -> str:
+    """Forms the process group; returns the name of this start, as `rollcall.name_of_start`."""
+    by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = _connect(limit, keep=rank() == 0 and not by_agent)
+    start = name_of_start(store, rank(), world_size(), limit)
+    place = dist.PrefixStore(f"moco/{start}/group", store)
+    dist.init_process_group(backend, store=place, rank=rank(), world_size=world_size(), timeout=limit)
+    return start
 
 
 def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:

@@ -1,12 +1,15 @@
-"""Which rank is to blame when the ranks lose each other."""
+"""How ranks find each other, and which of them is to blame when they lose each other."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
 import time
+import uuid
 from datetime import timedelta
 from typing import Protocol
+
+from moco.errors import RankError
 
 
 class Store(Protocol):
@@ -15,6 +18,34 @@ class Store(Protocol):
     def set(self, key: str, value: str) -> None: ...
     def get(self, key: str) -> bytes: ...
     def check(self, keys: list[str]) -> bool: ...
+
+
+def name_of_start(store: Store, rank: int, world_size: int, limit: timedelta) -> str:
+    """A word that all ranks of this start know, and those of no earlier one. RankError if they are not all there in
+    time.
+
+    torchrun's store outlives a restart, with the addresses that the earlier ranks left there, and nothing in the
+    environment names the start: each agent counts its own restarts. So every rank asks under a name it has made up;
+    rank 0 answers whoever asks, the dead of earlier starts too, until all have confirmed the word of this start.
+    """
+    mine, deadline = uuid.uuid4().hex, time.monotonic() + limit.total_seconds()
+    if rank != 0:
+        store.set(f"moco/asks/{rank}", mine)
+        word = store.get(f"moco/answer to {mine}").decode()
+        store.set(f"moco/{word}/{rank} knows", "")
+        return word
+    waiting, answered = set(range(1, world_size)), set()
+    while waiting:
+        for r in sorted(waiting):
+            if store.check([f"moco/{mine}/{r} knows"]):
+                waiting.discard(r)
+            elif store.check([f"moco/asks/{r}"]) and (name := store.get(f"moco/asks/{r}").decode()) not in answered:
+                store.set(f"moco/answer to {name}", mine)
+                answered.add(name)
+        if time.monotonic() > deadline:
+            raise RankError(f"ranks {', '.join(map(str, sorted(waiting)))} did not start within {limit}")
+        time.sleep(0.01)
+    return mine
 
 
 class RollCall:

@@ -282,6 +282,17 @@ def test_another_protocol_does_not_go_on(
     assert "was trained with --sweep True" in capsys.readouterr().err
 
 
+def test_another_seed_does_not_go_on_where_it_dealt_out_the_images(
+    images: Path, pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What one seed holds out another would have trained on."""
+    how = dict(SWEEP, pretrained=pretrained, output_dir=tmp_path / "out", resume="auto", epochs=1)
+    assert main_lincls.main(words_of(images, seed=1, **how)) == 0
+    assert main_lincls.main(words_of(images, seed=2, **how)) == EXIT_INPUT
+    assert "was trained with --seed 1" in capsys.readouterr().err
+    assert main_lincls.main(words_of(images, seed=1, **how)) == 0
+
+
 def test_a_folder_in_use_is_left_alone(
     images: Path, pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

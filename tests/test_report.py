@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -43,6 +44,17 @@ def test_page_and_figures_of_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixtu
     tags = Tags(text).found
     assert len([1 for tag, a in tags if (a.get("class") or "") == "dot"]) == 6
     assert not [a for _, a in tags if {"src", "href"} & a.keys()]  # nothing is fetched
+
+
+def test_runs_without_labels_have_no_accuracy_and_no_tolerance(tmp_path: Path) -> None:
+    for name, t in (("a", 0.1), ("b", 0.2)):
+        log = run(tmp_path / name, moco_t=t) / "log.jsonl"
+        records = [json.loads(line) for line in log.read_text().splitlines()]
+        kept = [{k: v for k, v in record.items() if k not in ("knn_top1", "val_tolerance")} for record in records]
+        log.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    assert main([str(tmp_path / "a"), str(tmp_path / "b"), "--output", str(tmp_path / "out")]) == 0
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert page.count("temperature τ") == 1  # uniformity alone
 
 
 def test_names_are_text(tmp_path: Path) -> None:

@@ -222,6 +222,12 @@ def test_changed_options_are_said(tmp_path: Path) -> None:
     ]
 
 
+def test_precision_may_change(tmp_path: Path) -> None:
+    o, half = options(), options("--amp", "fp16")
+    _, notes = restore(snapshot(training_step(o), [], Position(), o), tmp_path, training_step(half), [], half)
+    assert notes == ["--amp was off and is fp16 from here on"]
+
+
 def test_the_command_line_rules_the_optimiser(tmp_path: Path) -> None:
     """Momentum and weight decay are the new ones, and the step stays the fused one that can leave a bad step out."""
     o = options()
