@@ -25,6 +25,7 @@ import itertools
 import json
 import math
 import random
+import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ from moco.options import CommonOptions, PretrainOptions, result_options
 from moco.probe.options import LinclsOptions
 
 Settings = dict[str, Any]
+_CONFIG = r"--config \S*moco-sweep-\S+\.yaml: "  # how the parser calls what is a part of the sweep here
 PATIENCE = 200  # draws in a row that may be refused
 
 
@@ -70,16 +72,17 @@ def read(path: Path, folder: Path | None, words: list[str], ranks: int) -> Spec:
     options of main_moco.py for every element. InputError if it makes no sense, before anything is started."""
     spec, name = _load(path), name_of(path)
     elements: dict[str, Element] = {}
+    probe = _section(spec, "probe", str(path)) if "probe" in spec else None
     for number, part in enumerate(spec["parts"]):
         where = f"{path}, part {number + 1}"
         if not isinstance(part, dict) or set(part) - {"set", "grid", "random"} or {"grid", "random"} <= set(part):
             raise InputError(f"{where} must hold `grid` or `random`, and may hold `set`")
-        fixed = {**(spec.get("set") or {}), **(part.get("set") or {})}
-        for swept in _grid(part.get("grid") or {}) if "random" not in part else ():
-            element = _resolve(fixed, swept, spec.get("probe"), words, ranks, where)
+        fixed = {**_section(spec, "set", str(path)), **_section(part, "set", where)}
+        for swept in _grid(_section(part, "grid", where), where) if "random" not in part else ():
+            element = _resolve(fixed, swept, probe, words, ranks, where)
             elements.setdefault(element.id, element)
         if "random" in part:
-            _draw_elements(elements, part["random"], fixed, spec.get("probe"), words, ranks, where)
+            _draw_elements(elements, _section(part, "random", where), fixed, probe, words, ranks, where)
     out = folder or Path("runs/sweeps") / name
     for element in elements.values():
         place = out / "elements" / element.id
@@ -108,14 +111,33 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         spec = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError) as error:
-        raise InputError(f"cannot read the sweep {path}: {' '.join(str(error).split())}") from error
+        why = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+        raise InputError(f"cannot read the sweep {path}: {why}") from error
     known = {"name", "set", "probe", "parts"}
-    if not isinstance(spec, dict) or not spec.get("parts") or set(spec) - known:
-        raise InputError(f"{path} must hold `parts` and may hold {', '.join(sorted(known - {'parts'}))}; nothing else")
+    if not isinstance(spec, dict) or set(spec) - known or not isinstance(spec.get("parts"), list) or not spec["parts"]:
+        raise InputError(
+            f"{path} must hold `parts`, a list of one or more, and may hold"
+            f" {', '.join(sorted(known - {'parts'}))}; nothing else"
+        )
+    if not re.fullmatch(r"[\w.-]*\w", str(spec.get("name", "x"))):
+        raise InputError(f"{path}: the name becomes a folder's, so it must be of letters, digits, '-', '_' and '.'")
     return spec
 
 
-def _grid(values: dict[str, list[Any]]) -> Iterator[Settings]:
+def _section(holder: dict[str, Any], name: str, where: str) -> Settings:
+    """The options under `name`; none if it is not there."""
+    found = holder.get(name) or {}
+    if not isinstance(found, dict):
+        raise InputError(f"{where}: `{name}` must hold options, each with its value, not {found!r}")
+    if own := {"output_dir", "resume", "pretrained", "config", "dry_run"} & found.keys():
+        raise InputError(f"{where}: a sweep sets {min(own)} itself; take it out of `{name}`")
+    return found
+
+
+def _grid(values: dict[str, list[Any]], where: str) -> Iterator[Settings]:
+    for name, choices in values.items():
+        if not isinstance(choices, list) or not choices:
+            raise InputError(f"{where}: `grid` needs a list of values for {name}, such as [{choices}]")
     for combination in itertools.product(*values.values()):
         yield dict(zip(values, combination, strict=True))
 
@@ -129,9 +151,12 @@ def _draw_elements(
     ranks: int,
     where: str,
 ) -> None:
+    count, draw = wanted.get("count"), _section(wanted, "draw", where)
+    if not isinstance(count, int) or count < 1 or not draw:
+        raise InputError(f"{where}: `random` must hold a `count` of at least 1, and under `draw` what to draw")
     generator, found, refused = random.Random(int(wanted.get("seed", 0))), 0, 0
-    while found < int(wanted["count"]):
-        swept = {name: _draw(generator, choice, f"{where}: {name}") for name, choice in wanted["draw"].items()}
+    while found < count:
+        swept = {name: _draw(generator, choice, f"{where}: {name}") for name, choice in draw.items()}
         try:
             element = _resolve(fixed, swept, probe, words, ranks, where)
         except InputError:
@@ -140,18 +165,20 @@ def _draw_elements(
                 raise
         if element is None or element.id in elements:
             if (refused := refused + 1) > 2 * PATIENCE:
-                raise InputError(f"{where}: there are fewer than {wanted['count']} different elements to draw")
+                raise InputError(f"{where}: there are fewer than {count} different elements to draw")
             continue
         elements[element.id], found, refused = element, found + 1, 0
 
 
 def _draw(generator: random.Random, choice: Any, where: str) -> Any:
-    if isinstance(choice, list):
+    if isinstance(choice, list) and choice:
         return generator.choice(choice)
     if not isinstance(choice, dict) or not {"low", "high"} <= set(choice) <= {"low", "high", "log"}:
         raise InputError(f"{where} must be a list, or a range {{low: ..., high: ..., log: true}}")
-    low, high = float(choice["low"]), float(choice["high"])
-    if choice.get("log"):
+    low, high, log = choice["low"], choice["high"], choice.get("log")
+    if not all(isinstance(end, (int, float)) for end in (low, high)) or low > high or (log and low <= 0):
+        raise InputError(f"{where} must be a range of numbers from low to high, with log: true of positive ones")
+    if log:
         return float(f"{math.exp(generator.uniform(math.log(low), math.log(high))):.4g}")
     return float(f"{generator.uniform(low, high):.4g}")
 
@@ -167,14 +194,14 @@ def _resolve(
             with _as_config(probe) as config:
                 classifier = options_file.probe(config, pretrain, ranks)
     except InputError as error:
-        raise InputError(f"{where}: {error}") from error
+        raise InputError(f"{where}: {re.sub(_CONFIG, '', str(error))}") from error
     return Element({}, pretrain, classifier)
 
 
 @contextlib.contextmanager
 def _as_config(settings: Settings) -> Iterator[list[str]]:
     """The settings as a --config file, so that they go through the same checks as a command line."""
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+    with tempfile.NamedTemporaryFile("w", prefix="moco-sweep-", suffix=".yaml") as file:
         yaml.safe_dump(settings, file)
         file.flush()
         yield ["--config", file.name]

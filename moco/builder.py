@@ -108,7 +108,8 @@ class MoCo(nn.Module):
         """
         if not self.K:
             second = prepare_k(*im_k) if prepare_k else im_k
-            q, k = F.normalize(self.encoder_q(torch.cat([im_q, second])).float(), dim=1).chunk(2)
+            with stage("query"):
+                q, k = F.normalize(self.encoder_q(torch.cat([im_q, second])).float(), dim=1).chunk(2)
             return q, k
         with stage("query"):
             q = F.normalize(self.encoder_q(im_q).float(), dim=1)

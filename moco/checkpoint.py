@@ -112,6 +112,10 @@ def load(path: str | Path) -> dict[str, Any]:
 
 
 def _unpickle(path: Path, file: IO[bytes], vouched: bool) -> Any:
+    start = file.read(2)
+    file.seek(0)
+    if start != b"PK" and start[:1] != b"\x80":  # a zip file, or torch's older format
+        raise InputError(f"{path} is not a checkpoint that torch can read; check the path")
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except OSError:

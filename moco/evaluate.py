@@ -140,18 +140,19 @@ def evaluate(file: EncoderFile, o: argparse.Namespace, device: torch.device) -> 
 def table(found: dict[str, Any]) -> str:
     """The measures for people: a line each, a column for each kind of features, what is missing below."""
     spaces, data, how = found["spaces"], found["data"], found["settings"]
+    k = min(how["knn_k"], data["train_images"] or how["knn_k"])
     epoch = f", epoch {found['checkpoint']['epoch']}" if found["checkpoint"]["epoch"] is not None else ""
     lines = [
         f"{found['checkpoint']['path']}: {found['checkpoint']['arch']}{epoch} ({found['checkpoint']['layout']})",
         f"{data['dataset']}: {data['images']} validation images, {data['train_images']} training images for kNN,"
-        f" {len(data['classes'])} classes; kNN with k {how['knn_k']}, t {how['knn_t']:g}; alignment with"
+        f" {len(data['classes'])} classes; kNN with k {k}, t {how['knn_t']:g}; alignment with"
         f" α {how['align_alpha']:g}; uniformity with t {how['unif_t']:g}",
         f"{'':36}" + "".join(f"{name + ' (' + str(space['dim']) + ')':>22}" for name, space in spaces.items()),
     ]
     for name, title in TITLES.items():
         lines.append(f"{title:36}" + "".join(f"{_cell(space, name):>22}" for space in spaces.values()))
     if 0 < data["train_images"] < how["knn_k"]:
-        lines.append(f"k is {data['train_images']}: there are no more training images")
+        lines.append(f"k is {k}, not {how['knn_k']}: there are no more training images")
     reasons = {reason: None for space in spaces.values() for reason in space["reasons"].values()}
     return "\n".join([*lines, *(f"– not measured: {reason}" for reason in reasons)])
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from moco.builder import MoCo
 from moco.distributed import gather_rows, rank, world_size
 from moco.randomness import Purpose, permutation, stream_key
+from moco.stages import stage
 
 
 class ReferenceMoCo(MoCo):
@@ -39,8 +40,9 @@ class ReferenceMoCo(MoCo):
         """As MoCo's; the images are prepared where they were loaded, and all of them go everywhere."""
         if not self.K:
             return super().forward(im_q, im_k, prepare_k, sizes)
-        q = F.normalize(self.encoder_q(im_q).float(), dim=1)
-        with torch.no_grad():
+        with stage("query"):
+            q = F.normalize(self.encoder_q(im_q).float(), dim=1)
+        with stage("key"), torch.no_grad():
             parts = im_k if isinstance(im_k, tuple) else (im_k,)
             images = prepare_k(*parts) if prepare_k else parts[0]
             if not self.training or self.bn not in ("shuffle", "split"):

@@ -94,6 +94,8 @@ def main(argv: list[str] | None = None) -> int:
     def run() -> int:
         if arguments.output.suffix or arguments.output.is_file():
             raise InputError(f"--output is a folder for the page and its figures, and {arguments.output} names a file")
+        if arguments.neighbours < 0:
+            raise InputError(f"--neighbours is a number of images, not {arguments.neighbours}")
         encoders = read(arguments.runs)
         title = ", ".join(dict.fromkeys(one.sweep or one.name for one in encoders))
         if sum(one.compared for one in encoders) >= FEWEST:

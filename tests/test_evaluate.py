@@ -173,7 +173,7 @@ def test_fewer_images_than_neighbours_are_told(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(write_checkpoint(tmp_path / "c.pth.tar"), images, "--knn-k", "200") == EXIT_OK
-    assert "k is 21: there are no more training images" in capsys.readouterr().out
+    assert "k is 21, not 200: there are no more training images" in capsys.readouterr().out
 
 
 def with_nan(path: Path) -> Path:

@@ -83,9 +83,10 @@ def test_a_row_without_numbers_says_why(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["nowhere"], "cannot read the log"),
+        (["nowhere"], "neither a run nor a sweep in nowhere"),
+        (["one", "--neighbours", "-3"], "number of images, not -3"),
         (["one", "--output", "curves.png"], "names a file"),
-        (["one", "again/one"], "same name"),
+        (["one", "again/one"], "2 runs are called one"),
     ],
 )
 def test_bad_input(

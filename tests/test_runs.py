@@ -128,7 +128,7 @@ def test_two_sweeps_may_have_the_same_elements(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "told"),
     [
-        (lambda folder: folder.mkdir(), "cannot read the log"),
+        (lambda folder: folder.mkdir(), "neither a run nor a sweep"),
         (
             lambda folder: write(folder / "log.jsonl", {"kind": "start"}).write_text('{"kind": "start"}\n'),
             "no training",
@@ -145,7 +145,7 @@ def test_folders_with_nothing_to_show(tmp_path: Path, make: Any, told: str) -> N
 
 
 def test_two_runs_of_one_name(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="same name"):
+    with pytest.raises(InputError, match="2 runs are called"):
         read([run(tmp_path / "a" / "one"), run(tmp_path / "b" / "one")])
 
 
@@ -204,3 +204,24 @@ def test_temperature_curves_hold_what_differs_in_nothing_else(tmp_path: Path) ->
     assert [curve.label for curve in curves] == ["moco_m 0.999", "moco_m 0.9"]
     ts, means = curves[0].points(KNN)
     assert ts == [0.1, 0.5] and means == pytest.approx([91.5, 95.5])
+
+
+def test_a_value_that_is_no_number_is_not_shown_as_done(tmp_path: Path) -> None:
+    log = run(tmp_path / "a") / "log.jsonl"
+    log.write_text(log.read_text().replace('"knn_top1": 90.0', '"knn_top1": "high"'))
+    (one,) = read([tmp_path / "a"])
+    assert '"high"' in log.read_text()
+    assert (one.state, one.measured) == (UNMEASURED, {}) and "no number stands for kNN" in one.why
+
+
+def test_a_damaged_probe_is_told_from_one_that_has_not_ended(tmp_path: Path) -> None:
+    run(tmp_path / "a", probe=70.0)
+    (tmp_path / "a" / "lincls" / "lincls.json").write_text('{"top1": "x"}')
+    (one,) = read([tmp_path / "a"])
+    assert "lincls.json is damaged" in one.why and "lincls_top1" not in one.measured
+
+
+def test_a_probes_folder_is_no_run(tmp_path: Path) -> None:
+    run(tmp_path / "a", pretrained="checkpoint_0199.pth.tar")
+    with pytest.raises(InputError, match=r"give the folder of a run of main_moco\.py"):
+        read([tmp_path / "a"])

@@ -87,11 +87,41 @@ def test_draws_are_the_same_each_time_and_a_longer_sweep_begins_alike(tmp_path: 
         ({"grid": {}, "random": {}}, "part 1 must hold `grid` or `random`"),
         ({"random": {"count": 3, "draw": {"seed": [0, 1]}}}, "fewer than 3 different"),
         ({"random": {"count": 1, "draw": {"lr": {"low": 1}}}}, "must be a list, or a range"),
+        ({"random": {"count": 1, "draw": {"lr": {"low": "a", "high": 1}}}}, "range of numbers from low to high"),
+        ({"random": {"count": 1, "draw": {"lr": {"low": 1, "high": 0.1}}}}, "range of numbers from low to high"),
+        ({"random": {"count": 1, "draw": {"lr": {"low": 0, "high": 1, "log": True}}}}, "log: true of positive"),
+        ({"random": {"count": 1, "draw": {"lr": []}}}, "must be a list, or a range"),
+        ({"random": {"count": -2, "draw": {"seed": [0, 1]}}}, "a `count` of at least 1"),
+        ({"random": {"count": 2}}, "under `draw` what to draw"),
+        ({"grid": {"seed": 0}}, "list of values for seed, such as .0."),
+        ({"grid": {"seed": []}}, "list of values for seed"),
+        ({"grid": {"output_dir": ["a", "b"]}}, "a sweep sets output_dir itself"),
+        ({"set": 5}, "`set` must hold options"),
+        (7, "part 1 must hold"),
     ],
 )
 def test_nonsense_is_refused_before_anything_starts(tmp_path: Path, part: dict, said: str) -> None:
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=said) as refused:
         read(tmp_path, part)
+    assert "moco-sweep-" not in str(refused.value)  # a file that nobody but the program knows
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"name": "../../x"}, "the name becomes a folder's"),
+        ({"probe": {"pretrained": "x"}}, "a sweep sets pretrained itself"),
+        ({"probe": {"foo": 1}}, "there is no option 'foo'"),
+        ({"parts": []}, "must hold `parts`, a list of one or more"),
+        ({"parts": 7}, "must hold `parts`, a list of one or more"),
+        ({"else": 1}, "nothing else"),
+    ],
+)
+def test_nonsense_beside_the_parts_is_refused_too(tmp_path: Path, more: dict, said: str) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text(yaml.safe_dump({"set": DIGITS, "parts": [{"grid": {"seed": [0]}}], **more}))
+    with pytest.raises(InputError, match=said):
+        spec.read(path, None, [], 1)
 
 
 def test_here_each_element_is_one_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

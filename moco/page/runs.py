@@ -103,15 +103,19 @@ def read(folders: Iterable[Path]) -> list[Encoder]:
     if len({one.sweep for one in found if one.sweep}) > 1:
         for one in found:
             one.name = f"{one.sweep}/{one.name}" if one.sweep else one.name
-    if len({one.name for one in found}) < len(found):
-        raise InputError("two runs have folders of the same name; rename one, so that they can be told apart")
+    name, count = Counter(one.name for one in found).most_common(1)[0]
+    if count > 1:
+        raise InputError(f"{count} runs are called {name}: give each once; a folder that only has its name, rename")
     mark_odd_ones(found)
     return found
 
 
 def _run(folder: Path) -> Encoder:
+    if not (folder / "log.jsonl").is_file():
+        raise InputError(f"there is neither a run nor a sweep in {folder}: it holds no log.jsonl and no sweep.json")
     encoder = Encoder(folder.resolve().name, folder, records=read_log(folder / "log.jsonl"))
-    if not encoder.trained:
+    options: dict[str, Any] = next((r["options"] for r in encoder.records if isinstance(r.get("options"), dict)), {})
+    if not encoder.trained or "pretrained" in options:  # an option of main_lincls.py
         raise InputError(f"the log of {folder} holds no training step; give the folder of a run of main_moco.py")
     probe = folder / "lincls"
     _judge(encoder, probe if probe.exists() else None)
@@ -164,7 +168,11 @@ def _judge(encoder: Encoder, probe: Path | None) -> None:
         encoder.state, encoder.why = UNFINISHED, f"{done} of {epochs} epochs"
         return
     last = [r for r in encoder.records if r.get("kind") in ("epoch", "eval") and r.get("epoch") == epochs - 1]
-    values = {name: record[name] for record in last for name in MEASURES if _number(record.get(name))}
+    odd = [MEASURES[name] for record in last for name in MEASURES if name in record and not _number(record[name])]
+    if odd:
+        encoder.state, encoder.why = UNMEASURED, f"its log is damaged: no number stands for {', '.join(odd)}"
+        return
+    values = {name: record[name] for record in last for name in MEASURES if name in record}
     if not {"val_alignment", "val_uniformity"} <= values.keys():
         encoder.state, encoder.why = UNMEASURED, "no evaluation after the last epoch (--eval-freq)"
         return
@@ -181,7 +189,8 @@ def _probe(encoder: Encoder, values: dict[str, Any], probe: Path, epochs: int) -
     """Adds the probe's accuracy to the values if it is one of the last checkpoint; else returns why it is not."""
     found = _json(probe / "lincls.json")
     if not _number(found.get("top1")):
-        return "its linear probe has not ended"
+        written = (probe / "lincls.json").exists()
+        return "its lincls.json is damaged: no number stands for top1" if written else "its linear probe has not ended"
     if Path(str(found.get("pretrained"))).name != f"checkpoint_{epochs - 1:04d}.pth.tar":
         return "its linear probe is not of the last checkpoint"
     settings = found["options"] if isinstance(found.get("options"), dict) else {}
