@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+from pathlib import Path
 
 from submitted import Submit, Submitted, Trained, trained, wait
 
@@ -76,8 +78,14 @@ def test_a_cancelled_job_stays_cancelled(submit: Submit) -> None:
     assert job.state() == "CANCELLED" and len(job.events("start")) == 1
 
 
-def test_restarts_that_save_nothing_come_to_an_end(submit: Submit) -> None:
-    (job,) = submit(["--stalled-restarts=1"])
+def test_restarts_that_save_nothing_come_to_an_end(submit: Submit, tmp_path: Path) -> None:
+    """The images never arrive, as from a dead file server: there is no step, after which it could save."""
+    images = tmp_path / "images" / "train" / "one"
+    images.mkdir(parents=True)
+    for i in range(4):
+        os.mkfifo(images / f"{i}.jpg")
+    words = ["--dataset=folder", str(tmp_path / "images"), "--batch-size=2", "--image-size=32"]
+    (job,) = submit(["--stalled-restarts=1"], words)
     for start in (1, 2):
         wait(lambda start=start: len(job.events("start")) == start, 100, job.trouble)
         job.cluster.tell("scontrol", "requeue", job.id)
