@@ -144,9 +144,12 @@ def test_cut_back_passes_over_damaged_lines(tmp_path: Path) -> None:
 def test_full_disk(tmp_path: Path) -> None:
     """One sentence; and the part of a line that still fitted is not in the way later."""
 
+    written: list[int] = []
+
     def train_on(log: RunLog) -> None:
         for step in range(1, 10):
             train(log, step)
+            written.append(step)
 
     def work() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -155,6 +158,7 @@ def test_full_disk(tmp_path: Path) -> None:
         message = r"cannot write .*log\.jsonl: .*; make room, then go on with --resume auto"
         with pytest.raises(InputError, match=message):
             train_on(log)
+        assert [record["global_step"] for record in read_log(tmp_path / "log.jsonl")] == written  # refused at once
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
     child = os.fork()
