@@ -17,7 +17,7 @@ from moco.errors import EXIT_OK, InputError, exit_code
 from moco.options import PretrainOptions, result_options
 from moco.page import figures, similarities, sweep_figures
 from moco.page import html as page
-from moco.page.comparison import accuracy_measure, predicts, temperature_curves
+from moco.page.comparison import accuracy_measure, correlations, temperature_curves
 from moco.page.correlation import FEWEST
 from moco.page.neighbours import Row, grid
 from moco.page.runs import MEASURED, Encoder, read
@@ -73,12 +73,7 @@ def grids(encoders: Sequence[Encoder], queries: int) -> dict[str, list[Row]]:
 
 def said(encoders: Sequence[Encoder]) -> str:
     """The rank correlation in words, for the terminal."""
-    lines = []
-    for which, collapsed in (("all comparable encoders", True), ("without collapsed ones", False)):
-        try:
-            lines.append(f"{which}: {predicts(encoders, collapsed=collapsed)}")
-        except InputError as error:
-            lines.append(f"{which}: none, {error}")
+    lines = [f"{which}: {found}" for which, found in correlations(encoders)]
     return "rank correlation of alignment + uniformity with accuracy\n  " + "\n  ".join(lines)
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from moco.errors import InputError
 from moco.page.correlation import RankCorrelation, rank_correlation
 from moco.page.runs import COLLAPSE, DONE, KNN, PROBE, Encoder
 
@@ -27,6 +28,17 @@ def predicts(encoders: Sequence[Encoder], *, collapsed: bool) -> RankCorrelation
     states = (DONE, COLLAPSE) if collapsed else (DONE,)
     used = [one.measured for one in encoders if one.state in states and measure in one.measured]
     return rank_correlation([sum_of(m) for m in used], [m[str(measure)] for m in used])
+
+
+def correlations(encoders: Sequence[Encoder]) -> list[tuple[str, str]]:
+    """(which encoders, `predicts` in words, or why there is none): with collapsed ones, then without."""
+    found = []
+    for which, collapsed in (("all comparable encoders", True), ("without collapsed ones", False)):
+        try:
+            found.append((which, f"{predicts(encoders, collapsed=collapsed)}"))
+        except InputError as error:
+            found.append((which, f"none: {error}"))
+    return found
 
 
 def sum_of(measured: Mapping[str, float]) -> float:

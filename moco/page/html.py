@@ -17,9 +17,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from moco.errors import InputError
 from moco.options import PretrainOptions, result_options
-from moco.page.comparison import TemperatureCurve, accuracy_measure, differing, predicts, sum_of
+from moco.page.comparison import TemperatureCurve, accuracy_measure, correlations, differing, sum_of
 from moco.page.correlation import FEWEST
 from moco.page.figures import series
 from moco.page.plots import COLOURS, Plot, colour, number, outline, spread
@@ -99,15 +98,14 @@ def share(value: float, values: Sequence[float]) -> float:
 
 def verdict(encoders: Sequence[Encoder]) -> str:
     """The rank correlation, with and without collapsed encoders, and the rule that tells them."""
-    measure, lines, n = accuracy_measure(encoders), [], sum(one.compared for one in encoders)
+    measure, n = accuracy_measure(encoders), sum(one.compared for one in encoders)
     if n < FEWEST:
         return f"<p>No rank correlation: it needs at least {FEWEST} comparable encoders, and here is {n or 'none'}.</p>"
-    for which, collapsed in (("all comparable encoders", True), ("without collapsed ones", False)):
-        try:
-            said = f"ρ = {predicts(encoders, collapsed=collapsed)}".replace("-", "−").replace("n = ", "n\u00a0=\u00a0")
-        except InputError as error:
-            said = f"none: {error}"
-        lines.append(f"<dt>{which}</dt><dd>{escape(said)}</dd>")
+    lines = []
+    for which, words in correlations(encoders):
+        if not words.startswith("none"):
+            words = f"ρ = {words}".replace("-", "−").replace("n = ", "n\u00a0=\u00a0")
+        lines.append(f"<dt>{which}</dt><dd>{escape(words)}</dd>")
     against = MEASURES[measure] if measure else "accuracy"
     return (
         f"<p>Spearman's rank correlation of alignment + uniformity with {escape(against)}; the nearer to −1, the better"
