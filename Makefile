@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help quickstart test lint types pytest reliability soak test-slurm bench bench-gpu peers docs install install-dev clean distclean
+.PHONY: help quickstart house bits test lint types pytest reliability soak test-slurm bench bench-gpu peers docs install install-dev clean distclean
 
 PY := .venv/bin/python
 CODE := moco tests examples $(wildcard main_moco.py main_lincls.py launch benchmarks)
@@ -24,6 +24,12 @@ lint: install-dev ## ruff: style, imports, likely bugs
 
 types: install-dev ## mypy over moco/, the mains and the examples
 	@$(PY) -m mypy $(TYPED)
+
+house: ## counts the shape of the code: rooms, import arrows, floors, long functions, lines
+	@$(PY) -m tests.layout
+
+bits: install-dev ## digests of twenty training steps, to compare before and after a change that must not alter numbers
+	@OMP_NUM_THREADS=1 $(PY) -m tests.reference_bits
 
 # One thread per process: several test processes share the cores, and the summation order stays the same everywhere.
 pytest: install-dev ## the tests alone (ARGS="-k queue -x" is passed on)
