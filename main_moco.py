@@ -6,9 +6,9 @@
     python main_moco.py --dataset digits -a smallcnn --resume auto                   # one process, any device
 
 Read downwards: `train` builds and resumes, `Training` loops. One step is in moco/step.py, the losses in
-moco/losses.py, the pair and its queue in moco/builder.py, what a checkpoint holds in moco/resume.py. Exit codes
-(moco/errors.py): 0 done, 2 bad input, 3 numbers gone wrong, 75 preempted and saved: start the same command again with
---resume auto.
+moco/losses/weighted.py, the pair and its queue in moco/builder.py, what a checkpoint holds in moco/resume.py. Exit
+codes (moco/errors.py): 0 done, 2 bad input, 3 numbers gone wrong, 75 preempted and saved: start the same command again
+with --resume auto.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from moco.device import pick_device
 from moco.encoders import build_encoder
 from moco.errors import EXIT_OK, EXIT_PREEMPTED, exit_code
 from moco.globalbatch import GlobalBatch
-from moco.heads import check_labels, curves
 from moco.interop.encoder_file import load_trunk, read_encoder
 from moco.logs import RunLog
-from moco.logsumexp import whole
+from moco.losses.logsumexp import whole
+from moco.losses.table import check_labels, curves
 from moco.meter import Clock, Meter
 from moco.online import OnlineEvaluator
 from moco.options import PretrainOptions, as_dict, as_json, loss_head, parse_pretrain

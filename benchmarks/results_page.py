@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # so that the script finds the package without an installation
 
 from moco.errors import InputError, exit_code  # noqa: E402
-from moco.heads import HEADS  # noqa: E402
+from moco.losses.table import HEADS  # noqa: E402
 from moco.page import comparison, sweep_figures  # noqa: E402
 from moco.page.correlation import rank_correlation  # noqa: E402
 from moco.page.runs import COLLAPSE, DONE, KNN, MEASURED, PROBE, Encoder, read  # noqa: E402

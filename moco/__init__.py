@@ -1,33 +1,42 @@
-"""Momentum Contrast with a swappable loss head: pretraining, evaluation, data.
+"""Momentum Contrast with a swappable loss: pretraining, evaluation, data.
 
-For loops of your own (examples/own_loop.py):
+For a training loop of your own (examples/own_loop.py):
 
 - `moco.MoCo`: the query and key encoders and the queue (`moco.builder`)
-- `moco.losses`: heads `head(q, k, queue) -> LossOutput(loss, logs)`; `moco.heads`: the table of all of them
+- `moco.losses`: `loss(q, k, queue) -> LossOutput(loss, logs)`; `moco.losses.table` has all of them by name
 - `moco.metrics`: alignment, uniformity, tolerance, kNN, as functions of features
-- `moco.encoders`: networks by name; `moco.interop.encoder_file`: encoders out of anybody's checkpoints
+- `moco.encoders`: networks by name; `moco.encoder_file`: encoders from checkpoints of other projects
 
-These are imported when they are first asked for.
+Each is imported at its first use.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from moco import _moved as _moved  # old module names go on to work
 from moco import _torchvision_ops as _torchvision_ops  # first: makes `import torchvision` work in every module below
 
 if TYPE_CHECKING:
-    from moco import encoders as encoders
-    from moco import heads as heads
-    from moco import losses as losses
-    from moco import metrics as metrics
     from moco.builder import MoCo as MoCo
-    from moco.interop import encoder_file as encoder_file
 
 __version__ = "0.1.0"
-_FACE = ("MoCo", "encoder_file", "encoders", "heads", "losses", "metrics")
+
+FACE = {
+    "MoCo": "moco.builder",
+    "encoder_file": "moco.interop.encoder_file",
+    "encoders": "moco.encoders",
+    "losses": "moco.losses",
+    "metrics": "moco.metrics",
+}
+"""Public name -> the module that it is, or that holds it."""
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _FACE:
+    if name not in FACE:
         raise AttributeError(f"module 'moco' has no attribute {name!r}")
-    return import_module("moco.builder").MoCo if name == "MoCo" else import_module(f"moco.{name}")
+    module = import_module(FACE[name])
+    return getattr(module, name, module)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *FACE])

@@ -22,8 +22,8 @@ from moco.data.datasets import DATASET_DEFAULTS, DATASETS, LOADERS
 from moco.data.recipes import RECIPES
 from moco.data.source import CACHES
 from moco.errors import InputError
-from moco.heads import HEADS, make_head
 from moco.losses import PRESET_WEIGHTS, Across
+from moco.losses.table import HEADS, make_head
 from moco.saver import Every
 from moco.schedules import curve_points, number_or_curve
 
@@ -183,7 +183,8 @@ def parse_pretrain(argv: list[str] | None = None) -> PretrainOptions:
 
 
 def loss_head(o: PretrainOptions, across: Across | None = None, epoch: int = 0) -> Any:
-    """The head that the options describe in a 0-based epoch. `across`: the other ranks (`moco.heads.make_head`)."""
+    """The head that the options describe in a 0-based epoch. `across`: the other ranks
+    (`moco.losses.table.make_head`)."""
     return make_head(o, epoch, across)
 
 

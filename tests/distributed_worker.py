@@ -34,11 +34,11 @@ from moco.distributed import rank, shares, world_size
 from moco.encoders import build_encoder
 from moco.errors import InputError
 from moco.globalbatch import GlobalBatch
-from moco.heads.debiased import DebiasedHead
-from moco.heads.hardness import HardContrastiveHead, SimpleHead
-from moco.heads.inbatch import InBatchHead
-from moco.heads.supcon import SupConHead
 from moco.losses import LossOutput, WeightedHead, align_loss, contrastive_loss, uniform_loss
+from moco.losses.debiased import DebiasedHead
+from moco.losses.hard import HardContrastiveHead, SimpleHead
+from moco.losses.in_batch import InBatchHead
+from moco.losses.supcon import SupConHead
 from moco.meter import Meter
 from moco.online import OnlineEvaluator
 from moco.randomness import permutation

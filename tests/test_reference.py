@@ -17,8 +17,8 @@ from benchmarks.reference_step import ReferenceStep
 from moco.builder import MoCo
 from moco.data.loader import Batch
 from moco.globalbatch import GlobalBatch
-from moco.logsumexp import whole
 from moco.losses import LossOutput, WeightedHead
+from moco.losses.logsumexp import whole
 from moco.reference import ReferenceMoCo
 from moco.step import TrainingStep
 

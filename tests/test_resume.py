@@ -17,7 +17,7 @@ from moco.data.loader import Batch
 from moco.encoders import build_encoder
 from moco.errors import InputError
 from moco.globalbatch import GlobalBatch
-from moco.heads import HEADS
+from moco.losses.table import HEADS
 from moco.meter import Meter
 from moco.options import PretrainOptions, loss_head, parse_pretrain
 from moco.resume import Position, find, restore, snapshot

@@ -17,9 +17,9 @@ from moco import metrics
 from moco.builder import MoCo
 from moco.data.loader import Batch
 from moco.globalbatch import GlobalBatch
-from moco.heads import HEADS
-from moco.heads.inbatch import InBatchHead
 from moco.losses import LossOutput, WeightedHead
+from moco.losses.in_batch import InBatchHead
+from moco.losses.table import HEADS
 from moco.options import loss_head, parse_pretrain
 from moco.step import TrainingStep
 from tests import oracles

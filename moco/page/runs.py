@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from moco.errors import InputError
-from moco.heads import HEADS
 from moco.health import COLLAPSED
 from moco.logs import read_log
+from moco.losses.table import HEADS
 
 Records = Sequence[Mapping[str, Any]]
 

@@ -12,7 +12,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
-from moco.heads.penalty import gradient_shares
+from moco.losses.theory import gradient_shares
 from moco.page.comparison import TemperatureCurve
 from moco.page.figures import FAINT, INK, RUN_COLOURS, plain_axes, write_figure
 from moco.page.plots import colour

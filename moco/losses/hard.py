@@ -1,9 +1,9 @@
 """Losses that take the hardness of negatives away from the temperature (Wang & Liu, "Understanding the Behaviour of
 Contrastive Loss", CVPR 2021): all negatives alike, or only the nearest ones.
 
-Shapes as in moco/losses.py. "Hard" are, for each query, the queue entries whose similarity is at or above its upper
-α-quantile: at or above the m-th largest of the query's K similarities, m the whole number nearest to α·K and at least
-1. Entries that tie with the m-th are all hard.
+Shapes as in moco/losses/weighted.py. "Hard" are, for each query, the queue entries whose similarity is at or above its
+upper α-quantile: at or above the m-th largest of the query's K similarities, m the whole number nearest to α·K and at
+least 1. Entries that tie with the m-th are all hard.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from moco.errors import InputError
-from moco.losses import LossOutput, check_positive, full_precision
+from moco.losses.weighted import LossOutput, check_positive, full_precision
 
 _AT_ONCE = 1 << 22  # similarities held at a time: 16 MiB of fp32
 

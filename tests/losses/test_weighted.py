@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from moco.errors import InputError
-from moco.logsumexp import queue_logsumexp
 from moco.losses import (
     PRESET_WEIGHTS,
     WeightedHead,
@@ -23,6 +22,7 @@ from moco.losses import (
     contrastive_loss,
     uniform_loss,
 )
+from moco.losses.logsumexp import queue_logsumexp
 from tests import oracles
 
 EXACT = dict(rtol=1e-10, atol=1e-10)

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moco.errors import InputError
-from moco.heads.penalty import contrastive_limit, gradient_shares
 from moco.losses import align_loss, contrastive_loss
+from moco.losses.theory import contrastive_limit, gradient_shares
 from moco.metrics import uniformity_bounds
 
 

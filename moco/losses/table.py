@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from moco.errors import InputError
-from moco.heads.debiased import DebiasedHead
-from moco.heads.hardness import HardContrastiveHead, SimpleHead
-from moco.heads.inbatch import InBatchHead
-from moco.heads.supcon import SupConHead
-from moco.losses import PRESET_WEIGHTS, Across, Head, OneProcess, WeightedHead
+from moco.losses.debiased import DebiasedHead
+from moco.losses.hard import HardContrastiveHead, SimpleHead
+from moco.losses.in_batch import InBatchHead
+from moco.losses.supcon import SupConHead
+from moco.losses.weighted import PRESET_WEIGHTS, Across, Head, OneProcess, WeightedHead
 from moco.schedules import value_at
 
 

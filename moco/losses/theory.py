@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from moco.errors import InputError
-from moco.logsumexp import queue_logsumexp
+from moco.losses.logsumexp import queue_logsumexp
 
 
 def gradient_shares(similarities: Tensor, temperature: float) -> Tensor:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from moco.errors import InputError
-from moco.logsumexp import queue_logsumexp
-from moco.losses import LossOutput, check_positive, full_precision
+from moco.losses.logsumexp import queue_logsumexp
+from moco.losses.weighted import LossOutput, check_positive, full_precision
 
 
 @torch.no_grad()
@@ -29,7 +29,8 @@ def sum_of_same_label(
 def supcon_loss(
     q: Tensor, k: Tensor, queue: Tensor, labels: Tensor, queue_labels: Tensor, temperature: float
 ) -> Tensor:
-    """L_out (Khosla et al., NeurIPS 2020, Eq 2) over the queue, mean over queries; shapes as in moco/losses.py.
+    """L_out (Khosla et al., NeurIPS 2020, Eq 2) over the queue, mean over queries; shapes as in
+    moco/losses/weighted.py.
 
     -1/|P| Σ_{p∈P} log[e^{q·p/T} / Σ_a e^{q·a/T}], a over the own key and the whole queue, P the own key and the queue
     entries of the query's label. labels [N], queue_labels [K] int64: -1 is no label, and never a positive; without any

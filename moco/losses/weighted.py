@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from moco.errors import InputError
-from moco.logsumexp import queue_logsumexp
+from moco.losses.logsumexp import queue_logsumexp
 
 
 class LossOutput(NamedTuple):
@@ -163,4 +163,4 @@ class WeightedHead:
 
 
 PRESET_WEIGHTS = {"infonce": (1.0, 0.0, 0.0), "align-uniform": (0.0, 3.0, 1.0)}
-"""The weights of the contrastive, alignment and uniformity terms, by `--loss`; moco/heads/__init__.py has all names."""
+"""The weights of the contrastive, alignment and uniformity terms, by `--loss`; moco/losses/table.py has all names."""

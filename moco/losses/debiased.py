@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from moco.errors import InputError
-from moco.logsumexp import queue_logsumexp
-from moco.losses import LossOutput, check_positive, full_precision
+from moco.losses.logsumexp import queue_logsumexp
+from moco.losses.weighted import LossOutput, check_positive, full_precision
 
 
 def debiased_loss(q: Tensor, k: Tensor, queue: Tensor, temperature: float, prior: float, beta: float = 0.0) -> Tensor:
     """HCL (Robinson et al., ICLR 2021, Eq 4), with β = 0 the debiased loss (Chuang et al., NeurIPS 2020, Eq 8), mean
-    over queries; shapes as in moco/losses.py.
+    over queries; shapes as in moco/losses/weighted.py.
 
     With pos = e^{q·k/T}, neg_j = e^{q·Q_j/T}, weights w_j = neg_j^β and K negatives: R = Σ w_j·neg_j / mean(w),
     N = max((R - τ⁺·K·pos)/(1 - τ⁺), K·e^{-1/T}), loss = -log(pos/(pos + N)). prior: τ⁺, the chance that a negative is

@@ -16,18 +16,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from moco import heads
 from moco.errors import InputError
 from moco.globalbatch import GlobalBatch
-from moco.heads import hardness, supcon
-from moco.heads.debiased import DebiasedHead, debiased_loss
-from moco.heads.hardness import HardContrastiveHead, SimpleHead, hard_contrastive_loss, hard_count, simple_loss
-from moco.heads.inbatch import InBatchHead
-from moco.heads.supcon import SupConHead, supcon_loss
-from moco.losses import WeightedHead, contrastive_loss
+from moco.losses import WeightedHead, contrastive_loss, supcon
+from moco.losses import hard as hardness
+from moco.losses import table as heads
+from moco.losses.debiased import DebiasedHead, debiased_loss
+from moco.losses.hard import HardContrastiveHead, SimpleHead, hard_contrastive_loss, hard_count, simple_loss
+from moco.losses.in_batch import InBatchHead
+from moco.losses.supcon import SupConHead, supcon_loss
 from moco.options import PretrainOptions, loss_head, parse_pretrain
 from tests import oracles
-from tests.test_losses import EXACT, assert_same_value_and_gradients, made_up, seeds, sizes
+from tests.losses.test_weighted import EXACT, assert_same_value_and_gradients, made_up, seeds, sizes
 
 QUEUE_LABELS = [0, 1, -1, 2, 0, -1, 1, 1]
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moco.errors import InputError
-from moco.losses import Across, WeightedHead
+from moco.losses.weighted import Across, WeightedHead
 
 
 def in_batch_contrastive_loss(q: Tensor, k: Tensor, temperature: float, across: Across) -> Tensor:

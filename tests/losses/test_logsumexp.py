@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from moco import logsumexp
-from moco.logsumexp import queue_logsumexp
+from moco.losses import logsumexp
+from moco.losses.logsumexp import queue_logsumexp
 
 
 def features(n: int, length: int, dim: int) -> tuple[Tensor, Tensor]:
