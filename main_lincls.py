@@ -30,7 +30,7 @@ from moco.data.datasets import open_split
 from moco.data.recipes import find_recipe
 from moco.data.source import Source, check_same_classes
 from moco.data.subset import hold_out, share_of_classes
-from moco.device import pick_device
+from moco.distributed.device import pick_device
 from moco.encoders import trunk
 from moco.errors import EXIT_OK, InputError, exit_code
 from moco.features import centre_crops, extract_features

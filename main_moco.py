@@ -29,10 +29,10 @@ from moco.data.datasets import open_split
 from moco.data.loader import Loader
 from moco.data.recipes import find_recipe
 from moco.data.sampler import Sampler
-from moco.device import pick_device
+from moco.distributed.device import pick_device
+from moco.distributed.global_batch import GlobalBatch
 from moco.encoders import build_encoder
 from moco.errors import EXIT_OK, EXIT_PREEMPTED, exit_code
-from moco.globalbatch import GlobalBatch
 from moco.interop.encoder_file import load_trunk, read_encoder
 from moco.logs import RunLog
 from moco.losses.logsumexp import whole

@@ -194,8 +194,7 @@ def photometric(source: Any, threads: int, rounds: int, batch: int = 32) -> None
 
 
 def end_to_end(folder: Path, betons: list[Path], threads: int, rounds: int, batch: int = 32, count: int = 256) -> None:
-    from torchvision import datasets
-    from torchvision import transforms as T
+    from torchvision import datasets, transforms as T
 
     augment = Augment(V2, 0)
 

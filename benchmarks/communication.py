@@ -25,7 +25,7 @@ from benchmarks.measuring import Row, number, parser, report, table
 from moco import distributed
 from moco.builder import MoCo
 from moco.data.loader import Batch
-from moco.globalbatch import GlobalBatch
+from moco.distributed.global_batch import GlobalBatch
 from moco.losses import WeightedHead
 from moco.reference import ReferenceMoCo
 from moco.step import TrainingStep

@@ -63,8 +63,7 @@ def ours(source: Source, batch: int, size: int) -> Contender:
 def stock_ffcv(path: Path, batch: int, size: int, workers: int) -> Contender:
     """Two pipelines over the same field, which is how stock FFCV gives two views: it decodes once for each."""
     from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
-    from ffcv.loader import Loader as Stock
-    from ffcv.loader import OrderOption
+    from ffcv.loader import Loader as Stock, OrderOption
     from ffcv.pipeline.pipeline_spec import PipelineSpec
 
     def crop() -> RandomResizedCropRGBImageDecoder:
@@ -97,8 +96,7 @@ class TwoViews:
 
 def pil_processes(folder: Path, batch: int, size: int, workers: int) -> Contender:
     """The usual pipeline: ImageFolder, PIL, torchvision's crop, a DataLoader with worker processes; decodes once."""
-    from torchvision import datasets
-    from torchvision import transforms as T
+    from torchvision import datasets, transforms as T
 
     transform = T.Compose([T.RandomResizedCrop(size, scale=(0.2, 1.0)), T.PILToTensor()])
     data = datasets.ImageFolder(str(folder), TwoViews(transform))

@@ -33,8 +33,8 @@ from moco.data.folder import FolderSource
 from moco.data.loader import Loader
 from moco.data.recipes import find_recipe
 from moco.data.sampler import Sampler
+from moco.distributed.global_batch import GlobalBatch
 from moco.encoders import build_encoder
-from moco.globalbatch import GlobalBatch
 from moco.losses import WeightedHead
 from moco.step import AMP_DTYPES, TrainingStep
 

@@ -24,8 +24,8 @@ from moco.builder import MoCo
 from moco.data.augment import Augment
 from moco.data.loader import Batch
 from moco.data.recipes import find_recipe
+from moco.distributed.global_batch import GlobalBatch
 from moco.encoders import build_encoder
-from moco.globalbatch import GlobalBatch
 from moco.losses import WeightedHead
 from moco.stages import as_line, shares, timeline
 from moco.step import AMP_DTYPES, TrainingStep

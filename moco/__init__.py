@@ -13,8 +13,10 @@ Each is imported at its first use.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from moco import _moved as _moved  # old module names go on to work
-from moco import _torchvision_ops as _torchvision_ops  # first: makes `import torchvision` work in every module below
+from moco import (
+    _moved as _moved,  # old module names go on to work
+    _torchvision_ops as _torchvision_ops,  # first: makes `import torchvision` work in every module below
+)
 
 if TYPE_CHECKING:
     from moco.builder import MoCo as MoCo

@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from types import ModuleType
 
 MOVED: dict[str, str] = {
+    "moco.device": "moco.distributed.device",
+    "moco.geometry": "moco.metrics.geometry",
+    "moco.globalbatch": "moco.distributed.global_batch",
     "moco.heads": "moco.losses.table",
     "moco.heads.debiased": "moco.losses.debiased",
     "moco.heads.hardness": "moco.losses.hard",
@@ -19,27 +22,27 @@ MOVED: dict[str, str] = {
     "moco.heads.penalty": "moco.losses.theory",
     "moco.heads.supcon": "moco.losses.supcon",
     "moco.logsumexp": "moco.losses.logsumexp",
+    "moco.rollcall": "moco.distributed.lost_rank",
+    "moco.rowshuffle": "moco.distributed.shuffle",
 }
 """Old name -> new name; both importable until the release after 0.2."""
 
 
 class _OldNames(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds a module under its old name and returns the one under the new name, the same object."""
+    """Finds a module under its old name: a module with the names of the new one."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        return importlib.util.spec_from_loader(fullname, self) if fullname in MOVED else None
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
-        new = MOVED[spec.name]
-        warnings.warn(f"{spec.name} is now {new}; the old name goes away", DeprecationWarning, stacklevel=2)
-        module = importlib.import_module(new)
-        self._spec = module.__spec__
-        return module
+        if fullname not in MOVED:
+            return None
+        return importlib.util.spec_from_loader(fullname, self, is_package=True)  # moco.heads had files of its own
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__spec__ = self._spec  # the import system has overwritten it
+        new = MOVED[module.__name__]
+        warnings.warn(f"{module.__name__} is now {new}; the old name goes away", DeprecationWarning, stacklevel=2)
+        names = {name: value for name, value in vars(importlib.import_module(new)).items() if name[:2] != "__"}
+        vars(module).update(names)
 
 
 sys.meta_path.insert(0, _OldNames())  # first: an old folder with nothing but __pycache__ would count as a package

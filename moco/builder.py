@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from moco import distributed
 from moco.batchnorm import isolate_batchnorm
+from moco.distributed.shuffle import RowShuffle
 from moco.errors import InputError
 from moco.randomness import Purpose, stream_key
-from moco.rowshuffle import RowShuffle
 from moco.stages import stage
 
 

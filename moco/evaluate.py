@@ -42,7 +42,7 @@ from moco.data.datasets import DATASETS, has_split, open_split
 from moco.data.recipes import find_recipe
 from moco.data.source import Source, check_same_classes
 from moco.data.subset import labelled
-from moco.device import pick_device
+from moco.distributed.device import pick_device
 from moco.encoders import build_encoder
 from moco.errors import EXIT_OK, InputError, exit_code
 from moco.features import centre_crops, encode, extract_features, in_order

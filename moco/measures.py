@@ -9,8 +9,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from moco import geometry, metrics
+from moco import metrics
 from moco.errors import InputError
+from moco.metrics import geometry
 from moco.online import shared_knn_accuracy
 
 

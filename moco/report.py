@@ -15,8 +15,7 @@ from pathlib import Path
 from moco.checkpoint import latest
 from moco.errors import EXIT_OK, InputError, exit_code
 from moco.options import PretrainOptions, result_options
-from moco.page import figures, similarities, sweep_figures
-from moco.page import html as page
+from moco.page import figures, html as page, similarities, sweep_figures
 from moco.page.comparison import accuracy_measure, correlations, temperature_curves
 from moco.page.correlation import FEWEST
 from moco.page.neighbours import Row, grid

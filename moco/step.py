@@ -14,7 +14,7 @@ from moco.builder import MoCo
 from moco.data.augment import Augment
 from moco.data.loader import Batch
 from moco.distributed import all_reduce_sum, gather_rows, rank, shares, world_size
-from moco.globalbatch import GlobalBatch
+from moco.distributed.global_batch import GlobalBatch
 from moco.losses import Head
 from moco.stages import stage
 

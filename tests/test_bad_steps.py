@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from moco.builder import MoCo
 from moco.data.loader import Batch
-from moco.globalbatch import GlobalBatch
+from moco.distributed.global_batch import GlobalBatch
 from moco.losses import WeightedHead
 from moco.step import TrainingStep
 

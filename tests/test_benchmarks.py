@@ -24,7 +24,7 @@ from benchmarks import (
     training_step,
 )
 from benchmarks.measuring import Row, number, ratio
-from moco.rowshuffle import RowShuffle
+from moco.distributed.shuffle import RowShuffle
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -100,7 +100,7 @@ def test_the_model_of_the_traffic_is_that_of_the_shuffle(world: int, monkeypatch
     """Rows that leave a rank, mean over ranks and permutations, against n·(world - 1)/world."""
     n, sent = 64, []
     for me in range(min(world, 8)):
-        monkeypatch.setattr("moco.rowshuffle.rank", lambda me=me: me)
+        monkeypatch.setattr("moco.distributed.shuffle.rank", lambda me=me: me)
         for key in range(40 if world < 64 else 4):
             sizes = RowShuffle(key, [n] * world).send_sizes
             sent.append(sum(sizes) - sizes[me])

@@ -14,11 +14,12 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from moco import evaluate, geometry, metrics
+from moco import evaluate, metrics
 from moco.data.datasets import open_split
 from moco.data.recipes import find_recipe
 from moco.encoders import build_encoder, trunk
 from moco.errors import EXIT_INPUT, EXIT_OK
+from moco.metrics import geometry
 from tests.test_main_lincls import CLASSES, pretrained_state, write_images
 
 

@@ -17,7 +17,7 @@ from moco import checkpoint
 from moco.data.datasets import open_split
 from moco.encoders import build_encoder
 from moco.errors import InputError
-from moco.geometry import similarity_histograms
+from moco.metrics.geometry import similarity_histograms
 from moco.page.neighbours import Row, Shown, grid
 from moco.page.runs import Encoder
 from moco.page.similarities import SCHEMA, histograms, neighbours

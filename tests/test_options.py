@@ -13,12 +13,11 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 
+from moco.distributed.global_batch import GlobalBatch
 from moco.errors import InputError
 from moco.flags import build_parser
-from moco.globalbatch import GlobalBatch
 from moco.losses import OneProcess, WeightedHead
 from moco.options import (
     PretrainOptions,

@@ -7,8 +7,7 @@ import re
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from moco.page.plots import Plot, colour, log_ticks, number, outline, spread, ticks
 

@@ -1,6 +1,6 @@
 """Every fast path equals its slow one: the trainer's step with its slow paths, and MoCo's algorithm in plain PyTorch.
 
-Between ranks: `slow_shuffle_equals_the_fast_one` in distributed_worker.py.
+Between ranks: `slow_shuffle_equals_the_fast_one` in distributed/worker.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from benchmarks.reference_step import ReferenceStep
 from moco.builder import MoCo
 from moco.data.loader import Batch
-from moco.globalbatch import GlobalBatch
+from moco.distributed.global_batch import GlobalBatch
 from moco.losses import LossOutput, WeightedHead
 from moco.losses.logsumexp import whole
 from moco.reference import ReferenceMoCo

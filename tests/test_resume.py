@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from moco import checkpoint, resume
 from moco.builder import MoCo
 from moco.data.loader import Batch
+from moco.distributed.global_batch import GlobalBatch
 from moco.encoders import build_encoder
 from moco.errors import InputError
-from moco.globalbatch import GlobalBatch
 from moco.losses.table import HEADS
 from moco.meter import Meter
 from moco.options import PretrainOptions, loss_head, parse_pretrain

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from moco import metrics
 from moco.builder import MoCo
 from moco.data.loader import Batch
-from moco.globalbatch import GlobalBatch
+from moco.distributed.global_batch import GlobalBatch
 from moco.losses import LossOutput, WeightedHead
 from moco.losses.in_batch import InBatchHead
 from moco.losses.table import HEADS

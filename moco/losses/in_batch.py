@@ -1,7 +1,7 @@
 """The losses without a queue (`--moco-k 0`): what a query is compared with is the rest of the batch, of all ranks.
 
 q, k [N, C] are two views of the same images, both through the query encoder: gradients flow to both, and through the
-gathered features of other ranks (`moco.globalbatch`), so that several processes minimise what one would.
+gathered features of other ranks (`moco.distributed.global_batch`), so that several processes minimise what one would.
 """
 
 from __future__ import annotations

@@ -39,7 +39,8 @@ class Head(Protocol):
 
 
 class Across(Protocol):
-    """The rest of a batch that is spread over processes; `moco.globalbatch.GlobalBatch` is the one with several."""
+    """The rest of a batch that is spread over processes; `moco.distributed.global_batch.GlobalBatch` is the one with
+    several."""
 
     def gather(self, x: Tensor) -> tuple[Tensor, int]: ...
     def logsumexp(self, x: Tensor) -> Tensor: ...

@@ -18,15 +18,13 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms.v2.functional as TF
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.transforms import InterpolationMode
 
-from moco.data import augment as module
-from moco.data import pixels
+from moco.data import augment as module, pixels
 from moco.data.augment import Augment, Parameters, draw, everywhere
 from moco.data.parameters import BRIGHTNESS, CONTRAST, HUE, SATURATION
 from moco.data.recipes import RECIPES, Jitter, Recipe, View, find_recipe

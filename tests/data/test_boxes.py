@@ -7,8 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from torchvision.transforms import RandomResizedCrop
 
 from moco.data.boxes import DRAWS, REDUCING_GAP, Box, centre_box, random_box, reduction, rescale, snap

@@ -12,15 +12,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
+from moco.distributed.global_batch import GlobalBatch
 from moco.errors import InputError
-from moco.globalbatch import GlobalBatch
-from moco.losses import WeightedHead, contrastive_loss, supcon
-from moco.losses import hard as hardness
-from moco.losses import table as heads
+from moco.losses import WeightedHead, contrastive_loss, hard as hardness, supcon, table as heads
 from moco.losses.debiased import DebiasedHead, debiased_loss
 from moco.losses.hard import HardContrastiveHead, SimpleHead, hard_contrastive_loss, hard_count, simple_loss
 from moco.losses.in_batch import InBatchHead

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 CHECKPOINT, CHECKSUM, SAVER, LOCK = "moco/checkpoint.py", "moco/checksum.py", "moco/saver.py", "moco/runlock.py"
 LOGS, PREEMPTION, STEP, HEALTH = "moco/logs.py", "moco/preemption.py", "moco/step.py", "moco/health.py"
-RESUME, DISTRIBUTED, MAIN = "moco/resume.py", "moco/distributed.py", "main_moco.py"
+RESUME, DISTRIBUTED, MAIN = "moco/resume.py", "moco/distributed/session.py", "main_moco.py"
 KILLS = "tests/reliability/test_kills.py"
 FP16 = f"{KILLS} -k fp16-0"
 

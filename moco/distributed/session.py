@@ -18,8 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from moco.distributed.lost_rank import RollCall, name_of_start
 from moco.errors import InputError, RankError
-from moco.rollcall import RollCall, name_of_start
 from moco.stages import stage
 
 T = TypeVar("T")

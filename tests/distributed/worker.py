@@ -1,7 +1,7 @@
 """What test_distributed.py runs on several ranks: every check of this file, once, on as many ranks as there are.
 
-    torchrun --standalone --nproc_per_node=2 tests/distributed_worker.py RESULTS.json
-    python tests/distributed_worker.py RESULTS.json 8         # forks the ranks: the imports are paid once, not 8 times
+    torchrun --standalone --nproc_per_node=2 tests/distributed/worker.py RESULTS.json
+    python tests/distributed/worker.py RESULTS.json 8         # forks the ranks: the imports are paid once, not 8 times
 
 Each rank compares what it got with what one process gets on the joined batch: it computes that itself, with the
 launcher's variables out of sight (`one_process`). A check that fails on a rank writes its traceback into the results.
@@ -31,9 +31,10 @@ from moco.builder import MoCo
 from moco.data.loader import Batch
 from moco.data.source import ArraySource
 from moco.distributed import rank, shares, world_size
+from moco.distributed.global_batch import GlobalBatch
+from moco.distributed.shuffle import RowShuffle
 from moco.encoders import build_encoder
 from moco.errors import InputError
-from moco.globalbatch import GlobalBatch
 from moco.losses import LossOutput, WeightedHead, align_loss, contrastive_loss, uniform_loss
 from moco.losses.debiased import DebiasedHead
 from moco.losses.hard import HardContrastiveHead, SimpleHead
@@ -43,7 +44,6 @@ from moco.meter import Meter
 from moco.online import OnlineEvaluator
 from moco.randomness import permutation
 from moco.reference import ReferenceMoCo
-from moco.rowshuffle import RowShuffle
 from moco.step import TrainingStep
 from tests.reliability.runs import free_port
 

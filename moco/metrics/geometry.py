@@ -1,6 +1,6 @@
 """How features lie on the sphere: histograms of similarities, and how far classes have shrunk to points of a simplex.
 
-Pure functions as in moco/metrics.py: [n, C] rows, exact, in chunks; InputError where a figure does not exist.
+Pure functions as in moco/metrics/functions.py: [n, C] rows, exact, in chunks; InputError where a figure does not exist.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moco.errors import InputError
-from moco.metrics import check_finite, full_fp32, rows_at_once, wide
+from moco.metrics.functions import check_finite, full_fp32, rows_at_once, wide
 
 
 @dataclass(frozen=True)

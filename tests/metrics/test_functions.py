@@ -7,14 +7,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from scipy import special
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from moco import metrics
 from moco.errors import InputError
+from moco.metrics import functions as metrics
 
 
 def unit(n: int, dim: int, seed: int = 0) -> Tensor:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from moco import metrics
 from moco.errors import InputError
-from moco.geometry import class_collapse, similarity_histograms
-from tests.test_metrics import unit
+from moco.metrics import functions as metrics
+from moco.metrics.geometry import class_collapse, similarity_histograms
+from tests.metrics.test_functions import unit
 
 
 @pytest.mark.parametrize("at_once", [1 << 24, 30])

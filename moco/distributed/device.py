@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from moco.distributed import local_rank, local_world_size
+from moco.distributed.session import local_rank, local_world_size
 from moco.errors import InputError
 
 

@@ -1,4 +1,4 @@
-"""Several processes against one. The checks are in distributed_worker.py, which is started once with 2 ranks, by
+"""Several processes against one. The checks are in worker.py, which is started once with 2 ranks, by
 torchrun, and once with 8; here each check is a test that reads its result."""
 
 from __future__ import annotations
@@ -14,17 +14,16 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from moco import distributed
-from moco.device import pick_device
+from moco.distributed.device import pick_device
+from moco.distributed.global_batch import GlobalBatch
+from moco.distributed.shuffle import RowShuffle
 from moco.errors import InputError
-from moco.globalbatch import GlobalBatch
-from moco.rowshuffle import RowShuffle
 
-ROOT = Path(__file__).resolve().parent.parent
-WORKER = Path(__file__).with_name("distributed_worker.py")
+ROOT = Path(__file__).resolve().parents[2]
+WORKER = Path(__file__).with_name("worker.py")
 # from the source, so that a check without a result is a failure
 CHECKS = [
     node.name

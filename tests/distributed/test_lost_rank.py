@@ -8,8 +8,8 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
+from moco.distributed.lost_rank import name_of_start
 from moco.errors import RankError
-from moco.rollcall import name_of_start
 
 LIMIT = timedelta(seconds=60)
 
