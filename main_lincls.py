@@ -26,8 +26,8 @@ from torch import nn
 
 from moco import distributed
 from moco.data.augment import Augment
+from moco.data.augment.recipes import find_recipe
 from moco.data.datasets import open_split
-from moco.data.recipes import find_recipe
 from moco.data.source import Source, check_same_classes
 from moco.data.subset import hold_out, share_of_classes
 from moco.distributed.device import pick_device

@@ -25,9 +25,9 @@ import torch
 from moco import checkpoint, distributed, resume
 from moco.builder import MoCo, compile_encoders
 from moco.data.augment import Augment
+from moco.data.augment.recipes import find_recipe
 from moco.data.datasets import open_split
 from moco.data.loader import Loader
-from moco.data.recipes import find_recipe
 from moco.data.sampler import Sampler
 from moco.distributed.device import pick_device
 from moco.distributed.global_batch import GlobalBatch

@@ -27,13 +27,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from moco.data.beton_file import BetonSource
-from moco.data.beton_writer import write_beton
-from moco.data.crew import worker_count
+from moco.data.beton.file import BetonSource
+from moco.data.beton.writer import write_beton
 from moco.data.folder import FolderSource
 from moco.data.loader import Loader
 from moco.data.sampler import Sampler
 from moco.data.source import Source
+from moco.data.threads import worker_count
 
 Contender = Callable[[int], Iterator[int]]  # round -> images delivered, batch by batch
 

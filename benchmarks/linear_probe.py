@@ -24,8 +24,8 @@ import torch
 
 from benchmarks.measuring import Row, alternate, device_of, parser, report
 from moco.data.augment import Augment
+from moco.data.augment.recipes import find_recipe
 from moco.data.datasets import DATASETS, open_split
-from moco.data.recipes import find_recipe
 from moco.data.source import Source
 from moco.data.subset import Subset
 from moco.features import centre_crops, extract_features

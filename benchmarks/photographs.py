@@ -28,11 +28,11 @@ from benchmarks.data_loading import made_up_photos
 from benchmarks.measuring import Row, Times, alternate, device_of, number, parser, ratio, report, wait_for
 from moco.builder import MoCo
 from moco.data.augment import Augment
-from moco.data.crew import worker_count
+from moco.data.augment.recipes import find_recipe
 from moco.data.folder import FolderSource
 from moco.data.loader import Loader
-from moco.data.recipes import find_recipe
 from moco.data.sampler import Sampler
+from moco.data.threads import worker_count
 from moco.distributed.global_batch import GlobalBatch
 from moco.encoders import build_encoder
 from moco.losses import WeightedHead

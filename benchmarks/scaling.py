@@ -21,8 +21,8 @@ from benchmarks.measuring import Row, number, parser, report
 from moco import distributed
 from moco.builder import MoCo
 from moco.data.augment import Augment
+from moco.data.augment.recipes import find_recipe
 from moco.data.loader import Batch
-from moco.data.recipes import find_recipe
 from moco.distributed.global_batch import GlobalBatch
 from moco.encoders import build_encoder
 from moco.losses import WeightedHead

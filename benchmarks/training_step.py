@@ -22,8 +22,8 @@ from benchmarks.measuring import Row, Times, alternate, device_of, parser, ratio
 from benchmarks.reference_step import ReferenceStep
 from moco.builder import MoCo
 from moco.data.augment import Augment
+from moco.data.augment.recipes import find_recipe
 from moco.data.loader import Batch
-from moco.data.recipes import find_recipe
 from moco.distributed.global_batch import GlobalBatch
 from moco.encoders import build_encoder
 from moco.losses import WeightedHead

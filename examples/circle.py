@@ -32,9 +32,9 @@ from torch import nn
 import main_moco
 from moco import checkpoint
 from moco.data.augment import Augment
+from moco.data.augment.recipes import find_recipe
 from moco.data.datasets import open_split
 from moco.data.loader import Loader
-from moco.data.recipes import find_recipe
 from moco.data.sampler import Sampler
 from moco.encoders import build_encoder
 from moco.features import centre_crops, encode, extract_features, in_order, settle_batchnorm

@@ -19,8 +19,8 @@ import torch
 
 import moco
 from moco.data.augment import Augment
+from moco.data.augment.recipes import find_recipe
 from moco.data.loader import Loader
-from moco.data.recipes import find_recipe
 from moco.data.sampler import Sampler
 from moco.data.source import ArrayPicture
 

@@ -31,8 +31,8 @@ from torch import nn  # noqa: E402
 
 from moco import checkpoint  # noqa: E402
 from moco.data.augment import Augment  # noqa: E402
+from moco.data.augment.recipes import find_recipe  # noqa: E402
 from moco.data.datasets import open_split  # noqa: E402
-from moco.data.recipes import find_recipe  # noqa: E402
 from moco.encoders import build_encoder, trunk  # noqa: E402
 from moco.features import centre_crops, extract_features, settle_batchnorm  # noqa: E402
 from moco.logistic import few_label_accuracy  # noqa: E402

@@ -12,6 +12,15 @@ from collections.abc import Sequence
 from types import ModuleType
 
 MOVED: dict[str, str] = {
+    "moco.data.beton_file": "moco.data.beton.file",
+    "moco.data.beton_writer": "moco.data.beton.writer",
+    "moco.data.crew": "moco.data.threads",
+    "moco.data.ffcv_writer": "moco.data.beton.ffcv_writer",
+    "moco.data.parameters": "moco.data.augment.parameters",
+    "moco.data.pixels": "moco.data.augment.batched",
+    "moco.data.recipes": "moco.data.augment.recipes",
+    "moco.data.samplewise": "moco.data.augment.samplewise",
+    "moco.data.side_data": "moco.data.beton.side_data",
     "moco.device": "moco.distributed.device",
     "moco.geometry": "moco.metrics.geometry",
     "moco.globalbatch": "moco.distributed.global_batch",

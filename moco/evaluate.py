@@ -38,8 +38,8 @@ from torch import nn
 
 from moco import distributed
 from moco.data.augment import Augment
+from moco.data.augment.recipes import find_recipe
 from moco.data.datasets import DATASETS, has_split, open_split
-from moco.data.recipes import find_recipe
 from moco.data.source import Source, check_same_classes
 from moco.data.subset import labelled
 from moco.distributed.device import pick_device

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moco.data.augment import Augment
+from moco.data.augment.recipes import Recipe
 from moco.data.loader import Loader
-from moco.data.recipes import Recipe
 from moco.data.sampler import Sampler
 from moco.data.source import Source
 from moco.distributed import broadcast_buffers, gather_objects, gather_rows, rank, world_size

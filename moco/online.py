@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from moco import metrics
 from moco.data.augment import Augment
+from moco.data.augment.recipes import find_recipe
 from moco.data.datasets import has_split, open_split
-from moco.data.recipes import find_recipe
 from moco.data.source import Source, check_same_classes
 from moco.data.subset import labelled
 from moco.distributed import all_reduce_sum, share

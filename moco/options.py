@@ -18,8 +18,8 @@ from typing import Any
 from moco import distributed, flags
 from moco.batchnorm import BN_MODES
 from moco.builder import choose_bn
+from moco.data.augment.recipes import RECIPES
 from moco.data.datasets import DATASET_DEFAULTS, DATASETS, LOADERS
-from moco.data.recipes import RECIPES
 from moco.data.source import CACHES
 from moco.errors import InputError
 from moco.losses import PRESET_WEIGHTS, Across

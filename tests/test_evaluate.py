@@ -15,8 +15,8 @@ import torch
 from torch.nn.functional import normalize
 
 from moco import evaluate, metrics
+from moco.data.augment.recipes import find_recipe
 from moco.data.datasets import open_split
-from moco.data.recipes import find_recipe
 from moco.encoders import build_encoder, trunk
 from moco.errors import EXIT_INPUT, EXIT_OK
 from moco.metrics import geometry

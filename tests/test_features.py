@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from moco.data.augment import Augment
-from moco.data.recipes import find_recipe
+from moco.data.augment.recipes import find_recipe
 from moco.data.source import ArraySource
 from moco.encoders import build_encoder, feature_dim, trunk
 from moco.errors import NumericsError

@@ -20,9 +20,9 @@ from torch import Tensor
 import main_lincls
 from moco import checkpoint
 from moco.data.augment import Augment
+from moco.data.augment.recipes import find_recipe
 from moco.data.datasets import open_split
 from moco.data.loader import Loader
-from moco.data.recipes import find_recipe
 from moco.data.sampler import Sampler
 from moco.encoders import build_encoder, trunk
 from moco.errors import EXIT_INPUT, EXIT_NUMERICS, EXIT_OK

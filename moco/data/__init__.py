@@ -1,4 +1,4 @@
-"""Images to batches. Read in this order: boxes, decode, source, folder, beton_file, datasets, sampler, loader, recipes,
+"""Images to batches. Read in this order: boxes, decode, source, folder, beton, datasets, sampler, loader,
 augment.
 
 `datasets.open_split` says which images and labels, a `Source` reads one of them, the `Sampler` gives the order, the

@@ -15,7 +15,7 @@ from moco.data.wnids import IMAGENET100
 from moco.errors import InputError
 from moco.randomness import Purpose, permutation, stream_key
 
-# image size in px, recipe of moco.data.recipes
+# image size in px, recipe of moco.data.augment.recipes
 DATASET_DEFAULTS: dict[str, tuple[int, str]] = {
     "folder": (224, "v1"),
     "imagenet100": (224, "v1"),
@@ -83,7 +83,7 @@ def find_beton(data: str, split: str) -> Path | None:
 
 
 def _open_beton(path: Path, cache: str, labels_required: bool) -> Source:
-    from moco.data.beton_file import BetonSource  # FFCV takes seconds to import
+    from moco.data.beton.file import BetonSource  # FFCV takes seconds to import
 
     source = BetonSource(path, cache=cache)
     if labels_required and (source.labels < 0).any():

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from moco.data.boxes import DRAWS, Box, Size, centre_box, random_box, reduction, rescale, snap
-from moco.data.crew import Crew, worker_count
 from moco.data.decode import BadImage, resample
 from moco.data.sampler import Sampler
 from moco.data.source import Source
+from moco.data.threads import Crew, worker_count
 from moco.errors import InputError
 from moco.randomness import Purpose, stream_key, uniform
 

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from moco.data.augment.recipes import IMAGENET_MEAN, IMAGENET_STD, RECIPES, Triple, find_recipe
 from moco.data.boxes import centre_box
 from moco.data.datasets import DATASET_DEFAULTS
 from moco.data.decode import decode, resample
-from moco.data.recipes import IMAGENET_MEAN, IMAGENET_STD, RECIPES, Triple, find_recipe
 
 _WHOLE = ("digits", "cifar")  # pictures made to size are shown whole, as moco.features does
 

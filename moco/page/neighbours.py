@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 
 from moco.data.augment import Augment
+from moco.data.augment.recipes import find_recipe
 from moco.data.datasets import has_split, open_split
-from moco.data.recipes import find_recipe
 from moco.data.source import Source
 from moco.encoders import build_encoder, trunk
 from moco.errors import InputError

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from moco import distributed
 from moco.batchnorm import isolate_batchnorm
 from moco.data.augment import Augment
+from moco.data.augment.recipes import Recipe
 from moco.data.loader import Loader
-from moco.data.recipes import Recipe
 from moco.data.sampler import Sampler
 from moco.data.source import Source
 from moco.encoders import build_encoder, classifier_name, trunk

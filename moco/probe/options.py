@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from moco import flags
-from moco.data.recipes import RECIPES
+from moco.data.augment.recipes import RECIPES
 from moco.errors import InputError
 from moco.options import CommonOptions, at_least, check_common, evaluation, positive, result, running
 

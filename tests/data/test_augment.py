@@ -24,10 +24,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.transforms import InterpolationMode
 
-from moco.data import augment as module, pixels
-from moco.data.augment import Augment, Parameters, draw, everywhere
-from moco.data.parameters import BRIGHTNESS, CONTRAST, HUE, SATURATION
-from moco.data.recipes import RECIPES, Jitter, Recipe, View, find_recipe
+from moco.data.augment import Augment, Parameters, apply as module, batched as pixels, draw, everywhere
+from moco.data.augment.parameters import BRIGHTNESS, CONTRAST, HUE, SATURATION
+from moco.data.augment.recipes import RECIPES, Jitter, Recipe, View, find_recipe
 from moco.errors import InputError
 
 FP32 = 1 / 255
@@ -281,7 +280,7 @@ def test_a_mutation_is_noticed(what: str, value: object, monkeypatch: pytest.Mon
 
 
 def test_the_compiled_code_has_the_same_constants() -> None:
-    samplewise = pytest.importorskip("moco.data.samplewise")
+    samplewise = pytest.importorskip("moco.data.augment.samplewise")
     assert samplewise.LUMA == pixels.LUMA and samplewise.BLUR_REACH == pixels.BLUR_REACH
     ours = (samplewise.BRIGHTNESS, samplewise.CONTRAST, samplewise.SATURATION, samplewise.HUE)
     assert ours == (BRIGHTNESS, CONTRAST, SATURATION, HUE)
@@ -530,8 +529,8 @@ def test_a_failing_compiler_is_survived_with_a_warning(monkeypatch: pytest.Monke
 def test_without_numba_it_works_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     crops, index = pictures(4), torch.arange(4)
     expected = Augment(EVERYTHING, 0)(crops, index, 0)
-    monkeypatch.setitem(sys.modules, "moco.data.samplewise", None)
-    monkeypatch.delattr("moco.data.samplewise", raising=False)
+    monkeypatch.setitem(sys.modules, "moco.data.augment.samplewise", None)
+    monkeypatch.delattr("moco.data.augment.samplewise", raising=False)
     with fresh(module._kernel), pytest.warns(UserWarning, match="slower without numba"):
         assert worst(Augment(EVERYTHING, 0)(crops, index, 0), expected) < 1e-3
 

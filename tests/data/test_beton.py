@@ -16,15 +16,15 @@ import pytest
 import torch
 from PIL import Image
 
-from moco.data import beton, beton_writer
-from moco.data.beton import find_damage, main
-from moco.data.beton_file import BetonFile, BetonSource
-from moco.data.beton_writer import write_beton
+from moco.data.beton import __main__ as beton, writer as beton_writer
+from moco.data.beton.__main__ import find_damage, main
+from moco.data.beton.file import BetonFile, BetonSource
+from moco.data.beton.side_data import SideData, side_path
+from moco.data.beton.writer import write_beton
 from moco.data.boxes import rescale
 from moco.data.datasets import open_split
 from moco.data.decode import BadImage
 from moco.data.folder import FolderSource
-from moco.data.side_data import SideData, side_path
 from moco.data.source import ArrayPicture, ArraySource
 from moco.data.wnids import IMAGENET100
 from moco.errors import InputError

@@ -19,13 +19,13 @@ import pytest
 import torch
 from PIL import Image
 
-from moco.data import crew
-from moco.data.crew import worker_count
+from moco.data import threads as crew
 from moco.data.decode import BadImage
 from moco.data.folder import FolderPicture, FolderSource
 from moco.data.loader import MOST_BAD_IN_A_ROW, Batch, Loader, _Filling
 from moco.data.sampler import Sampler
 from moco.data.source import ArrayPicture, ArraySource, Source
+from moco.data.threads import worker_count
 from moco.errors import InputError
 from tests.data.conftest import Photo
 

@@ -43,7 +43,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def beton(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same images as an FFCV file."""
     pytest.importorskip("ffcv", reason="FFCV is not installed")
-    from moco.data.beton import main as beton_main
+    from moco.data.beton.__main__ import main as beton_main
 
     path = tmp_path_factory.mktemp("beton") / "train.beton"
     assert beton_main(["write", str(images), str(path)]) == 0

@@ -84,7 +84,7 @@ def test_an_image_that_cannot_be_read_is_named_or_left_out(
 def test_a_damaged_beton_is_found_before_training(
     beton: Path, tally: Tally, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from moco.data.beton import main as beton_main
+    from moco.data.beton.__main__ import main as beton_main
 
     assert beton_main(["verify", str(beton)]) == 0
     for side in beton.parent.iterdir():

@@ -1,12 +1,11 @@
 """The augmentations as a CPU likes them: one sample at a time, row by row in its nearest cache, compiled by numba.
 
-On a CPU the batched operations of `moco.data.pixels` are bound by memory and by Python: some fifty passes over each
-image, and threads that wait for one another between them. Here a sample needs two passes whatever is done to it
+On a CPU the batched operations of `moco.data.augment.batched` are bound by memory and by Python: some fifty passes over
+each image, and threads that wait for one another between them. Here a sample needs two passes whatever is done to it
 (three with a blur), only what is due is done, and threads run free of the interpreter. Each sample is computed by the
 same instructions from its own numbers alone, so its bits depend neither on its batch nor on the number of threads.
 
-The formulas are those of `moco.data.pixels`, where they are explained. Compiled code is kept on disk from run to run;
-numba makes it anew when this file changes, and only then, so everything that counts stands in this file.
+The formulas are those of `batched`. numba keeps compiled code on disk until this file changes, so all of it is here.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-# As in moco.data.parameters and moco.data.pixels; a test holds them equal.
+# As in moco.data.augment.parameters and moco.data.augment.batched; a test holds them equal.
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 LUMA = (0.2989, 0.587, 0.114)
 BLUR_REACH = 3.5
@@ -227,7 +226,8 @@ def augment(
     # fmt: on
     """The samples first .. last - 1 of a batch of n into out, float32 [n, S, S, 3]: bytes * scale + shift, each [3].
 
-    crops: uint8, flat, sample i [S, S, 3] beginning at i * stride. Parameters as in `moco.data.parameters`, none None.
+    crops: uint8, flat, sample i [S, S, 3] beginning at i * stride. Parameters as in `moco.data.augment.parameters`,
+    none None.
     """
     size = out.shape[1]
     image = np.empty((size, 3, size), np.float32)

@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from moco.data.beton_file import JPEG, BetonFile, BetonSource, require_ffcv
-from moco.data.beton_writer import MODES, progress_bar, write_beton
-from moco.data.crew import worker_count
+from moco.data.beton.file import JPEG, BetonFile, BetonSource, require_ffcv
+from moco.data.beton.writer import MODES, progress_bar, write_beton
 from moco.data.datasets import DATASETS, SPLITS, find_beton, has_split, open_split, subset_classes
 from moco.data.decode import BadImage
 from moco.data.folder import FolderSource
 from moco.data.source import Source, check_same_classes
+from moco.data.threads import worker_count
 from moco.errors import EXIT_INPUT, EXIT_OK, InputError
 
 SHOWN = 20

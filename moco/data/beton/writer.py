@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from moco.data.beton_file import BetonFile, require_ffcv
+from moco.data.beton.ffcv_writer import TODO, WRITTEN, Job, ProcessDied, run_guarded
+from moco.data.beton.file import BetonFile, require_ffcv
+from moco.data.beton.side_data import SideData, side_path
 from moco.data.decode import BadImage
-from moco.data.ffcv_writer import TODO, WRITTEN, Job, ProcessDied, run_guarded
-from moco.data.side_data import SideData, side_path
 from moco.data.source import Source
 from moco.errors import InputError
 

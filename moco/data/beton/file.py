@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
+from moco.data.beton.side_data import SideData, side_path
 from moco.data.boxes import Size
 from moco.data.decode import BadImage
-from moco.data.side_data import SideData, side_path
 from moco.data.source import CACHES, Pixels
 from moco.errors import InputError
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from moco.data.recipes import Range, View
+from moco.data.augment.recipes import Range, View
 from moco.randomness import Purpose, stream_key, uniform
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # torchvision's numbering of ColorJitter's operations

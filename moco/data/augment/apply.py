@@ -8,7 +8,7 @@ order.
 
 Two ways to the same numbers (to rounding). An accelerator runs every operation on every sample and selects, because
 choosing samples would mean waiting for it: `everywhere`, below. A CPU runs on each sample what is due there:
-`moco.data.samplewise`.
+`moco.data.augment.samplewise`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moco.data import pixels
-from moco.data.parameters import CONTRAST, HUE, NO_JITTER, SATURATION, Parameters, draw
-from moco.data.recipes import RECIPES, Recipe, View, find_recipe
+from moco.data.augment import batched as pixels
+from moco.data.augment.parameters import CONTRAST, HUE, NO_JITTER, SATURATION, Parameters, draw
+from moco.data.augment.recipes import RECIPES, Recipe, View, find_recipe
 from moco.errors import InputError
 
 __all__ = ["RECIPES", "Augment", "Parameters", "Recipe", "View", "draw", "find_recipe"]
@@ -149,7 +149,7 @@ def _kernel() -> Callable[..., None] | None:
     """The compiled samplewise code; None where there is no numba, which lags behind new Pythons. Imported on first use:
     who trains on a GPU need not wait for it."""
     try:
-        from moco.data import samplewise
+        from moco.data.augment import samplewise
     except ImportError as error:
         warnings.warn(f"augmentations on this CPU are several times slower without numba: {error}", stacklevel=2)
         return None
