@@ -35,8 +35,6 @@ from moco.encoders import trunk
 from moco.errors import EXIT_OK, InputError, exit_code
 from moco.features import centre_crops, extract_features
 from moco.interop.encoder_file import read_encoder
-from moco.jsonfile import write_json
-from moco.logs import RunLog
 from moco.options import as_dict, as_json
 from moco.probe.cached import five_nearest, solve
 from moco.probe.file import (
@@ -52,8 +50,10 @@ from moco.probe.file import (
 from moco.probe.model import Rows, build, stream_of
 from moco.probe.options import LinclsOptions, parse_lincls
 from moco.probe.training import Classifiers, Probe, accuracies, check_unchanged, make_optimizer
-from moco.provenance import git_state, machine
-from moco.runlock import only_run_in
+from moco.run.files import write_json
+from moco.run.lock import only_run_in
+from moco.run.log import RunLog
+from moco.run.provenance import git_state, machine
 
 RESULT = "lincls.json"
 

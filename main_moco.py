@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from moco import checkpoint, distributed, resume
+from moco import distributed, resume
 from moco.builder import MoCo, compile_encoders
 from moco.data.augment import Augment
 from moco.data.augment.recipes import find_recipe
@@ -34,18 +34,19 @@ from moco.distributed.global_batch import GlobalBatch
 from moco.encoders import build_encoder
 from moco.errors import EXIT_OK, EXIT_PREEMPTED, exit_code
 from moco.interop.encoder_file import load_trunk, read_encoder
-from moco.logs import RunLog
 from moco.losses.logsumexp import whole
 from moco.losses.table import check_labels, curves
-from moco.meter import Clock, Meter
 from moco.online import OnlineEvaluator
 from moco.options import PretrainOptions, as_dict, as_json, loss_head, parse_pretrain
-from moco.preemption import Preemption
 from moco.profiling import Profile
-from moco.provenance import git_state, machine
 from moco.reference import ReferenceMoCo
-from moco.runlock import only_run_in
-from moco.saver import Every, Saver
+from moco.run import checkpoint
+from moco.run.lock import only_run_in
+from moco.run.log import RunLog
+from moco.run.meter import Clock, Meter
+from moco.run.preemption import Preemption
+from moco.run.provenance import git_state, machine
+from moco.run.saver import Every, Saver
 from moco.schedules import learning_rate
 from moco.stages import as_line, shares, timeline, waited_for
 from moco.step import TrainingStep

@@ -24,8 +24,8 @@ sys.path.insert(0, str(ROOT))  # so that the script finds the package without an
 
 import torch  # noqa: E402
 
-from moco.logs import read_log  # noqa: E402
-from moco.provenance import git_state, machine  # noqa: E402
+from moco.run.log import read_log  # noqa: E402
+from moco.run.provenance import git_state, machine  # noqa: E402
 
 RUNS, RESULTS = Path("runs/imagenette"), ROOT / "benchmarks" / "results"
 EPOCHS, PROBE_EPOCHS = 4, 5

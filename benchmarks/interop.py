@@ -29,14 +29,14 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from moco import checkpoint  # noqa: E402
 from moco.encoders import build_encoder, trunk  # noqa: E402
 from moco.errors import InputError  # noqa: E402
 from moco.export import export, photographs, prepare  # noqa: E402
 from moco.interop.encoder_file import load_trunk, read_encoder  # noqa: E402
 from moco.interop.formats import FORMATS  # noqa: E402
 from moco.interop.preprocessing import Preprocessing  # noqa: E402
-from moco.provenance import git_state  # noqa: E402
+from moco.run import checkpoint  # noqa: E402
+from moco.run.provenance import git_state  # noqa: E402
 
 SIZE = 64
 Made = tuple[Path, nn.Module]  # a foreign checkpoint, and the foreign network (images -> features) that is in it

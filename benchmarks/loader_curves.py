@@ -22,7 +22,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from measuring import Row, parser, report  # noqa: E402
 
-from moco.logs import read_log  # noqa: E402
+from moco.run.log import read_log  # noqa: E402
 
 RUNS, EPOCHS = ROOT / "runs" / "loader_curves", 2
 TRAIN = (

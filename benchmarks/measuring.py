@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from moco.provenance import git_state, machine
+from moco.run.provenance import git_state, machine
 
 RESULTS = Path(__file__).resolve().parent / "results"
 Times = dict[str, list[float]]  # contender -> seconds, a round each

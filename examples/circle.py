@@ -30,7 +30,6 @@ from matplotlib.figure import Figure
 from torch import nn
 
 import main_moco
-from moco import checkpoint
 from moco.data.augment import Augment
 from moco.data.augment.recipes import find_recipe
 from moco.data.datasets import open_split
@@ -41,6 +40,7 @@ from moco.features import centre_crops, encode, extract_features, in_order, sett
 from moco.metrics import alignment, uniformity
 from moco.options import parse_pretrain
 from moco.page.figures import CLASS_COLOURS, INK, RUN_COLOURS, plain_axes, write_figure
+from moco.run import checkpoint
 
 SIZE, BATCH = 32, 128
 FLAGS = (

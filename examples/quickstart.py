@@ -29,18 +29,18 @@ sys.path.insert(0, str(ROOT))  # so that `python examples/quickstart.py` finds t
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
-from moco import checkpoint  # noqa: E402
 from moco.data.augment import Augment  # noqa: E402
 from moco.data.augment.recipes import find_recipe  # noqa: E402
 from moco.data.datasets import open_split  # noqa: E402
 from moco.encoders import build_encoder, trunk  # noqa: E402
 from moco.features import centre_crops, extract_features, settle_batchnorm  # noqa: E402
 from moco.logistic import few_label_accuracy  # noqa: E402
-from moco.logs import read_log  # noqa: E402
 from moco.online import OnlineEvaluator  # noqa: E402
 from moco.options import parse_pretrain  # noqa: E402
 from moco.page import figures  # noqa: E402
-from moco.provenance import git_state, machine  # noqa: E402
+from moco.run import checkpoint  # noqa: E402
+from moco.run.log import read_log  # noqa: E402
+from moco.run.provenance import git_state, machine  # noqa: E402
 
 SEED, ARCH, DIM, SIZE = 0, "smallcnn", 64, 32
 LAUNCH = "torchrun --nproc_per_node=2 main_moco.py"

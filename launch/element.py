@@ -20,9 +20,9 @@ import submitit
 
 from launch.job import Job, JobFailed, Step
 from moco.errors import EXIT_INPUT, InputError
-from moco.jsonfile import write_json
-from moco.logs import read_log
-from moco.runlock import RunLock
+from moco.run.files import write_json
+from moco.run.lock import RunLock
+from moco.run.log import read_log
 
 ROW, FAILED, DESCRIPTION = "row.json", "failed.json", "element.json"
 

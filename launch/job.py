@@ -21,7 +21,7 @@ import submitit
 
 from launch.journal import Journal
 from moco.errors import EXIT_INPUT, EXIT_NUMERICS, EXIT_PREEMPTED, EXIT_RANK
-from moco.preemption import SIGNALS
+from moco.run.preemption import SIGNALS
 
 # How long a rank that lost another waits to be told why. Slurm kills it at once if the other was killed, and after
 # SlurmdTimeout (300 s, by default) if the other's node died. In that case it requeues the job, unless a rank has failed

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from launch import journal
 from moco.errors import InputError
-from moco.logs import read_log
+from moco.run.log import read_log
 
 INDEX = Path("runs/jobs.jsonl")
 # what tells most about a run, the first that is there

@@ -8,7 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from moco.provenance import COMMIT_FILE, git_state
+from moco.run.provenance import COMMIT_FILE, git_state
 
 ROOT = Path(__file__).resolve().parent.parent
 CODE = ("moco", "launch", "main_moco.py", "main_lincls.py")

@@ -30,7 +30,7 @@ from submitit.slurm.slurm import _make_sbatch_string
 from launch import jobs, options_file, snapshot
 from launch.job import Job, JobFailed, Step
 from moco.errors import EXIT_INPUT, InputError
-from moco.provenance import git_state
+from moco.run.provenance import git_state
 
 # submitit gives up after so many time limits; what ends a job here is that restarts save nothing
 AS_OFTEN_AS_NEEDED = 10**6

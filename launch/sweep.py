@@ -30,8 +30,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from launch import jobs, options_file, snapshot, spec, submitit_job
 from launch.element import DESCRIPTION, FAILED, ROW, Element, gather
 from moco.errors import EXIT_INPUT, EXIT_PREEMPTED, InputError
-from moco.jsonfile import write_json
-from moco.logs import read_log
+from moco.run.files import write_json
+from moco.run.log import read_log
 
 
 def prepare(sweep: spec.Spec, folder: Path) -> list[Path]:

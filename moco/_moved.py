@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from types import ModuleType
 
 MOVED: dict[str, str] = {
+    "moco.checkpoint": "moco.run.checkpoint",
+    "moco.checksum": "moco.run.checksum",
+    "moco.console": "moco.run.console",
     "moco.data.beton_file": "moco.data.beton.file",
     "moco.data.beton_writer": "moco.data.beton.writer",
     "moco.data.crew": "moco.data.threads",
@@ -22,6 +25,7 @@ MOVED: dict[str, str] = {
     "moco.data.samplewise": "moco.data.augment.samplewise",
     "moco.data.side_data": "moco.data.beton.side_data",
     "moco.device": "moco.distributed.device",
+    "moco.flags": "moco.run.flags",
     "moco.geometry": "moco.metrics.geometry",
     "moco.globalbatch": "moco.distributed.global_batch",
     "moco.heads": "moco.losses.table",
@@ -30,9 +34,17 @@ MOVED: dict[str, str] = {
     "moco.heads.inbatch": "moco.losses.in_batch",
     "moco.heads.penalty": "moco.losses.theory",
     "moco.heads.supcon": "moco.losses.supcon",
+    "moco.jsonfile": "moco.run.files",
+    "moco.logs": "moco.run.log",
     "moco.logsumexp": "moco.losses.logsumexp",
+    "moco.meter": "moco.run.meter",
+    "moco.preemption": "moco.run.preemption",
+    "moco.provenance": "moco.run.provenance",
     "moco.rollcall": "moco.distributed.lost_rank",
     "moco.rowshuffle": "moco.distributed.shuffle",
+    "moco.runlock": "moco.run.lock",
+    "moco.saver": "moco.run.saver",
+    "moco.wandb_run": "moco.run.wandb_run",
 }
 """Old name -> new name; both importable until the release after 0.2."""
 

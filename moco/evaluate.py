@@ -48,10 +48,10 @@ from moco.errors import EXIT_OK, InputError, exit_code
 from moco.features import centre_crops, encode, extract_features, in_order
 from moco.interop.encoder_file import EncoderFile, load_trunk, read_encoder
 from moco.interop.preprocessing import suited
-from moco.jsonfile import write_json
 from moco.layers import OUTPUT, TRUNK, Layers, load_projection
 from moco.measures import Features, measure
-from moco.provenance import git_state, machine
+from moco.run.files import write_json
+from moco.run.provenance import git_state, machine
 
 # names in the JSON and what the table calls them
 TITLES = {

@@ -14,8 +14,8 @@ from moco.builder import MoCo
 from moco.data.sampler import Sampler
 from moco.distributed import gather_rows, rank, world_size
 from moco.errors import NumericsError
-from moco.logs import json_ready
 from moco.randomness import Purpose, stream_key
+from moco.run.log import json_ready
 
 COLLAPSED = -0.1  # uniformity (t = 2) of features whose mean squared distance is below about 0.05
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from moco import distributed, flags
+from moco import distributed
 from moco.batchnorm import BN_MODES
 from moco.builder import choose_bn
 from moco.data.augment.recipes import RECIPES
@@ -24,7 +24,8 @@ from moco.data.source import CACHES
 from moco.errors import InputError
 from moco.losses import PRESET_WEIGHTS, Across
 from moco.losses.table import HEADS, make_head
-from moco.saver import Every
+from moco.run import flags
+from moco.run.saver import Every
 from moco.schedules import curve_points, number_or_curve
 
 RESULTS, EVALUATION, RUNNING = "changes results", "evaluation", "does not change results"

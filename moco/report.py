@@ -12,7 +12,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from moco.checkpoint import latest
 from moco.errors import EXIT_OK, InputError, exit_code
 from moco.options import PretrainOptions, result_options
 from moco.page import figures, html as page, similarities, sweep_figures
@@ -20,6 +19,7 @@ from moco.page.comparison import accuracy_measure, correlations, temperature_cur
 from moco.page.correlation import FEWEST
 from moco.page.neighbours import Row, grid
 from moco.page.runs import MEASURED, Encoder, read
+from moco.run.checkpoint import latest
 
 AT_ONCE = 6  # runs in one figure of curves
 

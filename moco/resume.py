@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moco import checkpoint, distributed
+from moco import distributed
 from moco.errors import InputError
-from moco.meter import Meter
 from moco.options import PretrainOptions, as_dict, result_options
-from moco.provenance import git_state
+from moco.run import checkpoint
+from moco.run.meter import Meter
+from moco.run.provenance import git_state
 from moco.step import TrainingStep
 
 FORMAT = 1

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from moco import distributed, health
 from moco.data.loader import Loader
 from moco.errors import NumericsError
-from moco.logs import RunLog
 from moco.options import PretrainOptions, as_dict
-from moco.provenance import git_state
 from moco.resume import Position
+from moco.run.log import RunLog
+from moco.run.provenance import git_state
 from moco.step import TrainingStep
 
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from moco import checkpoint
 from moco.encoders import build_encoder, trunk
 from moco.errors import InputError
 from moco.features import eval_mode
 from moco.interop.encoder_file import load_trunk, read_encoder
+from moco.run import checkpoint
 
 
 def encoder(arch: str = "resnet18", dim: int = 5, mlp: bool = False, seed: int = 0) -> nn.Module:

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 import moco
-from moco import checkpoint
+from moco.run import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 

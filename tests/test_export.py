@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 import hubconf
-from moco import checkpoint
 from moco.encoders import build_encoder, trunk
 from moco.errors import EXIT_INPUT, EXIT_OK, InputError
 from moco.export import compare, export, main, photographs, prepare
@@ -20,6 +19,7 @@ from moco.interop import detectron2_layout, formats
 from moco.interop.encoder_file import read_encoder, read_trunk
 from moco.interop.formats import FORMATS, Exported
 from moco.interop.preprocessing import Preprocessing
+from moco.run import checkpoint
 
 SIZE = 32
 OPTIONS = {"recipe": "cifar", "image_size": SIZE, "loss": "align-uniform", "data": "/secret/photos", "moco_t": 0.2}

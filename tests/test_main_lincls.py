@@ -18,7 +18,6 @@ from PIL import Image
 from torch import Tensor
 
 import main_lincls
-from moco import checkpoint
 from moco.data.augment import Augment
 from moco.data.augment.recipes import find_recipe
 from moco.data.datasets import open_split
@@ -26,7 +25,8 @@ from moco.data.loader import Loader
 from moco.data.sampler import Sampler
 from moco.encoders import build_encoder, trunk
 from moco.errors import EXIT_INPUT, EXIT_NUMERICS, EXIT_OK
-from moco.logs import read_log
+from moco.run import checkpoint
+from moco.run.log import read_log
 
 ROOT = Path(main_lincls.__file__).parent
 CLASSES = ("blue", "green", "red")

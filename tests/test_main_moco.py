@@ -21,11 +21,11 @@ import pytest
 import torch
 from PIL import Image
 
-from moco import checkpoint
 from moco.encoders import build_encoder
 from moco.errors import EXIT_INPUT, EXIT_NUMERICS, EXIT_OK
-from moco.logs import read_log
-from moco.runlock import RunLock
+from moco.run import checkpoint
+from moco.run.lock import RunLock
+from moco.run.log import read_log
 from tests.reliability.runs import Ended, Launcher
 
 # A rank that should end hangs in gloo now and then (docs/reliability.md, "Known fault")

@@ -13,7 +13,6 @@ import pytest
 import torch
 from PIL import Image
 
-from moco import checkpoint
 from moco.data.datasets import open_split
 from moco.encoders import build_encoder
 from moco.errors import InputError
@@ -22,6 +21,7 @@ from moco.page.neighbours import Row, Shown, grid
 from moco.page.runs import Encoder
 from moco.page.similarities import SCHEMA, histograms, neighbours
 from moco.report import main
+from moco.run import checkpoint
 from tests.report_runs import OPTIONS, run
 
 

@@ -17,7 +17,6 @@ from hypothesis import example, given, settings, strategies as st
 
 from moco.distributed.global_batch import GlobalBatch
 from moco.errors import InputError
-from moco.flags import build_parser
 from moco.losses import OneProcess, WeightedHead
 from moco.options import (
     PretrainOptions,
@@ -28,6 +27,7 @@ from moco.options import (
     result_options,
 )
 from moco.probe.options import LinclsOptions, parse_lincls
+from moco.run.flags import build_parser
 
 TABLE = Path(__file__).with_name("cli_flags.txt")
 PARSERS: dict[str, Callable[[list[str]], Any]] = {"main_moco.py": parse_pretrain, "main_lincls.py": parse_lincls}

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from moco.data.sampler import Sampler
 from moco.errors import NumericsError
-from moco.logs import RunLog
 from moco.probe.options import LinclsOptions, parse_lincls
 from moco.probe.training import Cached, Classifiers, Probe, accuracies, make_optimizer
+from moco.run.log import RunLog
 
 CPU = torch.device("cpu")
 

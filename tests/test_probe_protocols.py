@@ -20,8 +20,8 @@ from moco.encoders import build_encoder, trunk
 from moco.errors import EXIT_INPUT, EXIT_OK
 from moco.export import prepare
 from moco.interop.encoder_file import read_encoder
-from moco.logs import read_log
-from moco.runlock import RunLock
+from moco.run.lock import RunLock
+from moco.run.log import read_log
 from tests.test_main_lincls import (
     CLASSES,
     ROOT,

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import main_moco
-from moco.logs import read_log
+from moco.run.log import read_log
 
 COMMAND = (
     "--dataset digits -a smallcnn -b 71 --epochs 1 --seed 0 -p 1 -j 1 --lr 0.005 --moco-dim 32 --moco-k 100"

@@ -15,7 +15,7 @@ import main_moco
 from moco import stages
 from moco.builder import MoCo, compile_encoders
 from moco.encoders import build_encoder
-from moco.logs import read_log
+from moco.run.log import read_log
 from moco.stages import STAGES, Timeline, shares, waited_for
 
 CPU = torch.device("cpu")

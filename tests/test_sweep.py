@@ -9,7 +9,7 @@ import yaml
 
 from launch import element, journal, options_file, spec, sweep
 from moco.errors import EXIT_INPUT, InputError
-from moco.jsonfile import write_json
+from moco.run.files import write_json
 
 RECIPES = Path(__file__).resolve().parent.parent / "launch" / "recipes"
 DIGITS = {"dataset": "digits", "arch": "smallcnn", "epochs": 1, "moco_k": 64, "moco_dim": 8, "seed": 0}

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from moco import checkpoint
 from moco.errors import InputError
+from moco.run import checkpoint
 
 METADATA = "metadata.json"  # beside the weights in a folder that moco.export has written
 

@@ -17,8 +17,8 @@ from typing import Any
 
 from moco.errors import InputError
 from moco.health import COLLAPSED
-from moco.logs import read_log
 from moco.losses.table import HEADS
+from moco.run.log import read_log
 
 Records = Sequence[Mapping[str, Any]]
 

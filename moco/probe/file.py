@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moco import checkpoint, distributed
+from moco import distributed
 from moco.encoders import classifier_name
 from moco.errors import InputError
 from moco.interop.encoder_file import EncoderFile, read_encoder
@@ -22,7 +22,8 @@ from moco.layers import OUTPUT, TRUNK
 from moco.options import as_dict
 from moco.probe.options import LinclsOptions
 from moco.probe.training import Classifiers
-from moco.provenance import git_state
+from moco.run import checkpoint
+from moco.run.provenance import git_state
 
 LAST, BEST = "checkpoint.pth.tar", "model_best.pth.tar"
 # options that say what is trained: to go on with others would be to start something else

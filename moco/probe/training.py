@@ -22,9 +22,9 @@ from moco.data.augment import Augment
 from moco.data.loader import Batch, Loader
 from moco.data.sampler import Sampler
 from moco.errors import NumericsError
-from moco.logs import RunLog
-from moco.meter import Clock, Meter
 from moco.probe.options import LinclsOptions
+from moco.run.log import RunLog
+from moco.run.meter import Clock, Meter
 from moco.schedules import learning_rate
 
 

@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from moco.checkpoint import checkpoints, load
-from moco.logs import read_log
+from moco.run.checkpoint import checkpoints, load
+from moco.run.log import read_log
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent

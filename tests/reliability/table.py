@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from moco.provenance import git_state, processor  # noqa: E402
+from moco.run.provenance import git_state, processor  # noqa: E402
 
 PAGE = ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- written by tests/reliability/table.py: begin -->", "<!-- end -->"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from moco.checkpoint import checkpoints, latest, load
 from moco.errors import EXIT_INPUT
+from moco.run.checkpoint import checkpoints, latest, load
 from tests.reliability.conftest import Tally
 from tests.reliability.runs import Launcher, assert_same_run, fault
 
@@ -38,7 +38,7 @@ def goes_on(launcher: Launcher, images: Path, folder: Path, undisturbed: Path) -
     return ended.output
 
 
-@pytest.mark.parametrize("place", ["moco.saver:save", "moco.logs:RunLog._write"])
+@pytest.mark.parametrize("place", ["moco.run.saver:save", "moco.run.log:RunLog._write"])
 def test_full_disk(
     place: str, launcher: Launcher, images: Path, undisturbed: Path, tally: Tally, tmp_path: Path
 ) -> None:
@@ -71,7 +71,7 @@ def test_folder_turned_read_only(
     """In the middle of the run its folder is moved away, and a file put in its place: no file can be made there."""
     folder = tmp_path / "run"
     with tally("read-only folder"):
-        started = launcher.start(arguments(images), folder, faults={0: [fault("moco.saver:save", 2, "stop")]})
+        started = launcher.start(arguments(images), folder, faults={0: [fault("moco.run.saver:save", 2, "stop")]})
         wait_until_stopped(started.pids[0])
         folder.rename(tmp_path / "moved")
         folder.write_text("")

@@ -40,17 +40,17 @@ PLACES: list[tuple[str, int]] = [
     ("moco.builder:MoCo.enqueue", 5),
     ("moco.data.sampler:Sampler.batch", 5),
     ("moco.data.loader:Loader.cut", 20),
-    ("moco.logs:RunLog._write", 5),
+    ("moco.run.log:RunLog._write", 5),
     ("moco.resume:snapshot", 3),
-    ("moco.saver:host_copy", 3),
-    ("moco.saver:save", 3),
-    ("moco.checksum:SummingWriter.write", 300),
+    ("moco.run.saver:host_copy", 3),
+    ("moco.run.saver:save", 3),
+    ("moco.run.checksum:SummingWriter.write", 300),
     ("os:fsync", 6),
     ("os:replace", 4),
-    ("moco.runlock:RunLock.acquire", 1),
-    ("moco.logs:RunLog.cut_back", 1),
+    ("moco.run.lock:RunLock.acquire", 1),
+    ("moco.run.log:RunLog.cut_back", 1),
 ]
-ONLY_RANK_0 = ("moco.logs", "moco.saver", "moco.checksum", "os:", "moco.runlock")
+ONLY_RANK_0 = ("moco.run.log", "moco.run.saver", "moco.run.checksum", "os:", "moco.run.lock")
 
 
 def name_of(configuration: dict[str, Any]) -> str:

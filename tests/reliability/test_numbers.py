@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from moco.checkpoint import checkpoints, load
 from moco.data.sampler import Sampler
 from moco.errors import EXIT_NUMERICS
-from moco.logs import read_log
 from moco.randomness import Purpose, stream_key
+from moco.run.checkpoint import checkpoints, load
+from moco.run.log import read_log
 from tests.reliability.conftest import Tally
 from tests.reliability.runs import Launcher, assert_same_run, differences, fault, final_checkpoint, on_all
 

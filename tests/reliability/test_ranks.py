@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from moco.checkpoint import checkpoints, load
 from moco.errors import EXIT_INPUT, EXIT_NUMERICS, EXIT_RANK
+from moco.run.checkpoint import checkpoints, load
 from tests.reliability.conftest import Tally
 from tests.reliability.runs import (
     HERE,
@@ -102,7 +102,7 @@ def test_rank_that_ends_by_itself_is_named(launcher: Launcher, images: Path, tmp
 
 def test_the_others_learn_why_a_rank_gave_up(launcher: Launcher, images: Path, tmp_path: Path, tally: Tally) -> None:
     """Rank 0 cannot save: the note it leaves says so, wherever the run's output of other ranks is looked at."""
-    faults = {0: [fault("moco.saver:save", 2, "fill_disk")]}
+    faults = {0: [fault("moco.run.saver:save", 2, "fill_disk")]}
     with tally("rank ends"):
         ended = launcher.run(arguments(images), tmp_path / "run", world=2, faults=faults)
         assert ended.codes[0] == EXIT_INPUT and ended.codes[1] == EXIT_RANK, ended.output

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from moco.checkpoint import checkpoints, load
 from moco.errors import EXIT_PREEMPTED
+from moco.run.checkpoint import checkpoints, load
 from tests.reliability.conftest import Tally
 from tests.reliability.runs import Fault, Launcher, assert_same_run, fault
 
 SIGNALS = ["SIGTERM", "SIGUSR1", "SIGUSR2"]
 # while a batch is awaited, in the middle of a step, while a line is written
-MOMENTS = ["moco.data.sampler:Sampler.batch", "moco.builder:MoCo.forward", "moco.logs:RunLog._write"]
+MOMENTS = ["moco.data.sampler:Sampler.batch", "moco.builder:MoCo.forward", "moco.run.log:RunLog._write"]
 
 
 SETTINGS = """-a smallcnn --image-size 16 -b 8 --epochs 2 --moco-k 20 --moco-dim 8 --seed 5 -p 2 -j 1
@@ -64,7 +64,7 @@ def test_preempted_and_resumed_equals_undisturbed(
         assert_same_run(tmp_path / "run", undisturbed)
 
 
-@pytest.mark.parametrize("moment", ["moco.resume:snapshot", "moco.saver:save", "os:fsync", "os:replace"])
+@pytest.mark.parametrize("moment", ["moco.resume:snapshot", "moco.run.saver:save", "os:fsync", "os:replace"])
 def test_more_signals_during_the_save_do_no_harm(
     moment: str, reference: tuple[int, Path], launcher: Launcher, images: Path, tally: Tally, tmp_path: Path
 ) -> None:

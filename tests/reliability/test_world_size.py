@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from moco.logs import read_log
+from moco.run.log import read_log
 from tests.reliability.conftest import Tally
 from tests.reliability.runs import Ended, Launcher, fault, final_checkpoint, on_all
 

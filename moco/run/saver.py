@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from moco.checkpoint import checkpoints, position, remove_temporaries, save
 from moco.errors import InputError
+from moco.run.checkpoint import checkpoints, position, remove_temporaries, save
 
 
 def host_copy(state: Any) -> Any:

@@ -19,7 +19,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from moco.errors import InputError
-from moco.logs import RunLog, read_log
+from moco.run.log import RunLog, read_log
 
 
 def quiet_log(folder: Path, **arguments: Any) -> RunLog:

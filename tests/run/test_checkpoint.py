@@ -17,9 +17,9 @@ import pytest
 import torch
 from hypothesis import example, given, settings, strategies as st
 
-from moco import checkpoint
-from moco.checkpoint import checkpoint_name, latest, load, position, remove_temporaries, save, set_aside, verify
 from moco.errors import InputError
+from moco.run import checkpoint
+from moco.run.checkpoint import checkpoint_name, latest, load, position, remove_temporaries, save, set_aside, verify
 
 
 def state(number: int = 0, size: int = 500) -> dict[str, Any]:

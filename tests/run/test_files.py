@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from moco.errors import InputError
-from moco.jsonfile import write_json
+from moco.run.files import write_json
 
 
 def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

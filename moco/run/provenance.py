@@ -18,7 +18,7 @@ def git_state() -> str:
     """The commit this code is at, with "-dirty" if files differ from it; the package's version where there is no
     git."""
     here = Path(__file__).resolve().parent
-    if (noted := here.parent / COMMIT_FILE).exists():
+    if (noted := here.parents[1] / COMMIT_FILE).exists():
         return noted.read_text().strip()
     try:
         _git(here, "ls-files", "--error-unmatch", Path(__file__).name)  # installed inside another project's tree?

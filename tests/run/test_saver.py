@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from moco import saver as saver_module
-from moco.checkpoint import checkpoint_name, latest, load, position, save
 from moco.errors import InputError
-from moco.saver import Every, Saver, host_copy
+from moco.run import saver as saver_module
+from moco.run.checkpoint import checkpoint_name, latest, load, position, save
+from moco.run.saver import Every, Saver, host_copy
 
 
 def state(value: float = 0.0) -> dict[str, Any]:

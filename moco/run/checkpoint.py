@@ -1,7 +1,7 @@
 """Checkpoint files that are whole or refused, written so that a crash at any moment leaves the previous one intact.
 
-A file is written beside its final name, synced, and renamed; its own SHA-256 travels inside it (moco/checksum.py). It
-is in MoCo's layout and opens with plain `torch.load` anywhere. Whatever is wrong with a file that is read, or keeps
+A file is written beside its final name, synced, and renamed; its own SHA-256 travels inside it (moco/run/checksum.py).
+It is in MoCo's layout and opens with plain `torch.load` anywhere. Whatever is wrong with a file that is read, or keeps
 one from being written, is an InputError that names the fix.
 """
 
@@ -16,8 +16,8 @@ from typing import IO, Any
 
 import torch
 
-from moco.checksum import SummingWriter, check_bytes
 from moco.errors import InputError
+from moco.run.checksum import SummingWriter, check_bytes
 
 _NAME = re.compile(r"checkpoint_(\d{4,})(?:_(\d{6,}))?\.pth\.tar")
 _TEMPORARY = ".saving"

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from moco.preemption import SIGNALS, Preemption
+from moco.run.preemption import SIGNALS, Preemption
 
 
 @pytest.fixture(autouse=True)
@@ -70,8 +70,8 @@ def test_a_signal_in_the_middle_of_a_save_does_no_harm(tmp_path: os.PathLike[str
     """A process that saves in a loop is bombarded until it has gone: each save ends well, the exit code holds."""
     program = """
 import sys, torch
-from moco.checkpoint import load, save
-from moco.preemption import Preemption
+from moco.run.checkpoint import load, save
+from moco.run.preemption import Preemption
 state = {"w": torch.arange(200_000)}
 with Preemption() as preemption:
     print("ready", flush=True)

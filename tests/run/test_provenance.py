@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from moco import provenance
+from moco.run import provenance
 
 
 @pytest.fixture(autouse=True)
@@ -30,9 +30,9 @@ def git(folder: Path, *words: str) -> None:
 
 
 def copy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the file at FOLDER/moco/provenance.py, taken for the one that runs."""
-    (folder / "moco").mkdir(parents=True)
-    path = folder / "moco/provenance.py"
+    """A copy of the file at FOLDER/moco/run/provenance.py, taken for the one that runs."""
+    (folder / "moco/run").mkdir(parents=True)
+    path = folder / "moco/run/provenance.py"
     shutil.copy(provenance.__file__, path)
     monkeypatch.setattr(provenance, "__file__", str(path))
     return path

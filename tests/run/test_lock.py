@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from moco import runlock
 from moco.errors import InputError
-from moco.runlock import STALE_S, RunLock, process_start
+from moco.run import lock as runlock
+from moco.run.lock import STALE_S, RunLock, process_start
 
 
 @contextlib.contextmanager

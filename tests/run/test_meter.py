@@ -8,8 +8,8 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from moco import meter as meters
-from moco.meter import Clock, Meter
+from moco.run import meter as meters
+from moco.run.meter import Clock, Meter
 
 CPU = torch.device("cpu")
 batches = st.lists(st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=5), min_size=1, max_size=6)

@@ -23,9 +23,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from moco.console import Console
 from moco.errors import InputError
-from moco.wandb_run import open_wandb
+from moco.run.console import Console
+from moco.run.wandb_run import open_wandb
 
 Values = Mapping[str, Any]  # name -> int, float, bool, str, None or nested dicts and lists of them
 
