@@ -7,13 +7,13 @@ dependencies = ["torch", "torchvision", "timm", "numpy", "PIL", "sklearn", "yaml
 
 from torch import nn  # noqa: E402
 
-from moco.interop.encoder_file import read_trunk as _read_trunk  # noqa: E402  # the underscore hides it from torch.hub.list
+from moco.encoders.files import read_trunk as _read_trunk  # noqa: E402  # the underscore hides it from torch.hub.list
 
 
 def encoder(checkpoint: str, arch: str | None = None, image_size: int | None = None) -> nn.Module:
     """The pretrained trunk in `checkpoint`, in evaluation mode: images [N, 3, S, S] -> features [N, d].
 
-    checkpoint: a file or an exported folder of any layout in moco/interop/encoder_file.py. arch: the network's name,
+    checkpoint: a file or an exported folder of any layout in moco/encoders/files.py. arch: the network's name,
     where the checkpoint does not say. image_size: S, for networks built for one size; default: the run's, else 224.
     `encoder.preprocessing(image)` makes fp32 [3, S, S] of a Pillow image as the run's evaluation did.
     """

@@ -32,8 +32,8 @@ from moco.data.sampler import Sampler
 from moco.distributed.device import pick_device
 from moco.distributed.global_batch import GlobalBatch
 from moco.encoders import build_encoder
+from moco.encoders.files import load_trunk, read_encoder
 from moco.errors import EXIT_OK, EXIT_PREEMPTED, exit_code
-from moco.interop.encoder_file import load_trunk, read_encoder
 from moco.losses.logsumexp import whole
 from moco.losses.table import check_labels, curves
 from moco.online import OnlineEvaluator

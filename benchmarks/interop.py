@@ -30,11 +30,11 @@ import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from moco.encoders import build_encoder, trunk  # noqa: E402
+from moco.encoders.files import load_trunk, read_encoder  # noqa: E402
+from moco.encoders.preprocessing import Preprocessing  # noqa: E402
 from moco.errors import InputError  # noqa: E402
 from moco.export import export, photographs, prepare  # noqa: E402
-from moco.interop.encoder_file import load_trunk, read_encoder  # noqa: E402
 from moco.interop.formats import FORMATS  # noqa: E402
-from moco.interop.preprocessing import Preprocessing  # noqa: E402
 from moco.run import checkpoint  # noqa: E402
 from moco.run.provenance import git_state  # noqa: E402
 
@@ -92,7 +92,7 @@ def outwards(to: str) -> Callable[[Path], tuple[str, float]]:
     return run
 
 
-# In: what the other library makes, or its published layout, and moco.interop.encoder_file reads
+# In: what the other library makes, or its published layout, and moco.encoders.files reads
 
 
 def inwards(

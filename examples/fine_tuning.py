@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moco.data.datasets import open_split
-from moco.interop.encoder_file import read_trunk
+from moco.encoders.files import read_trunk
 
 
 def main(argv: list[str] | None = None) -> float:

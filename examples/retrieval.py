@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 
 from moco.data.folder import FolderSource
-from moco.interop.encoder_file import read_trunk
+from moco.encoders.files import read_trunk
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ __version__ = "0.1.0"
 
 FACE = {
     "MoCo": "moco.builder",
-    "encoder_file": "moco.interop.encoder_file",
+    "encoder_file": "moco.encoders.files",
     "encoders": "moco.encoders",
     "losses": "moco.losses",
     "metrics": "moco.metrics",

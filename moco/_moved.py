@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 MOVED: dict[str, str] = {
+    "moco.batchnorm": "moco.encoders.batchnorm",
     "moco.checkpoint": "moco.run.checkpoint",
     "moco.checksum": "moco.run.checksum",
     "moco.console": "moco.run.console",
@@ -34,6 +35,9 @@ MOVED: dict[str, str] = {
     "moco.heads.inbatch": "moco.losses.in_batch",
     "moco.heads.penalty": "moco.losses.theory",
     "moco.heads.supcon": "moco.losses.supcon",
+    "moco.interop.encoder_file": "moco.encoders.files",
+    "moco.interop.preprocessing": "moco.encoders.preprocessing",
+    "moco.interop.weights_file": "moco.encoders.containers",
     "moco.jsonfile": "moco.run.files",
     "moco.logs": "moco.run.log",
     "moco.logsumexp": "moco.losses.logsumexp",

@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moco import distributed
-from moco.batchnorm import isolate_batchnorm
 from moco.distributed.shuffle import RowShuffle
+from moco.encoders.batchnorm import isolate_batchnorm
 from moco.errors import InputError
 from moco.randomness import Purpose, stream_key
 from moco.stages import stage
@@ -44,7 +44,7 @@ class MoCo(nn.Module):
     """`encoder` maps images [N, 3, H, W] to features [N, dim]; its copy becomes the key encoder.
 
     K: queue length; with 0 there is no queue, and both views are queries. m: momentum of the key encoder. bn: how
-    BatchNorm is kept from leaking (`moco.batchnorm`), None for `choose_bn`. seed: of the initial queue and the
+    BatchNorm is kept from leaking (`moco.encoders.batchnorm`), None for `choose_bn`. seed: of the initial queue and the
     shuffles.
     `state_dict` has the keys of facebookresearch/moco; what is ours beside it is in `queue_state`.
     """

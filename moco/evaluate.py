@@ -44,10 +44,10 @@ from moco.data.source import Source, check_same_classes
 from moco.data.subset import labelled
 from moco.distributed.device import pick_device
 from moco.encoders import build_encoder
+from moco.encoders.files import EncoderFile, load_trunk, read_encoder
+from moco.encoders.preprocessing import suited
 from moco.errors import EXIT_OK, InputError, exit_code
 from moco.features import centre_crops, encode, extract_features, in_order
-from moco.interop.encoder_file import EncoderFile, load_trunk, read_encoder
-from moco.interop.preprocessing import suited
 from moco.layers import OUTPUT, TRUNK, Layers, load_projection
 from moco.measures import Features, measure
 from moco.run.files import write_json

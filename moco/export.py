@@ -6,7 +6,7 @@
 A checkpoint of pretraining gives the trunk, one of main_lincls.py the trunk with its classifier. The result is a
 folder: the weights in the format's own layout, and `metadata.json`. It is written beside its place under another name,
 opened by the library that the format is for, compared on photographs, and only then put in its place. Reading is
-`moco.interop.encoder_file`.
+`moco.encoders.files`.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ import torch
 from torch import Tensor
 
 from moco.encoders import build_encoder, classifier_name, feature_dim
+from moco.encoders.containers import METADATA
+from moco.encoders.files import EncoderFile, load_trunk, read_encoder
+from moco.encoders.preprocessing import Preprocessing
 from moco.errors import EXIT_OK, InputError, exit_code
-from moco.interop.encoder_file import EncoderFile, load_trunk, read_encoder
 from moco.interop.formats import FORMATS, Exported
-from moco.interop.preprocessing import Preprocessing
-from moco.interop.weights_file import METADATA
 
 TOLERANCE = 1e-5  # largest difference of an output, relative to the largest output (at least 1): fp32 in another order
 # What a run was told about the machine it ran on is nobody else's business.

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moco.encoders import SmallAlexNet, classifier_name, trunk
+from moco.encoders.files import EncoderFile
 from moco.errors import InputError
 from moco.features import eval_mode
-from moco.interop.encoder_file import EncoderFile
 
 TRUNK, OUTPUT = "trunk", "output"
 # the paper's names of SmallAlexNet's layers, which are numbered here

@@ -16,11 +16,11 @@ from functools import partial
 from typing import Any
 
 from moco import distributed
-from moco.batchnorm import BN_MODES
 from moco.builder import choose_bn
 from moco.data.augment.recipes import RECIPES
 from moco.data.datasets import DATASET_DEFAULTS, DATASETS, LOADERS
 from moco.data.source import CACHES
+from moco.encoders.batchnorm import BN_MODES
 from moco.errors import InputError
 from moco.losses import PRESET_WEIGHTS, Across
 from moco.losses.table import HEADS, make_head

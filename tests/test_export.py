@@ -13,12 +13,12 @@ from torch import nn
 
 import hubconf
 from moco.encoders import build_encoder, trunk
+from moco.encoders.files import read_encoder, read_trunk
+from moco.encoders.preprocessing import Preprocessing
 from moco.errors import EXIT_INPUT, EXIT_OK, InputError
 from moco.export import compare, export, main, photographs, prepare
 from moco.interop import detectron2_layout, formats
-from moco.interop.encoder_file import read_encoder, read_trunk
 from moco.interop.formats import FORMATS, Exported
-from moco.interop.preprocessing import Preprocessing
 from moco.run import checkpoint
 
 SIZE = 32

@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from moco.encoders import build_encoder, trunk
+from moco.encoders.files import EncoderFile
 from moco.errors import InputError
-from moco.interop.encoder_file import EncoderFile
 from moco.layers import Layers, load_projection
 
 

@@ -17,9 +17,9 @@ from torch.nn.functional import normalize
 
 import main_lincls
 from moco.encoders import build_encoder, trunk
+from moco.encoders.files import read_encoder
 from moco.errors import EXIT_INPUT, EXIT_OK
 from moco.export import prepare
-from moco.interop.encoder_file import read_encoder
 from moco.run.lock import RunLock
 from moco.run.log import read_log
 from tests.test_main_lincls import (

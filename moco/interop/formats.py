@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torchvision import models
 
 from moco.encoders import build_encoder, classifier_name, torchvision_arguments, trunk
+from moco.encoders.preprocessing import Preprocessing
 from moco.errors import InputError
 from moco.interop import detectron2_layout
 from moco.interop.model_card import model_card
-from moco.interop.preprocessing import Preprocessing
 
 Outputs = Callable[[Tensor], Tensor]
 

@@ -20,10 +20,10 @@ from moco.data.augment.recipes import find_recipe
 from moco.data.datasets import has_split, open_split
 from moco.data.source import Source
 from moco.encoders import build_encoder, trunk
+from moco.encoders.files import load_trunk, read_encoder
+from moco.encoders.preprocessing import suited
 from moco.errors import InputError
 from moco.features import centre_crops, extract_features
-from moco.interop.encoder_file import load_trunk, read_encoder
-from moco.interop.preprocessing import suited
 
 THUMBNAIL = 72  # pixels a side
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from moco import distributed
 from moco.encoders import classifier_name
+from moco.encoders.files import EncoderFile, read_encoder
+from moco.encoders.preprocessing import suited
 from moco.errors import InputError
-from moco.interop.encoder_file import EncoderFile, read_encoder
-from moco.interop.preprocessing import suited
 from moco.layers import OUTPUT, TRUNK
 from moco.options import as_dict
 from moco.probe.options import LinclsOptions

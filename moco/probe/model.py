@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from moco import distributed
-from moco.batchnorm import isolate_batchnorm
 from moco.data.augment import Augment
 from moco.data.augment.recipes import Recipe
 from moco.data.loader import Loader
 from moco.data.sampler import Sampler
 from moco.data.source import Source
 from moco.encoders import build_encoder, classifier_name, trunk
+from moco.encoders.batchnorm import isolate_batchnorm
+from moco.encoders.files import EncoderFile, load_trunk
 from moco.errors import InputError
 from moco.features import settle_batchnorm
-from moco.interop.encoder_file import EncoderFile, load_trunk
 from moco.layers import OUTPUT, TRUNK, Layers, load_projection
 from moco.probe.options import LinclsOptions
 from moco.probe.training import Cached, Classifiers, Crops, Stream

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moco.encoders import build_encoder, classifier_name, trunk
+from moco.encoders.containers import open_weights
+from moco.encoders.networks import build_encoder, classifier_name, trunk
+from moco.encoders.preprocessing import Preprocessing
 from moco.errors import InputError
-from moco.interop.preprocessing import Preprocessing
-from moco.interop.weights_file import open_weights
 
 # (prefix of the encoder's keys, who writes it); the first one found is taken, so the special ones come first.
 LAYOUTS: tuple[tuple[str, str], ...] = (

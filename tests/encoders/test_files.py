@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from moco.encoders import build_encoder, trunk
+from moco.encoders.files import load_trunk, read_encoder
 from moco.errors import InputError
 from moco.features import eval_mode
-from moco.interop.encoder_file import load_trunk, read_encoder
 from moco.run import checkpoint
 
 

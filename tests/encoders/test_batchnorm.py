@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
-from moco.batchnorm import isolate_batchnorm
 from moco.encoders import build_encoder
+from moco.encoders.batchnorm import isolate_batchnorm
 from moco.errors import InputError
 
 CPU = torch.device("cpu")
