@@ -34,7 +34,7 @@ from moco.distributed.device import pick_device
 from moco.encoders import trunk
 from moco.encoders.files import read_encoder
 from moco.errors import EXIT_OK, InputError, exit_code
-from moco.features import centre_crops, extract_features
+from moco.evaluate.features import centre_crops, extract_features
 from moco.options import as_dict, as_json
 from moco.probe.cached import five_nearest, solve
 from moco.probe.file import (

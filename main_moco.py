@@ -34,9 +34,9 @@ from moco.distributed.global_batch import GlobalBatch
 from moco.encoders import build_encoder
 from moco.encoders.files import load_trunk, read_encoder
 from moco.errors import EXIT_OK, EXIT_PREEMPTED, exit_code
+from moco.evaluate.online import OnlineEvaluator
 from moco.losses.logsumexp import whole
 from moco.losses.table import check_labels, curves
-from moco.online import OnlineEvaluator
 from moco.options import PretrainOptions, as_dict, as_json, loss_head, parse_pretrain
 from moco.profiling import Profile
 from moco.reference import ReferenceMoCo

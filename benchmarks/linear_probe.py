@@ -28,7 +28,7 @@ from moco.data.augment.recipes import find_recipe
 from moco.data.datasets import DATASETS, open_split
 from moco.data.source import Source
 from moco.data.subset import Subset
-from moco.features import centre_crops, extract_features
+from moco.evaluate.features import centre_crops, extract_features
 from moco.probe.file import resolve
 from moco.probe.model import Rows, build, stream_of
 from moco.probe.options import LinclsOptions, parse_lincls

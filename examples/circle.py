@@ -36,7 +36,7 @@ from moco.data.datasets import open_split
 from moco.data.loader import Loader
 from moco.data.sampler import Sampler
 from moco.encoders import build_encoder
-from moco.features import centre_crops, encode, extract_features, in_order, settle_batchnorm
+from moco.evaluate.features import centre_crops, encode, extract_features, in_order, settle_batchnorm
 from moco.metrics import alignment, uniformity
 from moco.options import parse_pretrain
 from moco.page.figures import CLASS_COLOURS, INK, RUN_COLOURS, plain_axes, write_figure

@@ -33,9 +33,9 @@ from moco.data.augment import Augment  # noqa: E402
 from moco.data.augment.recipes import find_recipe  # noqa: E402
 from moco.data.datasets import open_split  # noqa: E402
 from moco.encoders import build_encoder, trunk  # noqa: E402
-from moco.features import centre_crops, extract_features, settle_batchnorm  # noqa: E402
+from moco.evaluate.features import centre_crops, extract_features, settle_batchnorm  # noqa: E402
+from moco.evaluate.online import OnlineEvaluator  # noqa: E402
 from moco.logistic import few_label_accuracy  # noqa: E402
-from moco.online import OnlineEvaluator  # noqa: E402
 from moco.options import parse_pretrain  # noqa: E402
 from moco.page import figures  # noqa: E402
 from moco.run import checkpoint  # noqa: E402

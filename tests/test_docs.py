@@ -13,7 +13,7 @@ import pytest
 
 import main_lincls
 import main_moco
-from moco import evaluate
+from moco.evaluate import __main__ as evaluate
 from moco.probe.options import parse_lincls
 
 ROOT = Path(__file__).resolve().parent.parent

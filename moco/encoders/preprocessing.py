@@ -16,7 +16,7 @@ from moco.data.boxes import centre_box
 from moco.data.datasets import DATASET_DEFAULTS
 from moco.data.decode import decode, resample
 
-_WHOLE = ("digits", "cifar")  # pictures made to size are shown whole, as moco.features does
+_WHOLE = ("digits", "cifar")  # pictures made to size are shown whole, as moco.evaluate.features does
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from moco.encoders import build_encoder, trunk
 from moco.encoders.files import load_trunk, read_encoder
 from moco.encoders.preprocessing import suited
 from moco.errors import InputError
-from moco.features import centre_crops, extract_features
+from moco.evaluate.features import centre_crops, extract_features
 
 THUMBNAIL = 72  # pixels a side
 

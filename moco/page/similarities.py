@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from moco.evaluate import TITLES
+from moco.evaluate.__main__ import TITLES
 from moco.page.html import keys, section
 from moco.page.neighbours import Row, Shown
 from moco.page.plots import Plot, number

@@ -18,7 +18,7 @@ from moco.encoders import classifier_name
 from moco.encoders.files import EncoderFile, read_encoder
 from moco.encoders.preprocessing import suited
 from moco.errors import InputError
-from moco.layers import OUTPUT, TRUNK
+from moco.evaluate.layers import OUTPUT, TRUNK
 from moco.options import as_dict
 from moco.probe.options import LinclsOptions
 from moco.probe.training import Classifiers

@@ -19,8 +19,8 @@ from moco.encoders import build_encoder, classifier_name, trunk
 from moco.encoders.batchnorm import isolate_batchnorm
 from moco.encoders.files import EncoderFile, load_trunk
 from moco.errors import InputError
-from moco.features import settle_batchnorm
-from moco.layers import OUTPUT, TRUNK, Layers, load_projection
+from moco.evaluate.features import settle_batchnorm
+from moco.evaluate.layers import OUTPUT, TRUNK, Layers, load_projection
 from moco.probe.options import LinclsOptions
 from moco.probe.training import Cached, Classifiers, Crops, Stream
 

@@ -35,12 +35,12 @@ from moco.distributed.global_batch import GlobalBatch
 from moco.distributed.shuffle import RowShuffle
 from moco.encoders import build_encoder
 from moco.errors import InputError
+from moco.evaluate.online import OnlineEvaluator
 from moco.losses import LossOutput, WeightedHead, align_loss, contrastive_loss, uniform_loss
 from moco.losses.debiased import DebiasedHead
 from moco.losses.hard import HardContrastiveHead, SimpleHead
 from moco.losses.in_batch import InBatchHead
 from moco.losses.supcon import SupConHead
-from moco.online import OnlineEvaluator
 from moco.randomness import permutation
 from moco.reference import ReferenceMoCo
 from moco.run.meter import Meter

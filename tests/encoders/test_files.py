@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from moco.encoders import build_encoder, trunk
 from moco.encoders.files import load_trunk, read_encoder
 from moco.errors import InputError
-from moco.features import eval_mode
+from moco.evaluate.features import eval_mode
 from moco.run import checkpoint
 
 

@@ -20,7 +20,7 @@ from moco.data.source import Source, check_same_classes
 from moco.data.subset import labelled
 from moco.distributed import all_reduce_sum, share
 from moco.encoders import feature_dim, trunk
-from moco.features import Settings, TrunkAndOutput, centre_crops, encode, extract_features, in_order
+from moco.evaluate.features import Settings, TrunkAndOutput, centre_crops, encode, extract_features, in_order
 
 
 class OnlineSettings(Settings, Protocol):

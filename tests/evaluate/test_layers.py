@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from moco.encoders import build_encoder, trunk
 from moco.encoders.files import EncoderFile
 from moco.errors import InputError
-from moco.layers import Layers, load_projection
+from moco.evaluate.layers import Layers, load_projection
 
 
 def encoder(arch: str = "smallcnn", mlp: bool = False) -> nn.Module:

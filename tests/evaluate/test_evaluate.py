@@ -14,11 +14,12 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from moco import evaluate, metrics
+from moco import metrics
 from moco.data.augment.recipes import find_recipe
 from moco.data.datasets import open_split
 from moco.encoders import build_encoder, trunk
 from moco.errors import EXIT_INPUT, EXIT_OK
+from moco.evaluate import __main__ as evaluate
 from moco.metrics import geometry
 from tests.test_main_lincls import CLASSES, pretrained_state, write_images
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from moco import metrics
 from moco.errors import InputError
+from moco.evaluate.online import shared_knn_accuracy
 from moco.metrics import geometry
-from moco.online import shared_knn_accuracy
 
 
 class Settings(Protocol):

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from moco import metrics
 from moco.encoders import trunk
 from moco.errors import InputError
-from moco.features import encode, eval_mode
-from moco.online import OnlineEvaluator
-from tests.test_features import CLASSES, CPU, encoder, normalised, settings, source
+from moco.evaluate.features import encode, eval_mode
+from moco.evaluate.online import OnlineEvaluator
+from tests.evaluate.test_features import CLASSES, CPU, encoder, normalised, settings, source
 
 
 def test_online_figures_are_the_metrics_of_the_features() -> None:

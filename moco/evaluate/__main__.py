@@ -47,9 +47,9 @@ from moco.encoders import build_encoder
 from moco.encoders.files import EncoderFile, load_trunk, read_encoder
 from moco.encoders.preprocessing import suited
 from moco.errors import EXIT_OK, InputError, exit_code
-from moco.features import centre_crops, encode, extract_features, in_order
-from moco.layers import OUTPUT, TRUNK, Layers, load_projection
-from moco.measures import Features, measure
+from moco.evaluate.features import centre_crops, encode, extract_features, in_order
+from moco.evaluate.layers import OUTPUT, TRUNK, Layers, load_projection
+from moco.evaluate.measures import Features, measure
 from moco.run.files import write_json
 from moco.run.provenance import git_state, machine
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from moco.encoders import SmallAlexNet, classifier_name, trunk
 from moco.encoders.files import EncoderFile
 from moco.errors import InputError
-from moco.features import eval_mode
+from moco.evaluate.features import eval_mode
 
 TRUNK, OUTPUT = "trunk", "output"
 # the paper's names of SmallAlexNet's layers, which are numbered here

@@ -15,7 +15,7 @@ from moco.data.augment.recipes import find_recipe
 from moco.data.source import ArraySource
 from moco.encoders import build_encoder, feature_dim, trunk
 from moco.errors import NumericsError
-from moco.features import centre_crops, encode, eval_mode, extract_features, settle_batchnorm
+from moco.evaluate.features import centre_crops, encode, eval_mode, extract_features, settle_batchnorm
 
 SIZE, CLASSES = 8, 3
 CPU = torch.device("cpu")

@@ -1,0 +1,1 @@
+"""What an encoder's features are worth without training: `python -m moco.evaluate`."""
