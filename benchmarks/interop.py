@@ -4,8 +4,8 @@
     python benchmarks/interop.py --write docs/interop.md
 
 Every row is one trial: an encoder with random weights and random BatchNorm statistics is written by one side and read
-by the other, and its features of real photographs are compared (moco/export.py says how). A library that is not
-installed is named as such; tests/test_interop.py runs the same trials.
+by the other, and its features of real photographs are compared (moco/export/__main__.py says how). A library that is
+not installed is named as such; tests/export/test_interop.py runs the same trials.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from moco.encoders import build_encoder, trunk  # noqa: E402
 from moco.encoders.files import load_trunk, read_encoder  # noqa: E402
 from moco.encoders.preprocessing import Preprocessing  # noqa: E402
 from moco.errors import InputError  # noqa: E402
-from moco.export import export, photographs, prepare  # noqa: E402
-from moco.interop.formats import FORMATS  # noqa: E402
+from moco.export.__main__ import export, photographs, prepare  # noqa: E402
+from moco.export.formats import FORMATS  # noqa: E402
 from moco.run import checkpoint  # noqa: E402
 from moco.run.provenance import git_state  # noqa: E402
 

@@ -19,7 +19,7 @@ import main_lincls
 from moco.encoders import build_encoder, trunk
 from moco.encoders.files import read_encoder
 from moco.errors import EXIT_INPUT, EXIT_OK
-from moco.export import prepare
+from moco.export.__main__ import prepare
 from moco.run.lock import RunLock
 from moco.run.log import read_log
 from tests.test_main_lincls import (

@@ -23,8 +23,8 @@ from torchvision import models
 from moco.encoders import build_encoder, classifier_name, torchvision_arguments, trunk
 from moco.encoders.preprocessing import Preprocessing
 from moco.errors import InputError
-from moco.interop import detectron2_layout
-from moco.interop.model_card import model_card
+from moco.export import detectron2 as detectron2_layout
+from moco.export.model_card import model_card
 
 Outputs = Callable[[Tensor], Tensor]
 

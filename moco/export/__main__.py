@@ -30,7 +30,7 @@ from moco.encoders.containers import METADATA
 from moco.encoders.files import EncoderFile, load_trunk, read_encoder
 from moco.encoders.preprocessing import Preprocessing
 from moco.errors import EXIT_OK, InputError, exit_code
-from moco.interop.formats import FORMATS, Exported
+from moco.export.formats import FORMATS, Exported
 
 TOLERANCE = 1e-5  # largest difference of an output, relative to the largest output (at least 1): fp32 in another order
 # What a run was told about the machine it ran on is nobody else's business.

@@ -16,9 +16,9 @@ from moco.encoders import build_encoder, trunk
 from moco.encoders.files import read_encoder, read_trunk
 from moco.encoders.preprocessing import Preprocessing
 from moco.errors import EXIT_INPUT, EXIT_OK, InputError
-from moco.export import compare, export, main, photographs, prepare
-from moco.interop import detectron2_layout, formats
-from moco.interop.formats import FORMATS, Exported
+from moco.export import detectron2 as detectron2_layout, formats
+from moco.export.__main__ import compare, export, main, photographs, prepare
+from moco.export.formats import FORMATS, Exported
 from moco.run import checkpoint
 
 SIZE = 32

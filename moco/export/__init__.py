@@ -1,0 +1,1 @@
+"""An encoder in other projects' formats: `python -m moco.export`."""

@@ -1,1 +1,0 @@
-"""Encoders in the layouts of other projects, read and written."""
