@@ -26,9 +26,12 @@ sys.path.insert(0, str(ROOT))  # so that the script finds the package without an
 
 from moco.errors import InputError, exit_code  # noqa: E402
 from moco.losses.table import HEADS  # noqa: E402
-from moco.page import comparison, sweep_figures  # noqa: E402
-from moco.page.correlation import rank_correlation  # noqa: E402
-from moco.page.runs import COLLAPSE, DONE, KNN, MEASURED, PROBE, Encoder, read  # noqa: E402
+from moco.report import (
+    comparison,  # noqa: E402
+    sweep_figures,  # noqa: E402
+)
+from moco.report.correlation import rank_correlation  # noqa: E402
+from moco.report.runs import COLLAPSE, DONE, KNN, MEASURED, PROBE, Encoder, read  # noqa: E402
 
 PAGE, README, FIGURE = ROOT / "docs" / "results.md", ROOT / "README.md", ROOT / "docs" / "alignment_uniformity.png"
 RESULTS = ROOT / "benchmarks" / "results"

@@ -39,7 +39,7 @@ from moco.encoders import build_encoder
 from moco.evaluate.features import centre_crops, encode, extract_features, in_order, settle_batchnorm
 from moco.metrics import alignment, uniformity
 from moco.options import parse_pretrain
-from moco.page.figures import CLASS_COLOURS, INK, RUN_COLOURS, plain_axes, write_figure
+from moco.report.figures import CLASS_COLOURS, INK, RUN_COLOURS, plain_axes, write_figure
 from moco.run import checkpoint
 
 SIZE, BATCH = 32, 128

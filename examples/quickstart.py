@@ -37,7 +37,7 @@ from moco.evaluate.features import centre_crops, extract_features, settle_batchn
 from moco.evaluate.online import OnlineEvaluator  # noqa: E402
 from moco.logistic import few_label_accuracy  # noqa: E402
 from moco.options import parse_pretrain  # noqa: E402
-from moco.page import figures  # noqa: E402
+from moco.report import figures  # noqa: E402
 from moco.run import checkpoint  # noqa: E402
 from moco.run.log import read_log  # noqa: E402
 from moco.run.provenance import git_state, machine  # noqa: E402

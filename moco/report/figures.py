@@ -20,7 +20,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from sklearn.manifold import TSNE
 
-from moco.page.runs import Records
+from moco.report.runs import Records
 
 # Okabe & Ito (2008), in the order the runs are given
 RUN_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

@@ -10,9 +10,9 @@ import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from moco.page.plots import colour
-from moco.page.runs import KNN, OTHER, Encoder
-from moco.page.sweep_figures import penalties, plane, shares_of_uniform
+from moco.report.plots import colour
+from moco.report.runs import KNN, OTHER, Encoder
+from moco.report.sweep_figures import penalties, plane, shares_of_uniform
 
 
 @pytest.mark.parametrize("temperature", [0.1, 1.0])

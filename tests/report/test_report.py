@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from moco.report import main
-from tests.report_runs import run, sweep, write
+from moco.report.__main__ import main
+from tests.report.made_runs import run, sweep, write
 
 HOSTILE = "<script>alert('x')</script>&\"quoted\""
 

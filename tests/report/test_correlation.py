@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moco.errors import InputError
-from moco.page.correlation import rank_correlation, spearman
+from moco.report.correlation import rank_correlation, spearman
 
 
 def test_monotone_is_one_whatever_the_scale() -> None:

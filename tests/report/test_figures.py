@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from moco.page.figures import Pictured, comparison, curves, project, series
+from moco.report.figures import Pictured, comparison, curves, project, series
 
 
 def features(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -17,12 +17,12 @@ from moco.data.datasets import open_split
 from moco.encoders import build_encoder
 from moco.errors import InputError
 from moco.metrics.geometry import similarity_histograms
-from moco.page.neighbours import Row, Shown, grid
-from moco.page.runs import Encoder
-from moco.page.similarities import SCHEMA, histograms, neighbours
-from moco.report import main
+from moco.report.__main__ import main
+from moco.report.neighbours import Row, Shown, grid
+from moco.report.runs import Encoder
+from moco.report.similarities import SCHEMA, histograms, neighbours
 from moco.run import checkpoint
-from tests.report_runs import OPTIONS, run
+from tests.report.made_runs import OPTIONS, run
 
 
 @pytest.fixture

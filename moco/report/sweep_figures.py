@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
 from moco.losses.theory import gradient_shares
-from moco.page.comparison import TemperatureCurve
-from moco.page.figures import FAINT, INK, RUN_COLOURS, plain_axes, write_figure
-from moco.page.plots import colour
-from moco.page.runs import COLLAPSE, DONE, MEASURED, MEASURES, OTHER, Encoder
+from moco.report.comparison import TemperatureCurve
+from moco.report.figures import FAINT, INK, RUN_COLOURS, plain_axes, write_figure
+from moco.report.plots import colour
+from moco.report.runs import COLLAPSE, DONE, MEASURED, MEASURES, OTHER, Encoder
 
 MARKERS = {DONE: "o", COLLAPSE: "D", OTHER: "s"}
 SHAPES = {DONE: "circle", COLLAPSE: "diamond", OTHER: "square"}

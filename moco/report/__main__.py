@@ -14,11 +14,11 @@ from pathlib import Path
 
 from moco.errors import EXIT_OK, InputError, exit_code
 from moco.options import PretrainOptions, result_options
-from moco.page import figures, html as page, similarities, sweep_figures
-from moco.page.comparison import accuracy_measure, correlations, temperature_curves
-from moco.page.correlation import FEWEST
-from moco.page.neighbours import Row, grid
-from moco.page.runs import MEASURED, Encoder, read
+from moco.report import figures, page, similarities, sweep_figures
+from moco.report.comparison import accuracy_measure, correlations, temperature_curves
+from moco.report.correlation import FEWEST
+from moco.report.neighbours import Row, grid
+from moco.report.runs import MEASURED, Encoder, read
 from moco.run.checkpoint import latest
 
 AT_ONCE = 6  # runs in one figure of curves

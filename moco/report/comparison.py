@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from moco.errors import InputError
-from moco.page.correlation import RankCorrelation, rank_correlation
-from moco.page.runs import COLLAPSE, DONE, KNN, PROBE, Encoder
+from moco.report.correlation import RankCorrelation, rank_correlation
+from moco.report.runs import COLLAPSE, DONE, KNN, PROBE, Encoder
 
 
 def accuracy_measure(encoders: Sequence[Encoder]) -> str | None:

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from moco.errors import InputError
-from moco.page.comparison import accuracy_measure, differing, predicts, temperature_curves
-from moco.page.correlation import spearman
-from moco.page.runs import COLLAPSE, DONE, FAILED, KNN, OTHER, PROBE, UNFINISHED, UNMEASURED, Encoder, read
-from tests.report_runs import run, sweep, write
+from moco.report.comparison import accuracy_measure, differing, predicts, temperature_curves
+from moco.report.correlation import spearman
+from moco.report.runs import COLLAPSE, DONE, FAILED, KNN, OTHER, PROBE, UNFINISHED, UNMEASURED, Encoder, read
+from tests.report.made_runs import run, sweep, write
 
 
 def test_a_finished_run_has_the_numbers_of_its_last_epoch(tmp_path: Path) -> None:

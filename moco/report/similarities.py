@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from moco.evaluate.__main__ import TITLES
-from moco.page.html import keys, section
-from moco.page.neighbours import Row, Shown
-from moco.page.plots import Plot, number
-from moco.page.runs import Encoder
+from moco.report.neighbours import Row, Shown
+from moco.report.page import keys, section
+from moco.report.plots import Plot, number
+from moco.report.runs import Encoder
 
 MEASURES_FILE, SCHEMA = "measures.json", 1
 KINDS = {"negative": "two images", "same_class": "two images of one class", "positive": "two views of one image"}

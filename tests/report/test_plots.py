@@ -9,7 +9,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 from hypothesis import given, strategies as st
 
-from moco.page.plots import Plot, colour, log_ticks, number, outline, spread, ticks
+from moco.report.plots import Plot, colour, log_ticks, number, outline, spread, ticks
 
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6), st.integers(2, 9))

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moco.report import main
-from tests import browser
-from tests.browser import Browser
-from tests.report_runs import run, sweep, write
+from moco.report.__main__ import main
+from tests.report import browser
+from tests.report.browser import Browser
+from tests.report.made_runs import run, sweep, write
 
 NAMES = "[...document.querySelectorAll('#encoders tbody tr:not([hidden]) th')].map(cell => cell.textContent)"
 HOSTILE = "<script>window.caught = 1</script>"
