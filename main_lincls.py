@@ -37,7 +37,9 @@ from moco.errors import EXIT_OK, InputError, exit_code
 from moco.evaluate.features import centre_crops, extract_features
 from moco.options import as_dict, as_json
 from moco.probe.cached import five_nearest, solve
-from moco.probe.file import (
+from moco.probe.model import Rows, build, stream_of
+from moco.probe.options import LinclsOptions, parse_lincls
+from moco.probe.saved import (
     BEST,
     LAST,
     Best,
@@ -47,8 +49,6 @@ from moco.probe.file import (
     restore_progress,
     save,
 )
-from moco.probe.model import Rows, build, stream_of
-from moco.probe.options import LinclsOptions, parse_lincls
 from moco.probe.training import Classifiers, Probe, accuracies, check_unchanged, make_optimizer
 from moco.run.files import write_json
 from moco.run.lock import only_run_in

@@ -29,9 +29,9 @@ from moco.data.datasets import DATASETS, open_split
 from moco.data.source import Source
 from moco.data.subset import Subset
 from moco.evaluate.features import centre_crops, extract_features
-from moco.probe.file import resolve
 from moco.probe.model import Rows, build, stream_of
 from moco.probe.options import LinclsOptions, parse_lincls
+from moco.probe.saved import resolve
 from moco.probe.training import Probe, make_optimizer
 from moco.run.log import RunLog
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from moco import metrics
 from moco.data.subset import folds
-from moco.logistic import logistic_regression, standardise
+from moco.probe.logistic import logistic_regression, standardise
 
 PENALTIES = (1000.0, 100.0, 10.0, 1.0, 0.1)
 _PLAIN_VOTE = 1e3  # temperature at which neighbours weigh the same, but for ties, which go to the nearer class

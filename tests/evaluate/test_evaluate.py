@@ -21,7 +21,7 @@ from moco.encoders import build_encoder, trunk
 from moco.errors import EXIT_INPUT, EXIT_OK
 from moco.evaluate import __main__ as evaluate
 from moco.metrics import geometry
-from tests.test_main_lincls import CLASSES, pretrained_state, write_images
+from tests.probe.test_main import CLASSES, pretrained_state, write_images
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from moco.data.subset import folds
 from moco.errors import InputError
 from moco.probe.cached import PENALTIES, five_nearest, solve
-from tests.test_logistic import clusters
+from tests.probe.test_logistic import clusters
 
 
 def test_the_solution_is_scikit_learns_of_raw_features() -> None:

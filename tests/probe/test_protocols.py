@@ -22,7 +22,7 @@ from moco.errors import EXIT_INPUT, EXIT_OK
 from moco.export.__main__ import prepare
 from moco.run.lock import RunLock
 from moco.run.log import read_log
-from tests.test_main_lincls import (
+from tests.probe.test_main import (
     CLASSES,
     ROOT,
     arguments,

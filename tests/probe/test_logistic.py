@@ -8,7 +8,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from moco.errors import InputError
-from moco.logistic import few_label_accuracy, logistic_regression
+from moco.probe.logistic import few_label_accuracy, logistic_regression
 
 
 def clusters(n: int, seed: int, spread: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
