@@ -35,7 +35,7 @@ from moco.encoders import trunk
 from moco.encoders.files import read_encoder
 from moco.errors import EXIT_OK, InputError, exit_code
 from moco.evaluate.features import centre_crops, extract_features
-from moco.options import as_dict, as_json
+from moco.pretrain.options import as_dict, as_json
 from moco.probe.cached import five_nearest, solve
 from moco.probe.model import Rows, build, stream_of
 from moco.probe.options import LinclsOptions, parse_lincls

@@ -5,10 +5,10 @@
     torchrun --nproc_per_node=8 main_moco.py --loss align-uniform imagenet100.beton  # another head, another loader
     python main_moco.py --dataset digits -a smallcnn --resume auto                   # one process, any device
 
-Read downwards: `train` builds and resumes, `Training` loops. One step is in moco/step.py, the losses in
-moco/losses/weighted.py, the pair and its queue in moco/builder.py, what a checkpoint holds in moco/resume.py. Exit
-codes (moco/errors.py): 0 done, 2 bad input, 3 numbers gone wrong, 75 preempted and saved: start the same command again
-with --resume auto.
+Read downwards: `train` builds and resumes, `Training` loops. One step is in moco/pretrain/step.py, the losses in
+moco/losses/weighted.py, the pair and its queue in moco/builder.py, what a checkpoint holds in moco/pretrain/state.py.
+Exit codes (moco/errors.py): 0 done, 2 bad input, 3 numbers gone wrong, 75 preempted and saved: start the same command
+again with --resume auto.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from moco import distributed, resume
+from moco import distributed
 from moco.builder import MoCo, compile_encoders
 from moco.data.augment import Augment
 from moco.data.augment.recipes import find_recipe
@@ -37,9 +37,12 @@ from moco.errors import EXIT_OK, EXIT_PREEMPTED, exit_code
 from moco.evaluate.online import OnlineEvaluator
 from moco.losses.logsumexp import whole
 from moco.losses.table import check_labels, curves
-from moco.options import PretrainOptions, as_dict, as_json, loss_head, parse_pretrain
+from moco.pretrain import state as resume
+from moco.pretrain.options import PretrainOptions, as_dict, as_json, loss_head, parse_pretrain
+from moco.pretrain.reference import ReferenceMoCo
+from moco.pretrain.step import TrainingStep
+from moco.pretrain.watch import Watch
 from moco.profiling import Profile
-from moco.reference import ReferenceMoCo
 from moco.run import checkpoint
 from moco.run.lock import only_run_in
 from moco.run.log import RunLog
@@ -49,8 +52,6 @@ from moco.run.provenance import git_state, machine
 from moco.run.saver import Every, Saver
 from moco.schedules import learning_rate
 from moco.stages import as_line, shares, timeline, waited_for
-from moco.step import TrainingStep
-from moco.watch import Watch
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -27,8 +27,8 @@ from moco.builder import MoCo
 from moco.data.loader import Batch
 from moco.distributed.global_batch import GlobalBatch
 from moco.losses import WeightedHead
-from moco.reference import ReferenceMoCo
-from moco.step import TrainingStep
+from moco.pretrain.reference import ReferenceMoCo
+from moco.pretrain.step import TrainingStep
 
 DIM = 128
 RESNET50 = 27_966_656  # parameters of ResNet-50 with MoCo v2's head of 128

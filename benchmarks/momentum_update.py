@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.measuring import Row, alternate, device_of, parser, ratio, report
 from moco.encoders import build_encoder
-from moco.reference import ReferenceMoCo
+from moco.pretrain.reference import ReferenceMoCo
 
 
 class _Operations(TorchDispatchMode):

@@ -36,7 +36,7 @@ from moco.data.threads import worker_count
 from moco.distributed.global_batch import GlobalBatch
 from moco.encoders import build_encoder
 from moco.losses import WeightedHead
-from moco.step import AMP_DTYPES, TrainingStep
+from moco.pretrain.step import AMP_DTYPES, TrainingStep
 
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / ".peers" / "bin" / "python"

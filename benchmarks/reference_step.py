@@ -1,8 +1,9 @@
 """One training step as MoCo's paper writes it down (He et al. 2020, Algorithm 1), in nothing but PyTorch.
 
-It is what the trainer's step is measured against (benchmarks/training_step.py) and held to (tests/test_reference.py):
-fp32, eager, all-gather for shuffle-BN, a loop over the parameters for the momentum update, a clone of the queue and all
-N × (K+1) logits. The loss is InfoNCE or, with weights, Wang & Isola's align + uniform over the same queue.
+It is what the trainer's step is measured against (benchmarks/training_step.py) and held to
+(tests/pretrain/test_reference.py): fp32, eager, all-gather for shuffle-BN, a loop over the parameters for the momentum
+update, a clone of the queue and all N × (K+1) logits. The loss is InfoNCE or, with weights, Wang & Isola's align +
+uniform over the same queue.
 """
 
 from __future__ import annotations

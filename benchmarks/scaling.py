@@ -26,7 +26,7 @@ from moco.data.loader import Batch
 from moco.distributed.global_batch import GlobalBatch
 from moco.encoders import build_encoder
 from moco.losses import WeightedHead
-from moco.step import TrainingStep
+from moco.pretrain.step import TrainingStep
 
 CPU = torch.device("cpu")
 

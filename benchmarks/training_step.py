@@ -27,8 +27,8 @@ from moco.data.loader import Batch
 from moco.distributed.global_batch import GlobalBatch
 from moco.encoders import build_encoder
 from moco.losses import WeightedHead
+from moco.pretrain.step import AMP_DTYPES, TrainingStep
 from moco.stages import as_line, shares, timeline
-from moco.step import AMP_DTYPES, TrainingStep
 
 
 class Augmented:

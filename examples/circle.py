@@ -38,7 +38,7 @@ from moco.data.sampler import Sampler
 from moco.encoders import build_encoder
 from moco.evaluate.features import centre_crops, encode, extract_features, in_order, settle_batchnorm
 from moco.metrics import alignment, uniformity
-from moco.options import parse_pretrain
+from moco.pretrain.options import parse_pretrain
 from moco.report.figures import CLASS_COLOURS, INK, RUN_COLOURS, plain_axes, write_figure
 from moco.run import checkpoint
 

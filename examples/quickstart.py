@@ -35,7 +35,7 @@ from moco.data.datasets import open_split  # noqa: E402
 from moco.encoders import build_encoder, trunk  # noqa: E402
 from moco.evaluate.features import centre_crops, extract_features, settle_batchnorm  # noqa: E402
 from moco.evaluate.online import OnlineEvaluator  # noqa: E402
-from moco.options import parse_pretrain  # noqa: E402
+from moco.pretrain.options import parse_pretrain  # noqa: E402
 from moco.probe.logistic import few_label_accuracy  # noqa: E402
 from moco.report import figures  # noqa: E402
 from moco.run import checkpoint  # noqa: E402

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from launch.job import Step
-from moco.options import CommonOptions, PretrainOptions, as_dict, parse_pretrain
+from moco.pretrain.options import CommonOptions, PretrainOptions, as_dict, parse_pretrain
 from moco.probe.options import LinclsOptions, parse_lincls
 
 NOT_KEPT = ("config", "dry_run", "resume")

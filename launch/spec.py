@@ -36,7 +36,7 @@ import yaml
 
 from launch import options_file
 from moco.errors import InputError
-from moco.options import CommonOptions, PretrainOptions, result_options
+from moco.pretrain.options import CommonOptions, PretrainOptions, result_options
 from moco.probe.options import LinclsOptions
 
 Settings = dict[str, Any]

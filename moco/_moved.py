@@ -36,6 +36,7 @@ MOVED: dict[str, str] = {
     "moco.heads.inbatch": "moco.losses.in_batch",
     "moco.heads.penalty": "moco.losses.theory",
     "moco.heads.supcon": "moco.losses.supcon",
+    "moco.health": "moco.pretrain.health",
     "moco.interop.detectron2_layout": "moco.export.detectron2",
     "moco.interop.encoder_file": "moco.encoders.files",
     "moco.interop.formats": "moco.export.formats",
@@ -50,6 +51,7 @@ MOVED: dict[str, str] = {
     "moco.measures": "moco.evaluate.measures",
     "moco.meter": "moco.run.meter",
     "moco.online": "moco.evaluate.online",
+    "moco.options": "moco.pretrain.options",
     "moco.page.comparison": "moco.report.comparison",
     "moco.page.correlation": "moco.report.correlation",
     "moco.page.figures": "moco.report.figures",
@@ -62,11 +64,15 @@ MOVED: dict[str, str] = {
     "moco.preemption": "moco.run.preemption",
     "moco.probe.file": "moco.probe.saved",
     "moco.provenance": "moco.run.provenance",
+    "moco.reference": "moco.pretrain.reference",
+    "moco.resume": "moco.pretrain.state",
     "moco.rollcall": "moco.distributed.lost_rank",
     "moco.rowshuffle": "moco.distributed.shuffle",
     "moco.runlock": "moco.run.lock",
     "moco.saver": "moco.run.saver",
+    "moco.step": "moco.pretrain.step",
     "moco.wandb_run": "moco.run.wandb_run",
+    "moco.watch": "moco.pretrain.watch",
 }
 """Old name -> new name; both importable until the release after 0.2."""
 

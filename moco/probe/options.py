@@ -8,7 +8,7 @@ from itertools import product
 
 from moco.data.augment.recipes import RECIPES
 from moco.errors import InputError
-from moco.options import CommonOptions, at_least, check_common, evaluation, positive, result, running
+from moco.pretrain.options import CommonOptions, at_least, check_common, evaluation, positive, result, running
 from moco.run import flags
 
 # MoCo's learning rate is for frozen features; nothing that trains with its encoder survives it

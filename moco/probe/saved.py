@@ -19,7 +19,7 @@ from moco.encoders.files import EncoderFile, read_encoder
 from moco.encoders.preprocessing import suited
 from moco.errors import InputError
 from moco.evaluate.layers import OUTPUT, TRUNK
-from moco.options import as_dict
+from moco.pretrain.options import as_dict
 from moco.probe.options import LinclsOptions
 from moco.probe.training import Classifiers
 from moco.run import checkpoint

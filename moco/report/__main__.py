@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moco.errors import EXIT_OK, InputError, exit_code
-from moco.options import PretrainOptions, result_options
+from moco.pretrain.options import PretrainOptions, result_options
 from moco.report import figures, page, similarities, sweep_figures
 from moco.report.comparison import accuracy_measure, correlations, temperature_curves
 from moco.report.correlation import FEWEST

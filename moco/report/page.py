@@ -17,7 +17,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from moco.options import PretrainOptions, result_options
+from moco.pretrain.options import PretrainOptions, result_options
 from moco.report.comparison import TemperatureCurve, accuracy_measure, correlations, differing, sum_of
 from moco.report.correlation import FEWEST
 from moco.report.figures import series

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from moco.errors import InputError
-from moco.health import COLLAPSED
 from moco.losses.table import HEADS
+from moco.pretrain.health import COLLAPSED
 from moco.run.log import read_log
 
 Records = Sequence[Mapping[str, Any]]

@@ -41,10 +41,10 @@ from moco.losses.debiased import DebiasedHead
 from moco.losses.hard import HardContrastiveHead, SimpleHead
 from moco.losses.in_batch import InBatchHead
 from moco.losses.supcon import SupConHead
+from moco.pretrain.reference import ReferenceMoCo
+from moco.pretrain.step import TrainingStep
 from moco.randomness import permutation
-from moco.reference import ReferenceMoCo
 from moco.run.meter import Meter
-from moco.step import TrainingStep
 from tests.reliability.runs import free_port
 
 CPU = torch.device("cpu")

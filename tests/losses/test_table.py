@@ -22,7 +22,7 @@ from moco.losses.debiased import DebiasedHead, debiased_loss
 from moco.losses.hard import HardContrastiveHead, SimpleHead, hard_contrastive_loss, hard_count, simple_loss
 from moco.losses.in_batch import InBatchHead
 from moco.losses.supcon import SupConHead, supcon_loss
-from moco.options import PretrainOptions, loss_head, parse_pretrain
+from moco.pretrain.options import PretrainOptions, loss_head, parse_pretrain
 from tests import oracles
 from tests.losses.test_weighted import EXACT, assert_same_value_and_gradients, made_up, seeds, sizes
 

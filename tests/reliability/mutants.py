@@ -18,8 +18,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 CHECKPOINT, CHECKSUM, SAVER, LOCK = "moco/run/checkpoint.py", "moco/run/checksum.py", "moco/run/saver.py", "moco/run/lock.py"
-LOGS, PREEMPTION, STEP, HEALTH = "moco/run/log.py", "moco/run/preemption.py", "moco/step.py", "moco/health.py"
-RESUME, DISTRIBUTED, MAIN = "moco/resume.py", "moco/distributed/session.py", "main_moco.py"
+LOGS, PREEMPTION, STEP, HEALTH = "moco/run/log.py", "moco/run/preemption.py", "moco/pretrain/step.py", "moco/pretrain/health.py"
+RESUME, DISTRIBUTED, MAIN = "moco/pretrain/state.py", "moco/distributed/session.py", "main_moco.py"
 KILLS = "tests/reliability/test_kills.py"
 FP16 = f"{KILLS} -k fp16-0"
 
@@ -61,13 +61,13 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     (LOGS, "if self._file.write(line) < len(line):", "if self._file.write(line) < 0:", "tests/run/test_log.py"),
     (LOGS, "            os.replace(temporary, self.path)", "            self.path.write_bytes(b'')", "tests/run/test_log.py"),
     (LOGS, 'return "NaN" if math.isnan(number) else', "return number if math.isnan(number) else", "tests/run/test_log.py"),
-    (STEP, "self.optimizer.found_inf = bad.float()", "self.unused = bad.float()", "tests/test_bad_steps.py"),
-    (STEP, 'if p.requires_grad and group.get("momentum"):', "if False:", "tests/test_bad_steps.py"),
-    (STEP, "buffer.copy_(torch.where(bad, before, buffer))", "pass", "tests/test_bad_steps.py"),
-    (HEALTH, "    if not odd_ranks:\n", "    if True:\n", "tests/test_health.py"),
-    (HEALTH, "    if not spread > COLLAPSED:\n", "    if True:\n", "tests/test_health.py"),
+    (STEP, "self.optimizer.found_inf = bad.float()", "self.unused = bad.float()", "tests/pretrain/test_bad_steps.py"),
+    (STEP, 'if p.requires_grad and group.get("momentum"):', "if False:", "tests/pretrain/test_bad_steps.py"),
+    (STEP, "buffer.copy_(torch.where(bad, before, buffer))", "pass", "tests/pretrain/test_bad_steps.py"),
+    (HEALTH, "    if not odd_ranks:\n", "    if True:\n", "tests/pretrain/test_health.py"),
+    (HEALTH, "    if not spread > COLLAPSED:\n", "    if True:\n", "tests/pretrain/test_health.py"),
     (RESUME, '        step.scaler.load_state_dict(run["scaler"])\n', "        pass\n", FP16),
-    (RESUME, '    step.bad_steps.copy_(run["bad_steps"])\n', "", "tests/test_resume.py tests/reliability/test_numbers.py"),
+    (RESUME, '    step.bad_steps.copy_(run["bad_steps"])\n', "", "tests/pretrain/test_state.py tests/reliability/test_numbers.py"),
     (RESUME, '"meters": [meter.state() for meter in meters]', '"meters": [{"sums": {}, "samples": 0} for _ in meters]', KILLS),
     (MAIN, "log.cut_back(position.global_step)", "log.cut_back(10**9)", KILLS),
     (MAIN, "checkpoint.set_aside(folder, after=(position.epoch, position.step))", "[]", "tests/reliability/test_files.py"),

@@ -114,7 +114,7 @@ def test_damaged_checkpoints_are_passed_over(
     """The newest is damaged after a kill: the one before it is taken, and the reason is said."""
     folder = tmp_path / "run"
     with tally("damaged checkpoint"):
-        killed = {0: [fault("moco.step:TrainingStep.__call__", 12, "kill")]}
+        killed = {0: [fault("moco.pretrain.step:TrainingStep.__call__", 12, "kill")]}
         ended = launcher.run(arguments(images), folder, faults=killed)
         assert ended.codes == [-9]
         newest, before = checkpoints(folder)[:-3:-1]
@@ -176,7 +176,7 @@ def test_going_back_to_an_older_checkpoint(
     with tally("going back"):
         assert launcher.run(arguments(images), folder).codes == [0]
         older = folder / "checkpoint_0000.pth.tar"
-        killed = {0: [fault("moco.step:TrainingStep.__call__", 2, "kill")]}
+        killed = {0: [fault("moco.pretrain.step:TrainingStep.__call__", 2, "kill")]}
         ended = launcher.run([*arguments(images), "--resume", str(older)], folder, faults=killed)
         assert ended.codes == [-9], ended.output
         assert latest(folder)[0] == older

@@ -33,15 +33,15 @@ SOAK = int(os.environ.get("MOCO_SOAK", "1"))
 
 # Where a process can be struck, and the latest call of it that is sure to come before the end of a run of 12 steps.
 PLACES: list[tuple[str, int]] = [
-    ("moco.step:TrainingStep.__call__", 5),
+    ("moco.pretrain.step:TrainingStep.__call__", 5),
     ("moco.builder:MoCo.update_key_encoder", 5),
     ("moco.builder:MoCo.forward", 5),
-    ("moco.step:TrainingStep._update", 5),
+    ("moco.pretrain.step:TrainingStep._update", 5),
     ("moco.builder:MoCo.enqueue", 5),
     ("moco.data.sampler:Sampler.batch", 5),
     ("moco.data.loader:Loader.cut", 20),
     ("moco.run.log:RunLog._write", 5),
-    ("moco.resume:snapshot", 3),
+    ("moco.pretrain.state:snapshot", 3),
     ("moco.run.saver:host_copy", 3),
     ("moco.run.saver:save", 3),
     ("moco.run.checksum:SummingWriter.write", 300),

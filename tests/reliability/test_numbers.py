@@ -40,7 +40,7 @@ def test_stops_at_a_gradient_that_is_not_finite(
     world: int, launcher: Launcher, images: Path, tally: Tally, tmp_path: Path
 ) -> None:
     argv = [str(images), *SETTINGS.split()]
-    faults = {rank: [fault("moco.step:TrainingStep._update", 9, "spoil_gradient")] for rank in range(world)}
+    faults = {rank: [fault("moco.pretrain.step:TrainingStep._update", 9, "spoil_gradient")] for rank in range(world)}
     with tally("not finite"):
         ended = launcher.run(argv, tmp_path / "run", world=world, faults=faults)
         assert ended.codes == [EXIT_NUMERICS] * world, ended.output
@@ -65,7 +65,7 @@ def test_weights_gone_bad_stop_it_too(launcher: Launcher, images: Path, tally: T
     """A NaN in a weight cannot be undone by leaving out steps: it stops however many are allowed."""
     argv = [str(images), *SETTINGS.split(), "--max-bad-steps", "2"]
     with tally("not finite"):
-        faults = {0: [fault("moco.step:TrainingStep.__call__", 4, "poison")]}
+        faults = {0: [fault("moco.pretrain.step:TrainingStep.__call__", 4, "poison")]}
         ended = launcher.run(argv, tmp_path / "run", faults=faults)
         assert ended.codes == [EXIT_NUMERICS], ended.output
         assert "the gradient of step 6 is not finite" in ended.output
@@ -87,7 +87,7 @@ def test_leaves_out_as_many_bad_steps_as_allowed(
 ) -> None:
     """Two of twelve, one of them in each epoch, one after a kill: the count is part of the saved state."""
     argv = [str(images), *SETTINGS.split(), "--max-bad-steps", "2"]
-    bad = [fault("moco.step:TrainingStep._update", call, "spoil_gradient") for call in (3, 9)]
+    bad = [fault("moco.pretrain.step:TrainingStep._update", call, "spoil_gradient") for call in (3, 9)]
     with tally("not finite"):
         ended = launcher.run(argv, tmp_path / "run", world=world, faults=on_all(world, *bad))
         assert not any(ended.codes), ended.output
@@ -96,18 +96,17 @@ def test_leaves_out_as_many_bad_steps_as_allowed(
         assert int(final_checkpoint(tmp_path / "run")["moco_run"]["bad_steps"]) == 2
         assert finite(tmp_path / "run")
 
-        killed = [bad[0], fault("moco.step:TrainingStep.__call__", 8, "kill")]
+        killed = [bad[0], fault("moco.pretrain.step:TrainingStep.__call__", 8, "kill")]
         ended = launcher.run(argv, tmp_path / "cut", world=world, faults=on_all(world, *killed), grace=0)
         assert ended.codes == [-9] * world
         saved = checkpoints(tmp_path / "cut")  # of 6 steps, unless the kill came before that save had ended
         done = load(saved[-1])["moco_run"]["global_step"] if saved else 0
-        later = [fault("moco.step:TrainingStep._update", n - done, "spoil_gradient") for n in (3, 9) if n > done]
-        argv += ["--resume", "auto"]
-        ended = launcher.run(argv, tmp_path / "cut", world=world, faults=on_all(world, *later))
-        assert not any(ended.codes), ended.output
-        assert_same_run(tmp_path / "cut", tmp_path / "run")
+        later = [fault("moco.pretrain.step:TrainingStep._update", n - done, "spoil_gradient") for n in (3, 9) if n >
+        done] argv += ["--resume", "auto"] ended = launcher.run(argv, tmp_path / "cut", world=world,
+        faults=on_all(world, *later)) assert not any(ended.codes), ended.output assert_same_run(tmp_path / "cut",
+        tmp_path / "run")
 
-    third = [*bad, fault("moco.step:TrainingStep._update", 11, "spoil_gradient")]
+    third = [*bad, fault("moco.pretrain.step:TrainingStep._update", 11, "spoil_gradient")]
     ended = launcher.run(argv, tmp_path / "third", world=world, faults=on_all(world, *third))
     assert ended.codes == [EXIT_NUMERICS] * world
 
@@ -117,7 +116,7 @@ def test_a_step_left_out_is_as_if_its_batch_had_not_moved_the_weights(
 ) -> None:
     """Against the checkpoint before it: weights, momentum and statistics of the query encoder are the same."""
     argv = [str(images), *SETTINGS.split(), "--max-bad-steps", "1", "--save-every", "1", "--keep-last", "99"]
-    faults = {0: [fault("moco.step:TrainingStep._update", 4, "spoil_gradient")]}
+    faults = {0: [fault("moco.pretrain.step:TrainingStep._update", 4, "spoil_gradient")]}
     ended = launcher.run(argv, tmp_path / "run", faults=faults)
     assert not any(ended.codes), ended.output
     before, after = (load(tmp_path / "run" / f"checkpoint_0000_{step:06d}.pth.tar") for step in (3, 4))

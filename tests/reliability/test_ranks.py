@@ -24,7 +24,7 @@ from tests.reliability.runs import (
     final_checkpoint,
 )
 
-STEP = "moco.step:TrainingStep.__call__"
+STEP = "moco.pretrain.step:TrainingStep.__call__"
 
 
 SETTINGS = """-a smallcnn --image-size 16 -b 8 --epochs 2 --moco-k 20 --moco-dim 8 --seed 5 -p 2 -j 1

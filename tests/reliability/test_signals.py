@@ -64,12 +64,12 @@ def test_preempted_and_resumed_equals_undisturbed(
         assert_same_run(tmp_path / "run", undisturbed)
 
 
-@pytest.mark.parametrize("moment", ["moco.resume:snapshot", "moco.run.saver:save", "os:fsync", "os:replace"])
+@pytest.mark.parametrize("moment", ["moco.pretrain.state:snapshot", "moco.run.saver:save", "os:fsync", "os:replace"])
 def test_more_signals_during_the_save_do_no_harm(
     moment: str, reference: tuple[int, Path], launcher: Launcher, images: Path, tally: Tally, tmp_path: Path
 ) -> None:
     world, undisturbed = reference
-    first = fault("moco.step:TrainingStep.__call__", 3, "SIGUSR1")
+    first = fault("moco.pretrain.step:TrainingStep.__call__", 3, "SIGUSR1")
     more = [fault(moment, 1, name) for name in SIGNALS]
     with tally("signal during the save"):
         preempt(launcher, images, tmp_path / "run", world, {0: [first, *more]})

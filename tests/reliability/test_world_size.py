@@ -12,7 +12,7 @@ from moco.run.log import read_log
 from tests.reliability.conftest import Tally
 from tests.reliability.runs import Ended, Launcher, fault, final_checkpoint, on_all
 
-NOTE = fault("moco.step:TrainingStep.__call__", 0, "note_batch")
+NOTE = fault("moco.pretrain.step:TrainingStep.__call__", 0, "note_batch")
 SETTINGS = """--image-size 32 -b 8 --epochs 2 --moco-k 20 --moco-dim 8 --seed 5 -p 1 -j 1 --deterministic
     --no-tensorboard --eval-freq 0 --bn local --lr 0.01"""
 # encoder -> how much the losses and the weights (relative to their norm) may drift in 8 steps
@@ -45,7 +45,7 @@ def test_same_samples_on_another_number_of_ranks(
     with tally("another world size"):
         whole = launcher.run(argv, tmp_path / "whole", world=before, faults=on_all(before, NOTE))
         assert not any(whole.codes), whole.output
-        stop = fault("moco.step:TrainingStep.__call__", 4, "SIGTERM")
+        stop = fault("moco.pretrain.step:TrainingStep.__call__", 4, "SIGTERM")
         first = launcher.run(argv, tmp_path / "run", world=before, faults=on_all(before, NOTE, stop))
         assert first.codes == [75] * before, first.output
         argv += ["--resume", "auto"]

@@ -11,12 +11,12 @@ import torch
 from hypothesis import given, strategies as st
 from torch import nn
 
-from moco import health
 from moco.builder import MoCo
 from moco.data.sampler import Sampler
 from moco.errors import NumericsError
-from moco.health import check_agreement, collapse, fingerprint, must_agree, write_repro
 from moco.metrics import uniformity
+from moco.pretrain import health
+from moco.pretrain.health import check_agreement, collapse, fingerprint, must_agree, write_repro
 from moco.randomness import Purpose, stream_key
 
 

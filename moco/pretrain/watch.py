@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from moco import distributed, health
+from moco import distributed
 from moco.data.loader import Loader
 from moco.errors import NumericsError
-from moco.options import PretrainOptions, as_dict
-from moco.resume import Position
+from moco.pretrain import health
+from moco.pretrain.options import PretrainOptions, as_dict
+from moco.pretrain.state import Position
+from moco.pretrain.step import TrainingStep
 from moco.run.log import RunLog
 from moco.run.provenance import git_state
-from moco.step import TrainingStep
 
 
 class Watch:

@@ -10,7 +10,7 @@ from moco.builder import MoCo
 from moco.data.loader import Batch
 from moco.distributed.global_batch import GlobalBatch
 from moco.losses import WeightedHead
-from moco.step import TrainingStep
+from moco.pretrain.step import TrainingStep
 
 
 def plain(crops: Tensor, index: Tensor, epoch: int, view: int) -> Tensor:

@@ -20,8 +20,8 @@ from moco.distributed.global_batch import GlobalBatch
 from moco.losses import LossOutput, WeightedHead
 from moco.losses.in_batch import InBatchHead
 from moco.losses.table import HEADS
-from moco.options import loss_head, parse_pretrain
-from moco.step import TrainingStep
+from moco.pretrain.options import loss_head, parse_pretrain
+from moco.pretrain.step import TrainingStep
 from tests import oracles
 
 DIM, K, M, LR, MOMENTUM, DECAY, T = 4, 7, 0.6, 0.5, 0.9, 1e-2, 0.2

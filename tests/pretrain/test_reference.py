@@ -19,8 +19,8 @@ from moco.data.loader import Batch
 from moco.distributed.global_batch import GlobalBatch
 from moco.losses import LossOutput, WeightedHead
 from moco.losses.logsumexp import whole
-from moco.reference import ReferenceMoCo
-from moco.step import TrainingStep
+from moco.pretrain.reference import ReferenceMoCo
+from moco.pretrain.step import TrainingStep
 
 CLOSE = dict(rtol=1e-4, atol=1e-5)  # fp32 sums in another order, through a few steps
 DIM, K, N = 4, 15, 5

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from moco import distributed
 from moco.errors import InputError
-from moco.options import PretrainOptions, as_dict, result_options
+from moco.pretrain.options import PretrainOptions, as_dict, result_options
+from moco.pretrain.step import TrainingStep
 from moco.run import checkpoint
 from moco.run.meter import Meter
 from moco.run.provenance import git_state
-from moco.step import TrainingStep
 
 FORMAT = 1
 

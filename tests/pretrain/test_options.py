@@ -18,14 +18,7 @@ from hypothesis import example, given, settings, strategies as st
 from moco.distributed.global_batch import GlobalBatch
 from moco.errors import InputError
 from moco.losses import OneProcess, WeightedHead
-from moco.options import (
-    PretrainOptions,
-    as_dict,
-    as_json,
-    loss_head,
-    parse_pretrain,
-    result_options,
-)
+from moco.pretrain.options import PretrainOptions, as_dict, as_json, loss_head, parse_pretrain, result_options
 from moco.probe.options import LinclsOptions, parse_lincls
 from moco.run.flags import build_parser
 

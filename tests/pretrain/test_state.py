@@ -11,18 +11,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from moco import resume
 from moco.builder import MoCo
 from moco.data.loader import Batch
 from moco.distributed.global_batch import GlobalBatch
 from moco.encoders import build_encoder
 from moco.errors import InputError
 from moco.losses.table import HEADS
-from moco.options import PretrainOptions, loss_head, parse_pretrain
-from moco.resume import Position, find, restore, snapshot
+from moco.pretrain import state as resume
+from moco.pretrain.options import PretrainOptions, loss_head, parse_pretrain
+from moco.pretrain.state import Position, find, restore, snapshot
+from moco.pretrain.step import TrainingStep
 from moco.run import checkpoint
 from moco.run.meter import Meter
-from moco.step import TrainingStep
 
 CPU = torch.device("cpu")
 

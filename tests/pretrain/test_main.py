@@ -29,7 +29,7 @@ from moco.run.log import read_log
 from tests.reliability.runs import Ended, Launcher
 
 # A rank that should end hangs in gloo now and then (docs/reliability.md, "Known fault")
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = shlex.split("-a smallcnn --image-size 16 --moco-dim 8 --moco-k 21 -b 8 -j 2 --epochs 2 -p 1 --no-tensorboard")
 SMALL += ["--seed", "1"]
 

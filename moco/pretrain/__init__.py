@@ -1,0 +1,1 @@
+"""Pretraining: the step, its options and the state of a run."""
