@@ -26,10 +26,7 @@ sys.path.insert(0, str(ROOT))  # so that the script finds the package without an
 
 from moco.errors import InputError, exit_code  # noqa: E402
 from moco.losses.table import HEADS  # noqa: E402
-from moco.report import (
-    comparison,
-    sweep_figures,
-)
+from moco.report import comparison, sweep_figures  # noqa: E402
 from moco.report.correlation import rank_correlation  # noqa: E402
 from moco.report.runs import COLLAPSE, DONE, KNN, MEASURED, PROBE, Encoder, read  # noqa: E402
 

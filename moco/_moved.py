@@ -76,6 +76,8 @@ MOVED: dict[str, str] = {
 }
 """Old name -> new name; both importable until the release after 0.2."""
 
+_FOLDERS = ("moco.interop", "moco.page")  # gone, but their files are in the table
+
 
 class _OldNames(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds a module under its old name: a module with the names of the new one."""
@@ -83,12 +85,14 @@ class _OldNames(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname not in MOVED:
+        if fullname not in MOVED and fullname not in _FOLDERS:
             return None
         return importlib.util.spec_from_loader(fullname, self, is_package=True)  # moco.heads had files of its own
 
     def exec_module(self, module: ModuleType) -> None:
-        new = MOVED[module.__name__]
+        new = MOVED.get(module.__name__)
+        if new is None:
+            return
         warnings.warn(f"{module.__name__} is now {new}; the old name goes away", DeprecationWarning, stacklevel=2)
         names = {name: value for name, value in vars(importlib.import_module(new)).items() if name[:2] != "__"}
         vars(module).update(names)

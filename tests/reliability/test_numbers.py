@@ -101,10 +101,12 @@ def test_leaves_out_as_many_bad_steps_as_allowed(
         assert ended.codes == [-9] * world
         saved = checkpoints(tmp_path / "cut")  # of 6 steps, unless the kill came before that save had ended
         done = load(saved[-1])["moco_run"]["global_step"] if saved else 0
-        later = [fault("moco.pretrain.step:TrainingStep._update", n - done, "spoil_gradient") for n in (3, 9) if n >
-        done] argv += ["--resume", "auto"] ended = launcher.run(argv, tmp_path / "cut", world=world,
-        faults=on_all(world, *later)) assert not any(ended.codes), ended.output assert_same_run(tmp_path / "cut",
-        tmp_path / "run")
+        rest = [n - done for n in (3, 9) if n > done]
+        later = [fault("moco.pretrain.step:TrainingStep._update", call, "spoil_gradient") for call in rest]
+        argv += ["--resume", "auto"]
+        ended = launcher.run(argv, tmp_path / "cut", world=world, faults=on_all(world, *later))
+        assert not any(ended.codes), ended.output
+        assert_same_run(tmp_path / "cut", tmp_path / "run")
 
     third = [*bad, fault("moco.pretrain.step:TrainingStep._update", 11, "spoil_gradient")]
     ended = launcher.run(argv, tmp_path / "third", world=world, faults=on_all(world, *third))
