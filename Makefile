@@ -69,7 +69,7 @@ peers: install ## make .peers, with the libraries that make bench compares with
 	@benchmarks/peers.sh
 
 docs: install-dev ## the API reference, from the docstrings, into build/docs
-	@$(PY) -m pdoc -o build/docs moco main_moco main_lincls !moco._torchvision_ops
+	@$(PY) -m pdoc -o build/docs moco !moco._torchvision_ops !moco._moved
 
 install: ## make .venv with requirements.txt (and, where possible, FFCV's system libraries)
 	@./install.sh

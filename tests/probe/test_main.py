@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-import main_lincls
 from moco.data.augment import Augment
 from moco.data.augment.recipes import find_recipe
 from moco.data.datasets import open_split
@@ -25,10 +24,11 @@ from moco.data.loader import Loader
 from moco.data.sampler import Sampler
 from moco.encoders import build_encoder, trunk
 from moco.errors import EXIT_INPUT, EXIT_NUMERICS, EXIT_OK
+from moco.probe import __main__ as main_lincls
 from moco.run import checkpoint
 from moco.run.log import read_log
 
-ROOT = Path(main_lincls.__file__).parent
+ROOT = Path(__file__).resolve().parents[2]
 CLASSES = ("blue", "green", "red")
 
 

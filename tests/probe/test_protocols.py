@@ -15,11 +15,11 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-import main_lincls
 from moco.encoders import build_encoder, trunk
 from moco.encoders.files import read_encoder
 from moco.errors import EXIT_INPUT, EXIT_OK
 from moco.export.__main__ import prepare
+from moco.probe import __main__ as main_lincls
 from moco.run.lock import RunLock
 from moco.run.log import read_log
 from tests.probe.test_main import (

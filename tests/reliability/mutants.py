@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 CHECKPOINT, CHECKSUM, SAVER, LOCK = "moco/run/checkpoint.py", "moco/run/checksum.py", "moco/run/saver.py", "moco/run/lock.py"
 LOGS, PREEMPTION, STEP, HEALTH = "moco/run/log.py", "moco/run/preemption.py", "moco/pretrain/step.py", "moco/pretrain/health.py"
-RESUME, DISTRIBUTED, MAIN = "moco/pretrain/state.py", "moco/distributed/session.py", "main_moco.py"
+RESUME, DISTRIBUTED, MAIN = "moco/pretrain/state.py", "moco/distributed/session.py", "moco/pretrain/__main__.py"
 KILLS = "tests/reliability/test_kills.py"
 FP16 = f"{KILLS} -k fp16-0"
 

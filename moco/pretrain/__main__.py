@@ -1,0 +1,280 @@
+"""Momentum-contrast pretraining.
+
+    torchrun --nproc_per_node=8 main_moco.py --mlp --aug-plus --cos --moco-t 0.2 /data/imagenet  # MoCo v2
+    torchrun --nproc_per_node=8 main_moco.py --loss align-uniform imagenet100.beton  # another head, another loader
+    python main_moco.py --dataset digits -a smallcnn --resume auto                   # one process, any device
+
+Read downwards: `train` builds and resumes, `Training` loops. One step is in moco/pretrain/step.py, the losses in
+moco/losses/weighted.py, the pair and its queue in moco/builder.py, what a checkpoint holds in moco/pretrain/state.py.
+Exit codes (moco/errors.py): 0 done, 2 bad input, 3 numbers gone wrong, 75 preempted and saved: start the same command
+again with --resume auto.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from moco import distributed
+from moco.builder import MoCo, compile_encoders
+from moco.data.augment import Augment
+from moco.data.augment.recipes import find_recipe
+from moco.data.datasets import open_split
+from moco.data.loader import Loader
+from moco.data.sampler import Sampler
+from moco.distributed.device import pick_device
+from moco.distributed.global_batch import GlobalBatch
+from moco.encoders import build_encoder
+from moco.encoders.files import load_trunk, read_encoder
+from moco.errors import EXIT_OK, EXIT_PREEMPTED, exit_code
+from moco.evaluate.online import OnlineEvaluator
+from moco.losses.logsumexp import whole
+from moco.losses.table import check_labels, curves
+from moco.pretrain import state as resume
+from moco.pretrain.options import PretrainOptions, as_dict, as_json, loss_head, parse_pretrain
+from moco.pretrain.reference import ReferenceMoCo
+from moco.pretrain.step import TrainingStep
+from moco.pretrain.watch import Watch
+from moco.profiling import Profile
+from moco.run import checkpoint
+from moco.run.lock import only_run_in
+from moco.run.log import RunLog
+from moco.run.meter import Clock, Meter
+from moco.run.preemption import Preemption
+from moco.run.provenance import git_state, machine
+from moco.run.saver import Every, Saver
+from moco.schedules import learning_rate
+from moco.stages import as_line, shares, timeline, waited_for
+
+
+def main(argv: list[str] | None = None) -> int:
+    def run() -> int:
+        options = parse_pretrain(argv)
+        if options.dry_run:
+            print(as_json(options))
+            return EXIT_OK
+        device = pick_device(options.device)
+        with distributed.session(device, options.rank_timeout), Preemption() as preemption:
+            return train(options, device, preemption)
+
+    return exit_code(run)
+
+
+def train(options: PretrainOptions, device: torch.device, preemption: Preemption) -> int:
+    rank, world = distributed.rank(), distributed.world_size()
+    folder = Path(options.output_dir)
+
+    # What is there to go on from? A checkpoint that cannot be used ends here, before anything is built.
+    path, notes = distributed.on_rank_0(lambda: resume.find(options.resume, folder))
+    saved = checkpoint.load(path) if path else None
+    seed = distributed.broadcast_object(resume.seed(options.seed, saved))
+    options = dataclasses.replace(options, seed=seed)
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(options.deterministic)
+    torch.backends.cudnn.benchmark = not options.deterministic
+
+    # resolved by the parser
+    assert options.image_size is not None and options.recipe is not None and options.loss is not None
+    # Data: uint8 crops from threads; everything photometric happens on the device.
+    source = open_split(
+        options.data, options.dataset, "train", loader=options.loader, cache=options.cache, labels_required=False
+    )
+    check_labels(options.loss, source.labels)
+    recipe = find_recipe(options.recipe)
+    loader = Loader(
+        source,
+        Sampler(len(source), options.batch_size, seed, rank=rank, world_size=world),
+        size=options.image_size,
+        scale=recipe.scale,
+        ratio=recipe.ratio,
+        workers=options.workers,
+        device=device,
+        seed=seed,
+        skip_bad_images=options.skip_bad_images,
+    )
+    evaluate = OnlineEvaluator.for_pretraining(options, source, device)
+    if evaluate is None and options.eval_freq is None:
+        notes.append("no val split: training goes without online evaluation")
+
+    # Model, loss, optimiser.
+    encoder = build_encoder(options.arch, options.moco_dim, mlp=options.mlp, image_size=options.image_size)
+    if options.init_from and saved is None:
+        file = read_encoder(options.init_from)
+        notes.append(f"{file.path}: {file.layout}, {load_trunk(encoder, file)}; head and queue start afresh")
+    channels_last = device.type == "cuda" if options.channels_last is None else options.channels_last
+    if channels_last:
+        encoder = encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = (ReferenceMoCo if options.reference_step else MoCo)(
+        encoder,
+        dim=options.moco_dim,
+        K=options.moco_k,
+        m=options.moco_m,
+        bn=options.bn,
+        bn_group_size=options.bn_group_size,
+        seed=seed,
+        device=device,
+    )
+    if options.compile:
+        compile_encoders(model)
+    across = GlobalBatch()
+    # the key encoder's parameters are listed, as in MoCo's files; they never have a gradient
+    optimizer = torch.optim.SGD(
+        model.parameters(), options.lr, momentum=options.momentum, weight_decay=options.weight_decay, fused=True
+    )
+    step = TrainingStep(
+        distributed.data_parallel(model, device),
+        loss_head(options, across),
+        optimizer,
+        Augment(recipe, seed, compile=device.type == "cuda"),
+        across,
+        accum_steps=options.accum_steps,
+        amp=options.amp,
+        grad_clip=options.grad_clip,
+        channels_last=channels_last,
+        go_on=options.max_bad_steps > 0,
+        symmetric=options.symmetric,
+    )
+
+    position, meters = resume.Position(epoch=options.start_epoch), [Meter(), Meter()]
+    if saved is not None and path is not None:
+        position, more = resume.restore(saved, path, step, meters, options)
+        notes += more
+    del saved
+
+    with only_run_in(folder), RunLog(folder, rank=rank, tensorboard=options.tensorboard, wandb=options.wandb) as log:
+        if rank == 0:
+            aside = checkpoint.set_aside(folder, after=(position.epoch, position.step))
+            notes += [f"set aside {old.name}: this run goes on from before it" for old in aside]
+        log.cut_back(position.global_step)
+        begin = {"options": as_dict(options), "world_size": world, "git": git_state(), "machine": machine(device)}
+        log.start(begin, epoch=position.epoch, global_step=position.global_step)
+        for note in (*notes, *source.notes):
+            log.say(note)
+        log.say(
+            f"{len(source)} images, {len(loader)} steps of {options.batch_size} an epoch, on {world} x {device.type}"
+            f" with {loader.workers} decoding threads each; --bn {options.bn}, --seed {seed}; output in {folder}"
+        )
+        if rank == 0:
+            (folder / "options.json").write_text(as_json(options) + "\n")
+        with whole(options.reference_step), Profile(folder, device, options.profile and rank == 0, log.say) as profile:
+            training = Training(
+                options, device, loader, model, step, meters, position, evaluate, log, preemption, profile
+            )
+            return training.run()
+
+
+@dataclass
+class Training:
+    """The loop. `position` says where it is; everything it changes is in `resume.snapshot`."""
+
+    options: PretrainOptions
+    device: torch.device
+    loader: Loader
+    model: MoCo
+    step: TrainingStep
+    meters: list[Meter]  # means since the last line, means of the epoch
+    position: resume.Position
+    evaluate: OnlineEvaluator | None
+    log: RunLog
+    preemption: Preemption
+    profile: Profile
+
+    def run(self) -> int:
+        options = self.options
+        timeline.start(self.device)
+        self.saver = None
+        if distributed.rank() == 0:
+            self.saver = Saver(options.output_dir, options.keep_last, options.keep_every)
+        self.every, self.save_stall = Every(options.save_every), 0.0
+        self.watch = Watch(options, self.step, self.loader, self.log, self.position)
+        self.values: dict[str, float] = {}  # as last printed
+        while self.position.epoch < options.epochs:
+            if not self.one_epoch():
+                return EXIT_PREEMPTED
+            epoch = self.position.epoch
+            self.position = resume.Position(epoch + 1, 0, self.position.global_step)
+            last = epoch + 1 == options.epochs
+            if self.evaluate and ((epoch + 1) % self.evaluate.every == 0 or last):
+                found = dict(self.evaluate(self.model.encoder_q))
+                self.log.eval(found, epoch=epoch, global_step=self.position.global_step)
+            if (epoch + 1) % options.save_freq == 0 or last:
+                self.save(checkpoint.checkpoint_name(epoch))
+        if self.saver:
+            self.saver.wait()
+        return EXIT_OK
+
+    def one_epoch(self) -> bool:
+        """The rest of the current epoch, from `position.step` on. False if it was preempted, and saved."""
+        options, position, epoch, steps = self.options, self.position, self.position.epoch, len(self.loader)
+        for group in self.step.optimizer.param_groups:
+            group["lr"] = learning_rate(
+                epoch, options.lr, options.epochs, options.schedule, options.cos, options.warmup_epochs
+            )
+        self.step.head = loss_head(options, self.step.across, epoch)
+        self.model.train()
+        clock, of_batch, (since_print, of_epoch), began = Clock(), Meter(), self.meters, timeline.totals()
+        with contextlib.closing(self.loader.epoch(epoch, position.step)) as batches:
+            asked = time.perf_counter()
+            for batch in waited_for(batches):
+                clock.waited(asked)
+                printing = (position.step + 1) % options.print_freq == 0 or position.step + 1 == steps
+                losses, measured = self.step(batch, epoch, self.loader.sampler.sizes(position.step), measure=printing)
+                position.step += 1
+                position.global_step += 1
+                clock.step(options.batch_size)
+                for meter in self.meters:
+                    meter.add(losses, len(batch.index))
+                where = dict(epoch=epoch, step=position.step, steps=steps, epochs=options.epochs)
+                if printing or self.device.type == "cpu":
+                    self.watch.numbers(position, self.values)
+                if printing:
+                    self.watch.agreement(position)
+                    of_batch.add(measured, len(batch.index))
+                    self.values = {**since_print.read(), **of_batch.read(), "lr": group["lr"], **curves(options, epoch)}
+                    timeline.totals()
+                    timing = clock.lap(self.device, (options.epochs - epoch) * steps - position.step)
+                    if self.save_stall:
+                        timing["save_stall_s"], self.save_stall = self.save_stall, 0.0
+                    self.log.train(self.values, timing, **where, global_step=position.global_step)
+                    if position.step == steps or position.step % (100 * options.print_freq) == 0:
+                        self.watch.collapse(position, self.values)
+                else:
+                    self.log.advance(**where)
+                self.profile.step()
+                wanted = self.every.due(position.global_step) and position.step < steps
+                preempted, due = distributed.any_rank(bool(self.preemption), wanted)
+                if preempted or due:
+                    self.watch.numbers(position, self.values)  # else a step not applied would be saved and forgotten
+                    self.save(checkpoint.checkpoint_name(epoch, position.step))
+                if preempted:
+                    if self.saver:
+                        self.saver.wait()
+                    signal = self.preemption.name or "a signal to another rank"
+                    self.log.say(
+                        f"{signal}: saved after epoch {epoch + 1}, step {position.step}; go on with --resume auto"
+                    )
+                    return False
+                asked = time.perf_counter()
+        spent = shares(began, timeline.totals())
+        self.log.epoch(of_epoch.read(), {"shares": spent}, epoch=epoch, global_step=position.global_step)
+        self.log.say(f"epoch {epoch + 1}  time  {as_line(spent)}")
+        if options.skip_bad_images:
+            self.watch.bad_images(position)
+        return True
+
+    def save(self, name: str) -> None:
+        state = resume.snapshot(self.step, self.meters, self.position, self.options)
+        self.log.sync()
+        if self.saver:
+            self.save_stall += self.saver.submit(state, name)
+        self.every.saved()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
