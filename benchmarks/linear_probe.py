@@ -26,8 +26,7 @@ from benchmarks.measuring import Row, alternate, device_of, parser, report
 from moco.data.augment import Augment
 from moco.data.augment.recipes import find_recipe
 from moco.data.datasets import DATASETS, open_split
-from moco.data.source import Source
-from moco.data.subset import Subset
+from moco.data.source import Source, Subset
 from moco.evaluate.features import centre_crops, extract_features
 from moco.probe.model import Rows, build, stream_of
 from moco.probe.options import LinclsOptions, parse_lincls

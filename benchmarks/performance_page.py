@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measuring import RESULTS, Row, number, table
-from moco.stages import as_line
+from moco.timing import as_line
 
 PAGE = RESULTS.parent.parent / "docs" / "performance.md"
 PLACE = re.compile(r"(<!-- ([a-z_]+-(?:cpu|cuda)) -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -28,7 +28,7 @@ from moco.distributed.global_batch import GlobalBatch
 from moco.encoders import build_encoder
 from moco.losses import WeightedHead
 from moco.pretrain.step import AMP_DTYPES, TrainingStep
-from moco.stages import as_line, shares, timeline
+from moco.timing import as_line, shares, timeline
 
 
 class Augmented:

@@ -11,8 +11,9 @@ from typing import Any
 import yaml
 
 from launch.job import Step
-from moco.pretrain.options import CommonOptions, PretrainOptions, as_dict, parse_pretrain
+from moco.pretrain.options import PretrainOptions, parse_pretrain
 from moco.probe.options import LinclsOptions, parse_lincls
+from moco.run.options import CommonOptions, as_dict
 
 NOT_KEPT = ("config", "dry_run", "resume")
 PATHS = ("data", "output_dir", "pretrained")

@@ -36,8 +36,9 @@ import yaml
 
 from launch import options_file
 from moco.errors import InputError
-from moco.pretrain.options import CommonOptions, PretrainOptions, result_options
+from moco.pretrain.options import PretrainOptions
 from moco.probe.options import LinclsOptions
+from moco.run.options import CommonOptions, result_options
 
 Settings = dict[str, Any]
 _CONFIG = r"--config \S*moco-sweep-\S+\.yaml: "  # how the parser calls what is a part of the sweep here

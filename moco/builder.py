@@ -25,7 +25,7 @@ from moco.distributed.shuffle import RowShuffle
 from moco.encoders.batchnorm import isolate_batchnorm
 from moco.errors import InputError
 from moco.randomness import Purpose, stream_key
-from moco.stages import stage
+from moco.timing import stage
 
 
 def choose_bn(bn: str | None, K: int) -> str:

@@ -1,23 +1,27 @@
-"""Everything that crosses ranks. At world size 1 each function is the identity."""
+"""Everything that crosses ranks. The only folder that imports torch.distributed."""
 
-from moco.distributed.session import (
+from moco.distributed.collectives import (
     all_reduce_max as all_reduce_max,
     all_reduce_sum as all_reduce_sum,
     any_rank as any_rank,
     barrier as barrier,
     broadcast_buffers as broadcast_buffers,
     broadcast_object as broadcast_object,
-    data_parallel as data_parallel,
     exchange_rows as exchange_rows,
     gather_objects as gather_objects,
     gather_rows as gather_rows,
+    on_rank_0 as on_rank_0,
+    share as share,
+    shares as shares,
+)
+from moco.distributed.session import (
+    copy_without_waiting as copy_without_waiting,
+    data_parallel as data_parallel,
     is_launched as is_launched,
     local_rank as local_rank,
     local_world_size as local_world_size,
-    on_rank_0 as on_rank_0,
+    pick_device as pick_device,
     rank as rank,
     session as session,
-    share as share,
-    shares as shares,
     world_size as world_size,
 )

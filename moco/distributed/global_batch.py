@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from moco.distributed.session import all_reduce_max, all_reduce_sum, gather_rows, rank, world_size
+from moco.distributed.collectives import all_reduce_max, all_reduce_sum, gather_rows
+from moco.distributed.session import rank, world_size
 
 
 class _GatherRowsWithGrad(torch.autograd.Function):

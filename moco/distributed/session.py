@@ -1,26 +1,20 @@
-"""Everything that crosses ranks, and the only file that imports torch.distributed. At world size 1 each function is the
-identity.
-
-Per-rank batch sizes are passed as Python lists (`sizes[r]` rows on rank r), so that uneven batches need no exchange of
-sizes and no host-device synchronisation.
-"""
+"""The ranks of this process, the process group, and the device of a rank."""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from moco.distributed.lost_rank import RollCall, name_of_start
 from moco.errors import InputError, RankError
-from moco.stages import stage
 
 T = TypeVar("T")
 
@@ -101,6 +95,11 @@ def _join(backend: str, limit: timedelta) -> str:
     return start
 
 
+def cpu_group() -> dist.ProcessGroup | None:
+    """The group for flags and small Python objects; None outside a session."""
+    return _cpu_group
+
+
 def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
     """DistributedDataParallel, without its per-step broadcast of buffers: the queue is the same everywhere by
     construction and is as large as the encoder. Rank 0's BatchNorm statistics are the ones that are saved
@@ -118,125 +117,20 @@ def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
     )
 
 
-def shares(n: int, world: int) -> list[int]:
-    """How n samples are dealt to `world` ranks: sizes differ by at most one, the larger first."""
-    return [n // world + (r < n % world) for r in range(world)]
+def copy_without_waiting(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`x`, of host memory, on `device`; the host goes on at once. CUDA copies so from pinned memory alone."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
-def share(n: int) -> slice:
-    """This rank's contiguous part of range(n)."""
-    sizes = shares(n, world_size())
-    start = sum(sizes[: rank()])
-    return slice(start, start + sizes[rank()])
-
-
-def barrier() -> None:
-    if world_size() > 1:
-        dist.barrier(group=_cpu_group)
-
-
-def broadcast_object(value: T) -> T:
-    """Rank 0's value (any picklable object), on every rank."""
-    if world_size() == 1:
-        return value
-    box: list[Any] = [value]
-    dist.broadcast_object_list(box, src=0, group=_cpu_group)
-    return box[0]
-
-
-def gather_objects(value: T) -> list[T]:
-    """Every rank's value, in rank order, on every rank."""
-    if world_size() == 1:
-        return [value]
-    box: list[Any] = [None] * world_size()
-    dist.all_gather_object(box, value, group=_cpu_group)
-    return box
-
-
-def any_rank(*flags: bool) -> list[bool]:
-    """For each flag: True on every rank if it is true on one. Travels on the CPU group: no host-device
-    synchronisation."""
-    if world_size() == 1:
-        return list(flags)
-    votes = torch.tensor([int(flag) for flag in flags])
-    dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=_cpu_group)
-    return votes.bool().tolist()
-
-
-def on_rank_0(work: Callable[[], T]) -> T:
-    """What `work` returns on rank 0, where alone it is called, on every rank; an InputError there is raised on every
-    rank.
-
-    For what must be decided once: several ranks that look at a shared folder may not see the same files.
-    """
-    if world_size() == 1:
-        return work()
-    answer: T | None = None
-    refusal: str | None = None
-    if rank() == 0:
-        try:
-            answer = work()
-        except InputError as error:
-            refusal = str(error)
-    answer, refusal = broadcast_object((answer, refusal))
-    if refusal is not None:
-        raise InputError(refusal)
-    return answer  # type: ignore[return-value]
-
-
-@stage("communication")
-def all_reduce_sum(x: Tensor) -> Tensor:
-    """Sum over ranks, without gradient. A new tensor at world size > 1."""
-    if world_size() == 1:
-        return x
-    x = x.detach().clone()
-    dist.all_reduce(x)
-    return x
-
-
-@stage("communication")
-def all_reduce_max(x: Tensor) -> Tensor:
-    """Largest over ranks, without gradient. A new tensor at world size > 1."""
-    if world_size() == 1:
-        return x
-    x = x.detach().clone()
-    dist.all_reduce(x, op=dist.ReduceOp.MAX)
-    return x
-
-
-def broadcast_buffers(module: nn.Module) -> None:
-    """Rank 0's buffers (BatchNorm statistics) on every rank: before an evaluation, so that all ranks measure one
-    model."""
-    if world_size() > 1:
-        for buffer in module.buffers():
-            dist.broadcast(buffer, src=0)
-
-
-@stage("communication")
-def gather_rows(x: Tensor, sizes: list[int] | None = None) -> Tensor:
-    """Rows of all ranks in rank order, without gradient: [sizes[r], ...] on rank r -> [sum(sizes), ...] on every rank.
-
-    `sizes` None means as many rows on every rank as here. Uneven parts are padded for the exchange (collectives take
-    equal ones).
-    """
-    if world_size() == 1:
-        return x.detach()
-    sizes = sizes or [len(x)] * world_size()
-    most = max(sizes)
-    padded = x.detach().new_zeros((most, *x.shape[1:]))
-    padded[: len(x)] = x.detach()
-    parts = [torch.empty_like(padded) for _ in sizes]
-    dist.all_gather(parts, padded)
-    return torch.cat([part[:n] for part, n in zip(parts, sizes, strict=True)])
-
-
-@stage("communication")
-def exchange_rows(x: Tensor, send: list[int], receive: list[int]) -> Tensor:
-    """All-to-all without gradient: the first send[0] rows of x go to rank 0, the next send[1] to rank 1, ...; returns
-    what came, receive[r] rows of rank r. With a single entry in `send` nothing travels."""
-    if len(send) == 1:
-        return x
-    x = x.contiguous()
-    out = x.new_empty((sum(receive), *x.shape[1:]))
-    dist.all_to_all_single(out, x, receive, send)
-    return out
+def pick_device(wish: str) -> torch.device:
+    """`wish`: 'cuda', 'cpu' or 'auto'. With CUDA, the device of this rank on its node."""
+    if wish == "cpu" or (wish == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise InputError("--device cuda, but torch sees no GPU; install a CUDA build of torch or pass --device cpu")
+    if local_rank() >= torch.cuda.device_count():
+        raise InputError(
+            f"{local_world_size()} processes on this node but {torch.cuda.device_count()} GPUs;"
+            " pass a smaller --nproc_per_node"
+        )
+    return torch.device("cuda", local_rank())

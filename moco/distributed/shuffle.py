@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from moco.distributed.device import copy_without_waiting
-from moco.distributed.session import exchange_rows, rank
+from moco.distributed.collectives import exchange_rows
+from moco.distributed.session import copy_without_waiting, rank
 from moco.randomness import permutation
 
 

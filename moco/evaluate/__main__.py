@@ -40,9 +40,8 @@ from moco import distributed
 from moco.data.augment import Augment
 from moco.data.augment.recipes import find_recipe
 from moco.data.datasets import DATASETS, has_split, open_split
-from moco.data.source import Source, check_same_classes
-from moco.data.subset import labelled
-from moco.distributed.device import pick_device
+from moco.data.source import Source, check_same_classes, labelled
+from moco.distributed.session import pick_device
 from moco.encoders import build_encoder
 from moco.encoders.files import EncoderFile, load_trunk, read_encoder
 from moco.encoders.preprocessing import suited

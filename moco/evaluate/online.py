@@ -16,8 +16,7 @@ from moco import metrics
 from moco.data.augment import Augment
 from moco.data.augment.recipes import find_recipe
 from moco.data.datasets import has_split, open_split
-from moco.data.source import Source, check_same_classes
-from moco.data.subset import labelled
+from moco.data.source import Source, check_same_classes, labelled
 from moco.distributed import all_reduce_sum, share
 from moco.encoders import feature_dim, trunk
 from moco.evaluate.features import Settings, TrunkAndOutput, centre_crops, encode, extract_features, in_order

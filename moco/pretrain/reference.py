@@ -17,7 +17,7 @@ from torch import Tensor
 from moco.builder import MoCo
 from moco.distributed import gather_rows, rank, world_size
 from moco.randomness import Purpose, permutation, stream_key
-from moco.stages import stage
+from moco.timing import stage
 
 
 class ReferenceMoCo(MoCo):

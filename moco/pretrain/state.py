@@ -17,10 +17,11 @@ from torch import Tensor
 
 from moco import distributed
 from moco.errors import InputError
-from moco.pretrain.options import PretrainOptions, as_dict, result_options
+from moco.pretrain.options import PretrainOptions
 from moco.pretrain.step import TrainingStep
 from moco.run import checkpoint
 from moco.run.meter import Meter
+from moco.run.options import as_dict, result_options
 from moco.run.provenance import git_state
 
 FORMAT = 1

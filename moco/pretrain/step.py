@@ -16,7 +16,7 @@ from moco.data.loader import Batch
 from moco.distributed import all_reduce_sum, gather_rows, rank, shares, world_size
 from moco.distributed.global_batch import GlobalBatch
 from moco.losses import Head
-from moco.stages import stage
+from moco.timing import stage
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from moco import distributed
+from moco.builder import MoCo
 from moco.data.loader import Loader
+from moco.data.sampler import Sampler
+from moco.distributed import gather_rows, rank, world_size
 from moco.errors import NumericsError
-from moco.pretrain import health
-from moco.pretrain.options import PretrainOptions, as_dict
+from moco.pretrain.options import PretrainOptions
 from moco.pretrain.state import Position
 from moco.pretrain.step import TrainingStep
-from moco.run.log import RunLog
+from moco.randomness import Purpose, stream_key
+from moco.run.log import RunLog, json_ready
+from moco.run.options import as_dict
 from moco.run.provenance import git_state
 
 
@@ -34,7 +44,7 @@ class Watch:
         options = self.options
         step = at.step - 1 - (at.global_step - first)
         details = {"loss_scale": self.step.scaler.get_scale(), "git": git_state(), "options": as_dict(options)}
-        name = health.write_repro(self.loader.sampler, at.epoch, step, first, values, details, options.output_dir)
+        name = write_repro(self.loader.sampler, at.epoch, step, first, values, details, options.output_dir)
         what = f"the gradient of step {first} is not finite, so that step was not applied; its batch is in {name}"
         if bad > options.max_bad_steps:
             raise NumericsError(
@@ -45,10 +55,10 @@ class Watch:
 
     def agreement(self, at: Position) -> None:
         """NumericsError if the ranks do not hold the same bits any more."""
-        self.agreed = health.check_agreement(self.step.moco, self.agreed, at.global_step)
+        self.agreed = check_agreement(self.step.moco, self.agreed, at.global_step)
 
     def collapse(self, at: Position, values: Mapping[str, float]) -> None:
-        if message := health.collapse(values):
+        if message := collapse(values):
             self.warn(message, at)
 
     def bad_images(self, at: Position) -> None:
@@ -63,3 +73,94 @@ class Watch:
 
     def warn(self, message: str, at: Position) -> None:
         self.log.warning(message, epoch=at.epoch, global_step=at.global_step)
+
+
+COLLAPSED = -0.1  # uniformity (t = 2) of features whose mean squared distance is below about 0.05
+
+_SAME_SIZE_INTEGER = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def collapse(values: Mapping[str, float]) -> str | None:
+    """A warning if the batch's features were nearly one point, judged by its printed `uniformity`; else None."""
+    spread = values.get("uniformity", -1.0)
+    if not spread > COLLAPSED:
+        return None
+    return (
+        f"the features are nearly one point (uniformity {spread:.3f}, 0 is collapse): a smaller --moco-m or --moco-k,"
+        " or a larger weight of uniformity, lets them spread"
+    )
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> Tensor:
+    """One number a tensor, int64 [len(tensors)]: the sum of its bits read as integers; one flipped bit changes it."""
+    sums = [x.detach().view(_SAME_SIZE_INTEGER[x.element_size()]).sum(dtype=torch.int64) for x in tensors.values()]
+    return torch.stack(sums)
+
+
+def must_agree(model: MoCo) -> dict[str, Tensor]:
+    """What is the same on all ranks by construction: weights and queue. BatchNorm's statistics are each rank's own."""
+    queue = {"queue": model.queue, "queue_ptr": model.queue_ptr, "queue_labels": model.queue_labels}
+    return {**dict(model.named_parameters()), **queue}
+
+
+def check_agreement(model: MoCo, last_agreed: int, now: int) -> int:
+    """Returns `now` if all ranks hold the same bits; NumericsError, on every rank, if not. `last_agreed`: its last
+    answer.
+
+    Reads the weights once and exchanges a few hundred numbers: for every printed line, not for every step.
+    """
+    if world_size() == 1:
+        return now
+    tensors = must_agree(model)
+    of_ranks = gather_rows(fingerprint(tensors)[None]).cpu()  # [ranks, tensors]
+    usual = of_ranks.mode(dim=0).values
+    odd_ranks = (of_ranks != usual).any(dim=1).nonzero().flatten().tolist()
+    if not odd_ranks:
+        return now
+    odd_names = [name for name, odd in zip(tensors, (of_ranks != usual).any(dim=0).tolist(), strict=True) if odd]
+    more = f" and {len(odd_names) - 1} more" if len(odd_names) > 1 else ""
+    # with two ranks nobody can say which is right
+    who = "the ranks differ" if world_size() == 2 else f"rank {', '.join(map(str, odd_ranks))} differs from the others"
+    raise NumericsError(
+        f"{who} in {odd_names[0]}{more}, after step {last_agreed} and by step {now}: memory or network is faulty; go on"
+        f" with --resume PATH of a checkpoint up to step {last_agreed}, on other hardware if it happens again"
+    )
+
+
+PER_IMAGE = [Purpose.CROP, Purpose.FLIP, Purpose.JITTER, Purpose.GRAYSCALE, Purpose.BLUR, Purpose.SOLARIZE,
+             Purpose.ROTATION]  # fmt: skip
+
+
+def write_repro(
+    sampler: Sampler,
+    epoch: int,
+    step: int,
+    global_step: int,
+    last_values: Mapping[str, float],
+    details: Mapping[str, Any],
+    folder: str | Path,
+) -> str:
+    """Rank 0 writes down what is needed to look at a step whose gradient was not finite; returns the file's name.
+
+    step: the 0-based step in `epoch`. last_values: what was last printed while all was finite.
+    """
+    name = f"bad_step_{global_step:08d}.json"
+    streams = {
+        purpose.name.lower(): [f"{stream_key(sampler.seed, epoch, purpose, view):#018x}" for view in (0, 1)]
+        for purpose in PER_IMAGE
+    }
+    record = {
+        "epoch": epoch,
+        "step": step,
+        "global_step": global_step,
+        "seed": sampler.seed,
+        "indices": sampler.global_batch(epoch, step).tolist(),  # of all ranks, in their order
+        "rank_sizes": sampler.sizes(step),
+        "random_streams_of_views": streams,
+        "random_stream_of_shuffle": f"{stream_key(sampler.seed, global_step, Purpose.SHUFFLE):#018x}",
+        "last_finite": dict(last_values),
+        **details,
+    }
+    if rank() == 0:
+        (Path(folder) / name).write_text(json.dumps(json_ready(record), indent=1, allow_nan=False) + "\n")
+    return name

@@ -27,15 +27,13 @@ from moco import distributed
 from moco.data.augment import Augment
 from moco.data.augment.recipes import find_recipe
 from moco.data.datasets import open_split
-from moco.data.source import Source, check_same_classes
-from moco.data.subset import hold_out, share_of_classes
-from moco.distributed.device import pick_device
+from moco.data.source import Source, check_same_classes, hold_out, share_of_classes
+from moco.distributed.session import pick_device
 from moco.encoders import trunk
 from moco.encoders.files import read_encoder
 from moco.errors import EXIT_OK, InputError, exit_code
 from moco.evaluate.features import centre_crops, extract_features
-from moco.pretrain.options import as_dict, as_json
-from moco.probe.cached import five_nearest, solve
+from moco.probe.logistic import five_nearest, solve
 from moco.probe.model import Rows, build, stream_of
 from moco.probe.options import LinclsOptions, parse_lincls
 from moco.probe.saved import (
@@ -52,6 +50,7 @@ from moco.probe.training import Classifiers, Probe, accuracies, check_unchanged,
 from moco.run.files import write_json
 from moco.run.lock import only_run_in
 from moco.run.log import RunLog
+from moco.run.options import as_dict, as_json
 from moco.run.provenance import git_state, machine
 
 RESULT = "lincls.json"

@@ -8,8 +8,8 @@ from itertools import product
 
 from moco.data.augment.recipes import RECIPES
 from moco.errors import InputError
-from moco.pretrain.options import CommonOptions, at_least, check_common, evaluation, positive, result, running
 from moco.run import flags
+from moco.run.options import CommonOptions, at_least, check_common, evaluation, positive, result, running
 
 # MoCo's learning rate is for frozen features; nothing that trains with its encoder survives it
 _LR = 30.0

@@ -19,10 +19,10 @@ from moco.encoders.files import EncoderFile, read_encoder
 from moco.encoders.preprocessing import suited
 from moco.errors import InputError
 from moco.evaluate.layers import OUTPUT, TRUNK
-from moco.pretrain.options import as_dict
 from moco.probe.options import LinclsOptions
 from moco.probe.training import Classifiers
 from moco.run import checkpoint
+from moco.run.options import as_dict
 from moco.run.provenance import git_state
 
 LAST, BEST = "checkpoint.pth.tar", "model_best.pth.tar"

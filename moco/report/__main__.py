@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moco.errors import EXIT_OK, InputError, exit_code
-from moco.pretrain.options import PretrainOptions, result_options
+from moco.pretrain.options import PretrainOptions
 from moco.report import figures, page, similarities, sweep_figures
 from moco.report.comparison import accuracy_measure, correlations, temperature_curves
 from moco.report.correlation import FEWEST
 from moco.report.neighbours import Row, grid
 from moco.report.runs import MEASURED, Encoder, read
 from moco.run.checkpoint import latest
+from moco.run.options import result_options
 
 AT_ONCE = 6  # runs in one figure of curves
 

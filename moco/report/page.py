@@ -17,13 +17,14 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from moco.pretrain.options import PretrainOptions, result_options
+from moco.pretrain.options import PretrainOptions
 from moco.report.comparison import TemperatureCurve, accuracy_measure, correlations, differing, sum_of
 from moco.report.correlation import FEWEST
 from moco.report.figures import series
 from moco.report.plots import COLOURS, Plot, colour, number, outline, spread
 from moco.report.runs import COLLAPSE_RULE, KNN, MEASURED, MEASURES, OTHER, Encoder
 from moco.report.sweep_figures import SHAPES, shares_of_uniform
+from moco.run.options import result_options
 
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(PretrainOptions)}
 MANY = 12  # from here on curves are folded away

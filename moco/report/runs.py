@@ -17,7 +17,7 @@ from typing import Any
 
 from moco.errors import InputError
 from moco.losses.table import HEADS
-from moco.pretrain.health import COLLAPSED
+from moco.pretrain.watch import COLLAPSED
 from moco.run.log import read_log
 
 Records = Sequence[Mapping[str, Any]]

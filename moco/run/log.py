@@ -24,8 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from moco.errors import InputError
-from moco.run.console import Console
-from moco.run.wandb_run import open_wandb
+from moco.run.log_views import Console, open_wandb
 
 Values = Mapping[str, Any]  # name -> int, float, bool, str, None or nested dicts and lists of them
 

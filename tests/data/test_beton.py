@@ -22,11 +22,10 @@ from moco.data.beton.file import BetonFile, BetonSource
 from moco.data.beton.side_data import SideData, side_path
 from moco.data.beton.writer import write_beton
 from moco.data.boxes import rescale
-from moco.data.datasets import open_split
+from moco.data.datasets import IMAGENET100, open_split
 from moco.data.decode import BadImage
 from moco.data.folder import FolderSource
 from moco.data.source import ArrayPicture, ArraySource
-from moco.data.wnids import IMAGENET100
 from moco.errors import InputError
 from tests.data.conftest import Photo
 from tests.data.test_loader import joined, loader, same

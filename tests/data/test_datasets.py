@@ -14,9 +14,8 @@ from sklearn.datasets import load_digits
 
 from moco import distributed
 from moco.data.augment.recipes import RECIPES
-from moco.data.datasets import DATASET_DEFAULTS, DATASETS, find_beton, has_split, open_split
+from moco.data.datasets import DATASET_DEFAULTS, DATASETS, IMAGENET100, find_beton, has_split, open_split
 from moco.data.folder import FolderSource
-from moco.data.wnids import IMAGENET100
 from moco.errors import InputError
 
 

@@ -17,8 +17,8 @@ import torch
 from hypothesis import given, strategies as st
 
 from moco import distributed
-from moco.distributed.device import pick_device
 from moco.distributed.global_batch import GlobalBatch
+from moco.distributed.session import pick_device
 from moco.distributed.shuffle import RowShuffle
 from moco.errors import InputError
 

@@ -18,9 +18,10 @@ from hypothesis import example, given, settings, strategies as st
 from moco.distributed.global_batch import GlobalBatch
 from moco.errors import InputError
 from moco.losses import OneProcess, WeightedHead
-from moco.pretrain.options import PretrainOptions, as_dict, as_json, loss_head, parse_pretrain, result_options
+from moco.pretrain.options import PretrainOptions, loss_head, parse_pretrain
 from moco.probe.options import LinclsOptions, parse_lincls
 from moco.run.flags import build_parser
+from moco.run.options import as_dict, as_json, result_options
 
 TABLE = Path(__file__).with_name("cli_flags.txt")
 PARSERS: dict[str, Callable[[list[str]], Any]] = {"main_moco.py": parse_pretrain, "main_lincls.py": parse_lincls}

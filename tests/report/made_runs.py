@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from moco.pretrain.options import as_dict, parse_pretrain
+from moco.pretrain.options import parse_pretrain
+from moco.run.options import as_dict
 
 OPTIONS = as_dict(parse_pretrain(["--dataset", "digits", "-a", "smallcnn", "--epochs", "2", "--seed", "0"]))
 

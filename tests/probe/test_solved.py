@@ -9,9 +9,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from torch.nn.functional import normalize
 
-from moco.data.subset import folds
+from moco.data.source import folds
 from moco.errors import InputError
-from moco.probe.cached import PENALTIES, five_nearest, solve
+from moco.probe.logistic import PENALTIES, five_nearest, solve
 from tests.probe.test_logistic import clusters
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moco.data.source import ArraySource
-from moco.data.subset import Subset, folds, hold_out, labelled, share_of_classes
+from moco.data.source import ArraySource, Subset, folds, hold_out, labelled, share_of_classes
 from moco.errors import InputError
 
 

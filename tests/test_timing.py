@@ -12,11 +12,11 @@ import pytest
 import torch
 
 import main_moco
-from moco import stages
+from moco import timing as stages
 from moco.builder import MoCo, compile_encoders
 from moco.encoders import build_encoder
 from moco.run.log import read_log
-from moco.stages import STAGES, Timeline, shares, waited_for
+from moco.timing import STAGES, Timeline, shares, waited_for
 
 CPU = torch.device("cpu")
 

@@ -15,8 +15,8 @@ from moco.builder import MoCo
 from moco.data.sampler import Sampler
 from moco.errors import NumericsError
 from moco.metrics import uniformity
-from moco.pretrain import health
-from moco.pretrain.health import check_agreement, collapse, fingerprint, must_agree, write_repro
+from moco.pretrain import watch as health
+from moco.pretrain.watch import check_agreement, collapse, fingerprint, must_agree, write_repro
 from moco.randomness import Purpose, stream_key
 
 

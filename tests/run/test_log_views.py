@@ -11,7 +11,7 @@ import termios
 
 import pytest
 
-from moco.run.console import Console, duration, line
+from moco.run.log_views import Console, duration, line
 
 VALUES = {
     "loss": 6.54321,
@@ -71,7 +71,7 @@ def test_no_bar_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_bar_on_a_terminal() -> None:
     """In a pseudo-terminal: the bar is on stderr with the values, lines stay whole above it, each epoch has a bar."""
     program = """
-from moco.run.console import Console
+from moco.run.log_views import Console
 console = Console()
 for epoch in range(2):
     for step in range(1, 4):

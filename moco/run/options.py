@@ -1,0 +1,90 @@
+"""The options that both mains take, the checks they share, and options as JSON.
+
+A field of the dataclass is the option; the parser is made from the fields (moco/run/flags.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from moco.data.datasets import DATASETS, LOADERS
+from moco.data.source import CACHES
+from moco.errors import InputError
+from moco.run import flags
+from moco.schedules import curve_points
+
+RESULTS, EVALUATION, RUNNING = "changes results", "evaluation", "does not change results"
+
+
+# what `--help` groups by, and what a resumed run is warned about
+result, evaluation, running = (partial(flags.option, group=title) for title in (RESULTS, EVALUATION, RUNNING))
+
+
+@dataclass(frozen=True)
+class CommonOptions:
+    """What both mains take."""
+
+    data: str | None = result(None, "folder with train/ and val/, a .beton file, or where a --dataset lies or goes")
+    dataset: str = result("folder", "which data (new)", choices=DATASETS)
+    image_size: int | None = result(None, "side of the square crops in pixels; default: the data set's usual one (new)")
+    seed: int | None = result(None, "seed of everything random; default: drawn at the start, and saved")
+    deterministic: bool = result(
+        False, "only deterministic kernels: bit-identical runs on a GPU too, at some cost (new)"
+    )
+    skip_bad_images: bool = result(False, "leave out images that cannot be read, and count them (new)")
+    workers: int = running(32, "decoding threads of a node, capped to the CPUs it may use", "-j")
+    loader: str = running("auto", "insist on a way to read the data (new)", choices=LOADERS)
+    cache: str = running(
+        "os", "a .beton file's pages: all held in memory, left to the system, or let go after use (new)", choices=CACHES
+    )
+    device: str = running("auto", "where to train: cuda if there is one (new)", choices=("auto", "cuda", "cpu"))
+    print_freq: int = running(10, "steps between two log lines", "-p")
+    output_dir: str = running("", "where checkpoints, logs and options go; default: a name under runs/ (new)")
+    config: str | None = running(None, "YAML file with defaults: option name: value. Flags override it (new)")
+    dry_run: bool = running(False, "print the resolved options and stop (new)")
+
+
+def check_common(o: Any) -> None:
+    """What both mains' options must fulfil. InputError."""
+    if o.dataset in ("folder", "imagenet100") and o.data is None:
+        raise InputError(
+            "say where the images are: a folder with train/ and val/, or --dataset digits for the embedded data"
+        )
+    at_least(o, 1, "epochs", "batch_size", "print_freq", "workers", "image_size")
+    at_least(o, 0, "start_epoch", "momentum", "weight_decay", "seed")
+    positive(o, "lr")
+    if o.seed is not None and o.seed >= 2**63:
+        raise InputError(f"--seed must be less than 2^63, not {o.seed}")
+
+
+def at_least(o: Any, least: float, *names: str) -> None:
+    for name in names:
+        value = getattr(o, name)
+        if value is not None and not (math.isfinite(value) and value >= least):
+            raise InputError(f"--{name.replace('_', '-')} must be at least {least:g}, not {value:g}")
+
+
+def positive(o: Any, *names: str) -> None:
+    for name in names:
+        setting = getattr(o, name)
+        for value in [value for _, value in curve_points(setting)] if isinstance(setting, str) else [setting]:
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise InputError(f"--{name.replace('_', '-')} must be greater than 0, not {value:g}")
+
+
+def result_options(options: type[CommonOptions]) -> list[str]:
+    """Names of the options that change results."""
+    return [f.name for f in dataclasses.fields(options) if f.metadata["group"] == RESULTS]
+
+
+def as_dict(o: CommonOptions) -> dict[str, Any]:
+    return dataclasses.asdict(o)
+
+
+def as_json(o: CommonOptions) -> str:
+    return json.dumps(as_dict(o), indent=2)
