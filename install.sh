@@ -77,7 +77,7 @@ pip_install() {
 has_ffcv() { .venv/bin/python -c 'import ffcv.libffcv' 2>/dev/null; }
 
 # The stamp: a hash of what was asked for, then "ffcv" or "no-ffcv", then how apt-get could be called at the time.
-wanted=$(cat "${files[@]}" | sha256sum | cut -d' ' -f1)
+wanted=$(cat "${files[@]}" pyproject.toml | sha256sum | cut -d' ' -f1)
 if [ -x .venv/bin/python ] && [ -f "$stamp" ]; then
     read -r done_hash done_ffcv done_apt <"$stamp" || true
     if [ "$done_hash" = "$wanted" ]; then
@@ -137,8 +137,10 @@ elif ! has_ffcv; then
     .venv/bin/python -m pip uninstall -qy ffcv >>"$log" 2>&1 || true
     say "FFCV was built but does not load, and was taken out again. Everything else is installed; images will be read through PIL."
 fi
+# this folder itself, so that its scripts and programs elsewhere can import moco
+pip_install --no-deps --no-build-isolation -e . || fail "pip could not install this folder; see $log"
 has_ffcv && ffcv=ffcv
 echo "$wanted $ffcv $apt" >"$stamp"
 # `dev` holds all of `run`, so a later `make quickstart` has nothing to do
-[ "$kind" = dev ] && echo "$(sha256sum <requirements.txt | cut -d' ' -f1) $ffcv $apt" >.venv/installed-run
+[ "$kind" = dev ] && echo "$(cat requirements.txt pyproject.toml | sha256sum | cut -d' ' -f1) $ffcv $apt" >.venv/installed-run
 say "done: $(.venv/bin/python -c 'import sys; print(sys.version.split()[0])') in .venv, $ffcv"

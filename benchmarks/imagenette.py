@@ -19,14 +19,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from moco.run.log import read_log
+from moco.run.provenance import git_state, machine
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # so that the script finds the package without an installation
-
-import torch  # noqa: E402
-
-from moco.run.log import read_log  # noqa: E402
-from moco.run.provenance import git_state, machine  # noqa: E402
-
 RUNS, RESULTS = Path("runs/imagenette"), ROOT / "benchmarks" / "results"
 EPOCHS, PROBE_EPOCHS = 4, 5
 COMMON = "-a resnet18 --image-size 64 --seed 0 -j 1"

@@ -23,21 +23,19 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
+from moco.encoders import build_encoder, trunk
+from moco.encoders.files import load_trunk, read_encoder
+from moco.encoders.preprocessing import Preprocessing
+from moco.errors import InputError
+from moco.export.__main__ import export, photographs, prepare
+from moco.export.formats import FORMATS
+from moco.run import checkpoint
+from moco.run.provenance import git_state
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-import torch  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-
-from moco.encoders import build_encoder, trunk  # noqa: E402
-from moco.encoders.files import load_trunk, read_encoder  # noqa: E402
-from moco.encoders.preprocessing import Preprocessing  # noqa: E402
-from moco.errors import InputError  # noqa: E402
-from moco.export.__main__ import export, photographs, prepare  # noqa: E402
-from moco.export.formats import FORMATS  # noqa: E402
-from moco.run import checkpoint  # noqa: E402
-from moco.run.provenance import git_state  # noqa: E402
-
 SIZE = 64
 Made = tuple[Path, nn.Module]  # a foreign checkpoint, and the foreign network (images -> features) that is in it
 

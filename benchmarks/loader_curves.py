@@ -17,12 +17,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks.measuring import Row, parser, report
+from moco.run.log import read_log
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-
-from measuring import Row, parser, report  # noqa: E402
-
-from moco.run.log import read_log  # noqa: E402
 
 RUNS, EPOCHS = ROOT / "runs" / "loader_curves", 2
 TRAIN = (

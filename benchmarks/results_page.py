@@ -21,15 +21,13 @@ from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
 
+from moco.errors import InputError, exit_code
+from moco.losses.table import HEADS
+from moco.report import comparison, sweep_figures
+from moco.report.correlation import rank_correlation
+from moco.report.runs import COLLAPSE, DONE, KNN, MEASURED, PROBE, Encoder, read
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # so that the script finds the package without an installation
-
-from moco.errors import InputError, exit_code  # noqa: E402
-from moco.losses.table import HEADS  # noqa: E402
-from moco.report import comparison, sweep_figures  # noqa: E402
-from moco.report.correlation import rank_correlation  # noqa: E402
-from moco.report.runs import COLLAPSE, DONE, KNN, MEASURED, PROBE, Encoder, read  # noqa: E402
-
 PAGE, README, FIGURE = ROOT / "docs" / "results.md", ROOT / "README.md", ROOT / "docs" / "alignment_uniformity.png"
 RESULTS = ROOT / "benchmarks" / "results"
 COLUMNS = {"knn_top1": "kNN top-1", "lincls_top1": "linear top-1", "val_alignment": "alignment",

@@ -19,8 +19,6 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # not needed after `pip install .`
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -29,7 +27,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import nn
 
-import main_moco
 from moco.data.augment import Augment
 from moco.data.augment.recipes import find_recipe
 from moco.data.datasets import open_split
@@ -38,6 +35,7 @@ from moco.data.sampler import Sampler
 from moco.encoders import build_encoder
 from moco.evaluate.features import centre_crops, encode, extract_features, in_order, settle_batchnorm
 from moco.metrics import alignment, uniformity
+from moco.pretrain.__main__ import main as pretrain
 from moco.pretrain.options import parse_pretrain
 from moco.report.figures import CLASS_COLOURS, INK, RUN_COLOURS, plain_axes, write_figure
 from moco.run import checkpoint
@@ -95,7 +93,7 @@ def supervised(epochs: int) -> nn.Module:
 
 def contrastive(epochs: int) -> nn.Module:
     with tempfile.TemporaryDirectory() as folder:
-        if main_moco.main([*shlex.split(CONTRASTIVE), "--epochs", str(epochs), "--output-dir", folder]):
+        if pretrain([*shlex.split(CONTRASTIVE), "--epochs", str(epochs), "--output-dir", folder]):
             sys.exit("the contrastive run failed")
         state = checkpoint.load(Path(folder) / checkpoint.checkpoint_name(epochs - 1))["state_dict"]
     encoder, prefix = build_encoder("smallcnn", 2), "module.encoder_q."

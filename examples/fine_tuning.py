@@ -12,10 +12,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # not needed after `pip install .`
 
 import numpy as np
 import torch

@@ -8,11 +8,7 @@ Lightning calls the hooks; the order within a step stays the paper's: keys follo
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # not needed after `pip install .`
 
 import moco  # before Lightning, which imports torchvision: moco/_torchvision_ops.py
 

@@ -9,11 +9,6 @@ The source below draws its images: discs and squares in random colours. With `le
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # not needed after `pip install .`
-
 import numpy as np
 import torch
 

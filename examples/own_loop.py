@@ -5,9 +5,6 @@ python examples/own_loop.py
 """
 
 import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # not needed after `pip install .`
 
 import torch
 from sklearn.datasets import load_digits

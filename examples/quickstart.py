@@ -23,25 +23,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
+from moco.data.augment import Augment
+from moco.data.augment.recipes import find_recipe
+from moco.data.datasets import open_split
+from moco.encoders import build_encoder, trunk
+from moco.evaluate.features import centre_crops, extract_features, settle_batchnorm
+from moco.evaluate.online import OnlineEvaluator
+from moco.pretrain.options import parse_pretrain
+from moco.probe.logistic import few_label_accuracy
+from moco.report import figures
+from moco.run import checkpoint
+from moco.run.log import read_log
+from moco.run.provenance import git_state, machine
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # so that `python examples/quickstart.py` finds the package too
-
-import torch  # noqa: E402
-from torch import nn  # noqa: E402
-
-from moco.data.augment import Augment  # noqa: E402
-from moco.data.augment.recipes import find_recipe  # noqa: E402
-from moco.data.datasets import open_split  # noqa: E402
-from moco.encoders import build_encoder, trunk  # noqa: E402
-from moco.evaluate.features import centre_crops, extract_features, settle_batchnorm  # noqa: E402
-from moco.evaluate.online import OnlineEvaluator  # noqa: E402
-from moco.pretrain.options import parse_pretrain  # noqa: E402
-from moco.probe.logistic import few_label_accuracy  # noqa: E402
-from moco.report import figures  # noqa: E402
-from moco.run import checkpoint  # noqa: E402
-from moco.run.log import read_log  # noqa: E402
-from moco.run.provenance import git_state, machine  # noqa: E402
-
 SEED, ARCH, DIM, SIZE = 0, "smallcnn", 64, 32
 LAUNCH = "torchrun --nproc_per_node=2 main_moco.py"
 # 144 scans of each digit: the usual 200 neighbours would reach into other classes

@@ -9,11 +9,8 @@ Prints names and similarities, and with `--output` draws the query and its neigh
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # not needed after `pip install .`
 
 import torch
 import torch.nn.functional as F

@@ -25,8 +25,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from launch import jobs, options_file, snapshot, spec, submitit_job
 from launch.element import DESCRIPTION, FAILED, ROW, Element, gather
 from moco.errors import EXIT_INPUT, EXIT_PREEMPTED, InputError

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
 import moco  # noqa: F401  # makes torchvision importable beside a CPU build of torch, also for tests that import it first
+
+# Processes that tests start import this tree, also where .venv is shared with another checkout.
+ROOT = str(Path(__file__).resolve().parent.parent)
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))
 
 # No deadline: on a machine with busy cores one slow example is no failure. derandomize: a test run is repeatable.
 settings.register_profile("moco", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])

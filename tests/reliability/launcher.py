@@ -180,7 +180,6 @@ def wait(pids: list[int], seconds: float, ended: dict[int, tuple[int, float]]) -
 
 
 def serve() -> int:
-    sys.path.insert(0, ROOT)
     import main_moco
 
     for slow in (
@@ -213,7 +212,6 @@ def serve() -> int:
 
 def serve_torchrun() -> int:
     """`torchrun launcher.py ARGV`: main_moco.py, at the first start with the faults of MOCO_FAULTS, {rank: [fault]}."""
-    sys.path.insert(0, ROOT)
     import main_moco
 
     if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":

@@ -13,11 +13,9 @@ from collections import Counter
 from datetime import date
 from pathlib import Path
 
+from moco.run.provenance import git_state, processor
+
 ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT))
-
-from moco.run.provenance import git_state, processor  # noqa: E402
-
 PAGE = ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- written by tests/reliability/table.py: begin -->", "<!-- end -->"
 

@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from cluster import Cluster, NotInstalled
-from submitted import ROOT, RUN, Submit, Submitted, Trained, torchrun
+from tests.slurm.cluster import Cluster, NotInstalled
+from tests.slurm.submitted import ROOT, RUN, Submit, Submitted, Trained, torchrun
 
 if "MOCO_TEST_SLURM" not in os.environ:
     collect_ignore_glob = ["test_*.py"]

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from cluster import Cluster, alive, command_line, processes
+
+from tests.slurm.cluster import Cluster, alive, command_line, processes
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")

@@ -6,7 +6,7 @@ import os
 import signal
 from pathlib import Path
 
-from submitted import Submit, Submitted, Trained, trained, wait
+from tests.slurm.submitted import Submit, Submitted, Trained, trained, wait
 
 
 def assert_went_on(job: Submitted, undisturbed: Trained, saved: str = "checkpoint_0000_") -> None:

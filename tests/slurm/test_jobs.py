@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 
 import pytest
-from submitted import Submit, Trained, torchrun, trained
+
+from tests.slurm.submitted import Submit, Trained, torchrun, trained
 
 
 def test_two_nodes_train_what_one_machine_trains(submit: Submit, undisturbed: Trained) -> None:

@@ -10,8 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cluster import command_line, processes
-from submitted import ROOT, RUN, Trained, trained, wait
+from tests.slurm.cluster import command_line, processes
+from tests.slurm.submitted import ROOT, RUN, Trained, trained, wait
 
 
 def test_usr2_starts_it_again(undisturbed: Trained, tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import yaml
-from cluster import Cluster
-from submitted import ROOT, wait
+
+from tests.slurm.cluster import Cluster
+from tests.slurm.submitted import ROOT, wait
 
 SPEC = {
     "name": "tiny",

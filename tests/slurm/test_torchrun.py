@@ -9,8 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cluster import Cluster, command_line, processes
-from submitted import ROOT, RUN, Submitted, Trained, trained, wait
+from tests.slurm.cluster import Cluster, command_line, processes
+from tests.slurm.submitted import ROOT, RUN, Submitted, Trained, trained, wait
 
 
 def workers(job: Submitted) -> dict[int, int]:
