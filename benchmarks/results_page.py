@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """docs/results.md and its part of README.md, from two sweeps: the heads on photographs, and forty encoders of digits.
 
-    python launch/sweep.py launch/recipes/sweep_imagenette.yaml --cluster local --parallel 2 -- DATA
-    python launch/sweep.py launch/recipes/sweep_digits.yaml --cluster local --parallel 2
+    python -m launch.sweep launch/recipes/sweep_imagenette.yaml --cluster local --parallel 2 -- DATA
+    python -m launch.sweep launch/recipes/sweep_digits.yaml --cluster local --parallel 2
     python benchmarks/results_page.py runs/sweeps/imagenette runs/sweeps/digits
 
 Copies the sweeps' tables to benchmarks/results/ and draws docs/alignment_uniformity.png. Of the page, what stands

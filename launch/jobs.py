@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """The job index: one line for each job that was submitted, and how far it is.
 
-    python launch/jobs.py [--index runs/jobs.jsonl] [--watch SECONDS]
+    python -m launch.jobs [--index runs/jobs.jsonl] [--watch SECONDS]
 
 prints id, state, last step, last metric and folder of every job. The state is Slurm's where Slurm knows the job, else
 what the job noted itself. submitit's own result files are not read: ranks of a job that was requeued may have left

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Submits pretraining, and with --then-lincls the linear probe after it, to Slurm.
 
-    python launch/submitit_job.py --gpus-per-node 8 -- --config launch/recipes/moco_v2.yaml /data/imagenet
-    python launch/submitit_job.py --nodes 2 --gpus-per-node 8 --then-lincls -- [main_moco.py's] -- [main_lincls.py's]
-    python launch/submitit_job.py --cluster local --tasks-per-node 2 -- --dataset digits -a smallcnn --epochs 4
+    python -m launch.submitit_job --gpus-per-node 8 -- --config launch/recipes/moco_v2.yaml /data/imagenet
+    python -m launch.submitit_job --nodes 2 --gpus-per-node 8 --then-lincls -- [main_moco.py's] -- [main_lincls.py's]
+    python -m launch.submitit_job --cluster local --tasks-per-node 2 -- --dataset digits -a smallcnn --epochs 4
 
 Each task of the job is a rank. The code, the commit and the resolved options are copied to OUTPUT_DIR/jobs/TIME/, and
 the job runs from there. Before its time limit, and when it is preempted, the job saves, is requeued and goes on where

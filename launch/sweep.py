@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Many encoders, one table.
 
-    python launch/sweep.py launch/recipes/sweep_imagenet100.yaml --gpus-per-node 4 --parallel 8 -- /data/imagenet100
-    python launch/sweep.py launch/recipes/sweep_digits.yaml --cluster local --parallel 2    # here, two processes
-    python launch/sweep.py status launch/recipes/sweep_digits.yaml --watch 10
+    python -m launch.sweep launch/recipes/sweep_imagenet100.yaml --gpus-per-node 4 --parallel 8 -- /data/imagenet100
+    python -m launch.sweep launch/recipes/sweep_digits.yaml --cluster local --parallel 2    # here, two processes
+    python -m launch.sweep status launch/recipes/sweep_digits.yaml --watch 10
 
 Every element of the spec (launch/spec.py) pretrains, is probed and writes one row; results.csv is always up to date. On
 Slurm the elements are one job array. Started again, a sweep skips what is finished, goes on with what was interrupted
@@ -78,7 +78,7 @@ def run(o: argparse.Namespace, words: list[str]) -> int:
     for job, place in zip(submitted, waiting, strict=True):
         entry = {"id": job.job_id, "cluster": o.cluster, "name": sweep.name}
         jobs.add(o.index, {**entry, "folder": str(place / "pretrain"), "job_folder": str(job_folder)})
-    print(f"job {submitted[0].job_id.split('_')[0]}; python launch/sweep.py status {o.spec}", flush=True)
+    print(f"job {submitted[0].job_id.split('_')[0]}; python -m launch.sweep status {o.spec}", flush=True)
     return 0
 
 

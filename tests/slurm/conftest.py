@@ -51,7 +51,7 @@ def submit(cluster: Cluster, tmp_path: Path) -> Submit:
     def call(launcher: list[str], pretrain: list[str] | None = None, probe: list[str] | None = None) -> list[Submitted]:
         out = tmp_path / "run"
         command = [
-            sys.executable, "launch/submitit_job.py", f"--index={tmp_path}/jobs.jsonl", "--time=10", *launcher,
+            sys.executable, "-m", "launch.submitit_job", f"--index={tmp_path}/jobs.jsonl", "--time=10", *launcher,
             "--", *RUN, f"--output-dir={out}", *(pretrain or []), *(["--", *probe] if probe else []),
         ]  # fmt: skip
         told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)

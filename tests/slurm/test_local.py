@@ -16,7 +16,7 @@ from tests.slurm.submitted import ROOT, RUN, Trained, trained, wait
 
 def test_usr2_starts_it_again(undisturbed: Trained, tmp_path: Path) -> None:
     out, log = tmp_path / "run", tmp_path / "run" / "log.jsonl"
-    command = [sys.executable, "launch/submitit_job.py", "--cluster=local", "--tasks-per-node=2", "--time=10"]
+    command = [sys.executable, "-m", "launch.submitit_job", "--cluster=local", "--tasks-per-node=2", "--time=10"]
     words = ["--", *RUN, f"--output-dir={out}"]
     launcher = subprocess.Popen([*command, f"--index={tmp_path}/jobs", *words], cwd=ROOT, start_new_session=True)
     try:

@@ -24,7 +24,7 @@ SPEC = {
 
 
 def sweep(*words: str) -> str:
-    command = [sys.executable, "launch/sweep.py", *words]
+    command = [sys.executable, "-m", "launch.sweep", *words]
     told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert told.returncode == 0, told.stdout + told.stderr
     return told.stdout
