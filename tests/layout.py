@@ -1,6 +1,6 @@
 """The import graph of the library, read with `ast`, and the counts that describe its shape.
 
-    python -m tests.layout        # or: make house
+    python -m tests.layout        # or: make house; also renews the drawing in docs/architecture.md
 
 Nothing is imported. A room is a file or a folder directly in moco/. An arrow is a pair of rooms of which the first
 imports the second. The floors are the rooms of the longest chain of arrows.
@@ -141,6 +141,44 @@ def counts(root: Path = ROOT) -> dict[str, int]:
     }
 
 
+def needed_arrows(rooms: dict[str, set[str]]) -> list[tuple[str, str]]:
+    """The arrows that no chain of others implies: what is left of the graph in a drawing."""
+
+    def below(name: str) -> set[str]:
+        return rooms[name].union(*(below(other) for other in rooms[name]))
+
+    return sorted(
+        (name, other)
+        for name, others in rooms.items()
+        for other in others
+        if not any(other in below(between) for between in others)
+    )
+
+
+def drawing(root: Path = ROOT) -> str:
+    """The rooms as a Mermaid flow chart, lowest floor at the bottom. Private files and `errors` are left out."""
+    rooms = room_graph(graph(root))
+    hidden = {"errors", *(name for name in rooms if name.startswith("_"))}
+    shown = {name: others - hidden for name, others in rooms.items() if name not in hidden}
+    height = floors(shown)
+    lines = ["```mermaid", "flowchart TD"]
+    for floor in sorted(set(height.values()), reverse=True):
+        names = sorted(name for name in shown if height[name] == floor)
+        lines.append("    " + "; ".join(f"{name}[{name}]" for name in names))
+    lines += [f"    {name} --> {other}" for name, other in needed_arrows(shown)]
+    return "\n".join([*lines, "```"])
+
+
+def with_drawing(text: str, new: str) -> str:
+    """A page with the drawing between its two marks replaced."""
+    before, rest = text.split("<!-- rooms -->\n")
+    _, after = rest.split("<!-- end of rooms -->")
+    return f"{before}<!-- rooms -->\n{new}\n<!-- end of rooms -->{after}"
+
+
+PAGE = ROOT / "docs" / "architecture.md"
+
 if __name__ == "__main__":
     for what, number in counts().items():
         print(f"{number:6d}  {what}")
+    PAGE.write_text(with_drawing(PAGE.read_text(), drawing()))

@@ -10,7 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.layout import ROOT, cycle, graph, imports, library_files, module_name, room, room_graph
+from tests.layout import (
+    PAGE,
+    ROOT,
+    cycle,
+    drawing,
+    graph,
+    imports,
+    library_files,
+    module_name,
+    needed_arrows,
+    room,
+    room_graph,
+    with_drawing,
+)
 
 # Low to high, groups between bars. A room may import the rooms of lower groups, and those of its own group as long as
 # no two rooms of it need each other. The order inside a group, and of the files inside a room, is computed: no cycles.
@@ -106,3 +119,14 @@ def test_no_drawer_for_everything() -> None:
 
 def test_modules_have_docstrings() -> None:
     assert not [str(p) for p in library_files() if ast.get_docstring(ast.parse(p.read_text())) is None]
+
+
+def test_the_drawing_of_the_rooms_is_current() -> None:
+    text = PAGE.read_text()
+    assert with_drawing(text, drawing()) == text, "run `make house` and commit docs/architecture.md"
+    for name in FLOOR:
+        assert name.startswith("_") or f"`{name}" in text, f"docs/architecture.md says nothing about {name}"
+
+
+def test_the_drawing_leaves_out_arrows_that_others_imply() -> None:
+    assert needed_arrows({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == [("a", "b"), ("b", "c")]
