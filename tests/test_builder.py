@@ -43,8 +43,7 @@ def keys(n: int, start: int = 0) -> Tensor:
     return F.normalize(torch.randn(n, DIM, generator=torch.Generator().manual_seed(1000 + start)), dim=1)
 
 
-# -- at the start
-# ------------------------------------------------------------------------------------------------------
+# -- at the start ------------------------------------------------------------------------------------------------------
 
 
 def test_state_has_the_keys_of_facebookresearch_moco() -> None:
@@ -87,9 +86,7 @@ def test_split_is_the_default_of_one_process() -> None:
     assert MoCo(build_encoder("smallcnn", DIM), dim=DIM, K=4).bn == "split"
 
 
-# -- the key encoder
-# ---------------------------------------------------------------------------------------------------
-
+# -- the key encoder ---------------------------------------------------------------------------------------------------
 
 @given(m=st.sampled_from([0.0, 0.5, 0.99, 1.0]), updates=st.integers(1, 12), seed=st.integers(0, 99))
 @settings(max_examples=20)
@@ -146,8 +143,7 @@ def test_features_are_unit_fp32() -> None:
             torch.testing.assert_close(x.norm(dim=1), torch.ones(5))
 
 
-# -- keys in other company
-# ---------------------------------------------------------------------------------------------
+# -- keys in other company ---------------------------------------------------------------------------------------------
 
 
 def groups_of(order: Tensor, groups: int) -> Tensor:
@@ -243,9 +239,7 @@ def test_leak_through_batch_statistics_is_closed() -> None:
     assert (q * k).sum(1).abs().mean() < 0.9
 
 
-# -- the queue
-# ---------------------------------------------------------------------------------------------------------
-
+# -- the queue ---------------------------------------------------------------------------------------------------------
 
 @given(
     K=st.integers(1, 9),

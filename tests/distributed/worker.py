@@ -82,9 +82,7 @@ def made_up(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> T
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-# -- rows that travel
-# --------------------------------------------------------------------------------------------------
-
+# -- rows that travel --------------------------------------------------------------------------------------------------
 
 @check
 def rows_are_gathered_in_rank_order() -> None:
@@ -135,9 +133,7 @@ def shuffle_within_a_rank_stays_there() -> None:
     assert shuffle.unshuffle(shuffle.shuffle(full)).equal(full)
 
 
-# -- small things that ranks tell each other
-# ---------------------------------------------------------------------------
-
+# -- small things that ranks tell each other ---------------------------------------------------------------------------
 
 @check
 def sums_flags_and_objects() -> None:
@@ -195,8 +191,8 @@ def meters_weigh_every_sample_the_same() -> None:
         assert read["b"] == 2.0 and meter.read() == {}
 
 
-# -- losses: several processes and one, in float64
-# ---------------------------------------------------------------------
+# -- losses: several processes and one, in float64 ---------------------------------------------------------------------
+
 
 DIM, LENGTH = 4, 6
 
@@ -297,8 +293,7 @@ def heads_of_each_query_by_itself_equal_one_process() -> None:
             torch.testing.assert_close(spread(head, sizes), one, **EXACT)
 
 
-# -- whole training steps
-# ----------------------------------------------------------------------------------------------
+# -- whole training steps ----------------------------------------------------------------------------------------------
 
 
 class Net(nn.Module):
@@ -557,9 +552,7 @@ def a_bad_gradient_on_one_rank_stops_the_step_on_all() -> None:
     assert all(value.isfinite().all() for value in state(step).values())
 
 
-# -- evaluation
-# --------------------------------------------------------------------------------------------------------
-
+# -- evaluation --------------------------------------------------------------------------------------------------------
 
 @check
 def online_figures_are_those_of_one_process() -> None:

@@ -38,9 +38,7 @@ def features(n: int, length: int, dim: int, seed: int = 0) -> tuple[Tensor, Tens
     return F.normalize(raw_q, dim=1), F.normalize(raw_k, dim=1), queue
 
 
-# -- the formulas
-# ------------------------------------------------------------------------------------------------------
-
+# -- the formulas ------------------------------------------------------------------------------------------------------
 
 @given(
     shape=sizes, seed=seeds, temperature=st.sampled_from([0.07, 0.3, 1.0]), share=st.sampled_from([0.01, 0.3, 0.5, 1.0])
@@ -169,8 +167,7 @@ def test_the_queue_has_no_order_and_gets_no_gradient(loss: str) -> None:
     assert leaf.grad is None
 
 
-# -- hard negatives
-# ----------------------------------------------------------------------------------------------------
+# -- hard negatives ----------------------------------------------------------------------------------------------------
 
 
 def on_a_line(similarities: list[float]) -> tuple[Tensor, Tensor]:
@@ -253,8 +250,7 @@ def test_simple_is_infonce_of_infinite_temperature() -> None:
     )
 
 
-# -- debiased and HCL
-# --------------------------------------------------------------------------------------------------
+# -- debiased and HCL --------------------------------------------------------------------------------------------------
 
 
 def test_without_prior_and_weights_it_is_infonce() -> None:
@@ -302,8 +298,7 @@ def test_the_edge_of_the_bound_has_finite_gradients() -> None:
         assert value.isfinite() and torch.autograd.grad(value, q)[0].isfinite().all()
 
 
-# -- SupCon
-# ------------------------------------------------------------------------------------------------------------
+# -- SupCon ------------------------------------------------------------------------------------------------------------
 
 
 def test_without_labels_it_is_infonce() -> None:
@@ -347,9 +342,7 @@ def test_supcon_asks_for_labels() -> None:
         heads.check_labels("supcon", np.full(3, -1))
 
 
-# -- without a queue
-# ---------------------------------------------------------------------------------------------------
-
+# -- without a queue ---------------------------------------------------------------------------------------------------
 
 @given(n=st.integers(2, 5), dim=st.integers(2, 6), seed=seeds, w=st.sampled_from([(1, 0, 0), (0, 1, 1), (0.5, 2, 3)]))
 @settings(max_examples=20)
@@ -390,9 +383,7 @@ def test_in_batch_the_views_may_change_places() -> None:
     torch.testing.assert_close(head(q, k, queue[:, :0]).loss, head(k, q, queue[:, :0]).loss, **EXACT)
 
 
-# -- from the command line
-# ---------------------------------------------------------------------------------------------
-
+# -- from the command line ---------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize(
     ("words", "head"),
@@ -462,8 +453,7 @@ def test_temperatures_must_be_positive(head: type, bad: float) -> None:
         head(temperature=bad)
 
 
-# -- settings that follow the epoch
-# ------------------------------------------------------------------------------------
+# -- settings that follow the epoch ------------------------------------------------------------------------------------
 
 
 def test_a_temperature_as_a_curve() -> None:

@@ -20,9 +20,7 @@ def unit_rows(n: int, dim: int, seed: int) -> Tensor:
     return F.normalize(torch.randn(n, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=1)
 
 
-# -- shares
-# -------------------------------------------------------------------------------------------------------------
-
+# -- shares ------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("temperature", [0.05, 0.3, 1.0])
 def test_shares_are_those_of_the_gradient(temperature: float) -> None:
@@ -75,8 +73,7 @@ def test_bad_temperature(bad: float) -> None:
         gradient_shares(torch.zeros(3), bad)
 
 
-# -- many negatives
-# -----------------------------------------------------------------------------------------------------
+# -- many negatives ----------------------------------------------------------------------------------------------------
 
 
 def test_the_loss_of_many_negatives_nears_its_limit() -> None:

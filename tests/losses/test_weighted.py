@@ -52,9 +52,7 @@ def assert_same_value_and_gradients(
     torch.testing.assert_close(gradients, expected_gradients, **EXACT)
 
 
-# -- the formulas
-# ------------------------------------------------------------------------------------------------------
-
+# -- the formulas ------------------------------------------------------------------------------------------------------
 
 @given(shape=sizes, seed=seeds, temperature=st.sampled_from([0.07, 0.2, 0.5, 1.0, 5.0]))
 @settings(max_examples=25)
@@ -140,9 +138,7 @@ def test_a_term_of_weight_0_is_not_computed() -> None:
     assert loss.isfinite() and logs.keys() == {"loss_align"}
 
 
-# -- gradients
-# ---------------------------------------------------------------------------------------------------------
-
+# -- gradients ---------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize(
     "term",
@@ -181,9 +177,7 @@ def test_align_below_2_has_a_finite_gradient_at_equal_features(alpha: float, dty
     assert loss.isfinite() and x.grad is not None and x.grad.isfinite().all()
 
 
-# -- closed forms
-# ------------------------------------------------------------------------------------------------------
-
+# -- closed forms ------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("temperature", [0.07, 0.2, 1.0])
 @pytest.mark.parametrize("cosine", [1.0, 0.5, -1.0])
@@ -257,9 +251,7 @@ def test_only_angles_matter_and_the_queue_has_no_order(shape: tuple[int, int, in
     torch.testing.assert_close(head(q[rows], k[rows], queue[:, order]).loss, before, **EXACT)
 
 
-# -- the primitive
-# -----------------------------------------------------------------------------------------------------
-
+# -- the primitive -----------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("length", [1, 5, 12])
 @pytest.mark.parametrize("chunk", [1, 2, 5, 7, 12, 100])
@@ -292,8 +284,8 @@ def test_nothing_of_the_size_of_the_queue_is_kept_for_backward() -> None:
     assert kept and max(x.numel() for x in kept) < length
 
 
-# -- precision
-# ---------------------------------------------------------------------------------------------------------
+# -- precision ---------------------------------------------------------------------------------------------------------
+
 
 ALL_TERMS = WeightedHead(1.0, 0.07, 3.0, 2.0, 1.0, 3.0)
 
@@ -347,9 +339,7 @@ def test_double_precision_stays_double() -> None:
     assert ALL_TERMS(F.normalize(raw_q, dim=1), F.normalize(raw_k, dim=1), queue).loss.dtype == torch.float64
 
 
-# -- bad settings
-# ------------------------------------------------------------------------------------------------------
-
+# -- bad settings ------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("bad", [0.0, -0.07, math.nan, math.inf])
 @pytest.mark.parametrize(

@@ -68,8 +68,8 @@ def finished(launcher: Launcher, images: Path, tmp_path_factory: pytest.TempPath
     return folder
 
 
-# -- it trains
-# ---------------------------------------------------------------------------------------------------------
+# -- it trains ---------------------------------------------------------------------------------------------------------
+
 
 PARTS = {"contr": "loss_contrastive", "align": "loss_align", "unif": "loss_uniform"}
 
@@ -224,8 +224,7 @@ def test_goes_on_with_the_next_epochs(launcher: Launcher, images: Path, finished
     assert "--epochs was 2 and is 3 from here on" in ended.output
 
 
-# -- as commands
-# -------------------------------------------------------------------------------------------------------
+# -- as commands -------------------------------------------------------------------------------------------------------
 
 
 def command(*words: str) -> subprocess.CompletedProcess[str]:
@@ -254,8 +253,7 @@ def test_under_torchrun(images: Path, tmp_path: Path) -> None:
     assert checkpoint.load(checkpoint.checkpoints(tmp_path / "two")[0])["epoch"] == 1
 
 
-# -- bad input
-# ---------------------------------------------------------------------------------------------------------
+# -- bad input ---------------------------------------------------------------------------------------------------------
 
 
 def assert_refused(ended: Ended, told: str, code: int = EXIT_INPUT) -> None:

@@ -93,9 +93,7 @@ def same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(a[name].equal(b[name]) for name in a)
 
 
-# -- there and back
-# ----------------------------------------------------------------------------------------------------
-
+# -- there and back ----------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("amp", ["off", "fp16"])
 def test_goes_on_with_the_same_bits(tmp_path: Path, amp: str) -> None:
@@ -243,8 +241,7 @@ def test_the_command_line_rules_the_optimiser(tmp_path: Path) -> None:
     assert (group["weight_decay"], group["momentum"], group["fused"]) == (0.25, 0.5, True)
 
 
-# -- refused
-# -----------------------------------------------------------------------------------------------------------
+# -- refused -----------------------------------------------------------------------------------------------------------
 
 
 def refuse(state: dict[str, Any], o: PretrainOptions, told: str) -> None:
@@ -293,8 +290,7 @@ def test_a_foreign_file_is_refused(missing: str) -> None:
     refuse(state, options(), r"is no checkpoint of a MoCo run .* --init-from")
 
 
-# -- which file, which seed
-# --------------------------------------------------------------------------------------------
+# -- which file, which seed --------------------------------------------------------------------------------------------
 
 
 def test_which_file_resume_means(tmp_path: Path) -> None:

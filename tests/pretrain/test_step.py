@@ -71,8 +71,7 @@ def state(step: TrainingStep) -> dict[str, Tensor]:
     return {**step.moco.state_dict(), "labels": step.moco.queue_labels, "filled": step.moco.filled}
 
 
-# -- the algorithm
-# -----------------------------------------------------------------------------------------------------
+# -- the algorithm -----------------------------------------------------------------------------------------------------
 
 
 def test_is_algorithm_1_of_moco() -> None:
@@ -218,9 +217,7 @@ def test_gradients_are_clipped_by_their_norm(amp: str) -> None:
     torch.testing.assert_close(F.cosine_similarity(moves[0.01], moves[None], dim=0), torch.tensor(1.0))
 
 
-# -- mixed precision
-# ---------------------------------------------------------------------------------------------------
-
+# -- mixed precision ---------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 def test_mixed_precision_stays_near_fp32(amp: str) -> None:
@@ -244,8 +241,7 @@ def test_a_gradient_beyond_fp16_only_lowers_the_scale() -> None:
     assert step.not_applied() == (0, 0) and step.scaler.get_scale() == 2.0**39
 
 
-# -- bad numbers
-# -------------------------------------------------------------------------------------------------------
+# -- bad numbers -------------------------------------------------------------------------------------------------------
 
 
 class Sick(WeightedHead):
@@ -320,8 +316,7 @@ def test_statistics_of_a_bad_batch_are_dropped_where_training_goes_on(go_on: boo
         assert not any(mean.equal(buffer) for mean, buffer in zip(first, means[::2], strict=True))
 
 
-# -- speed
-# -------------------------------------------------------------------------------------------------------------
+# -- speed -------------------------------------------------------------------------------------------------------------
 
 
 class NothingWaits(TorchDispatchMode):

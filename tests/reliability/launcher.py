@@ -31,8 +31,7 @@ from typing import Any, NoReturn
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
-# -- what a fault does
-# ---------------------------------------------------------------------------------------------------
+# -- what a fault does -------------------------------------------------------------------------------------------------
 
 
 def kill(*_: Any) -> None:
@@ -138,8 +137,7 @@ def install(fault: dict[str, Any]) -> None:
     setattr(owner, name, struck)
 
 
-# -- processes
-# -----------------------------------------------------------------------------------------------------------
+# -- processes ---------------------------------------------------------------------------------------------------------
 
 
 def leave(code: int) -> NoReturn:
