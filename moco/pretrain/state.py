@@ -17,6 +17,7 @@ from torch import Tensor
 
 from moco import distributed
 from moco.errors import InputError
+from moco.pretrain.optimiser import load_state
 from moco.pretrain.options import PretrainOptions
 from moco.pretrain.step import TrainingStep
 from moco.run import checkpoint
@@ -133,14 +134,10 @@ def restore(
     step.moco.load_state_dict(weights)
     notes = []
     if "optimizer" in state:
-        groups = step.optimizer.param_groups
-        asked = [{name: group[name] for name in ("momentum", "weight_decay", "fused")} for group in groups]
         try:
-            step.optimizer.load_state_dict(state["optimizer"])
+            load_state(step.optimizer, state["optimizer"])
         except ValueError as error:
             raise InputError(f"the optimiser's state in {path} does not fit this model: {error}") from error
-        for group, settings in zip(step.optimizer.param_groups, asked, strict=True):
-            group.update(settings)  # the file's would silently win over the command line; MoCo's has no fused at all
     else:
         notes.append(f"{path} holds no optimiser state: momentum starts from zero")
     if run is None:

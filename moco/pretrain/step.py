@@ -16,6 +16,7 @@ from moco.data.loader import Batch
 from moco.distributed import all_reduce_sum, gather_rows, rank, shares, world_size
 from moco.distributed.global_batch import GlobalBatch
 from moco.losses import Head
+from moco.pretrain.optimiser import check_layouts, zero_momentum
 from moco.timing import stage
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -62,11 +63,8 @@ class TrainingStep:
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.bad_steps = torch.zeros((), dtype=torch.long, device=self.device)
         self.first_bad = torch.zeros((), dtype=torch.long, device=self.device)  # as MoCo.step counts, from 1; 0: none
-        # fused SGD takes uninitialised memory for its momentum if its very first step is one that is not applied
-        for group in optimizer.param_groups:
-            for p in group["params"]:
-                if p.requires_grad and group.get("momentum"):
-                    optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        zero_momentum(optimizer)
+        self._layouts_checked = False
         batchnorm = [b for name, b in self.moco.named_buffers() if "running_" in name] if go_on else []
         self._running = [(buffer, torch.empty_like(buffer)) for buffer in batchnorm]
 
@@ -139,6 +137,9 @@ class TrainingStep:
 
     def _update(self, loss: Tensor) -> None:
         """The optimiser's step; not applied, and counted, if the gradient is not finite. Decided on the device."""
+        if not self._layouts_checked:  # once: what a resume has loaded does not change its layout later
+            check_layouts(self.optimizer)
+            self._layouts_checked = True
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
         parameters = [p for p in self.moco.encoder_q.parameters() if p.grad is not None]

@@ -26,13 +26,21 @@ def host_copy(state: Any) -> Any:
     return copied
 
 
+def host_like(value: torch.Tensor, pin_memory: bool = True) -> torch.Tensor:
+    """Uninitialised host memory with the shape, dtype and memory format of `value`.
+
+    The format matters: a momentum that comes back in another one than its weight is refused by fused kernels on a GPU.
+    torch keeps the pinned block for the next save.
+    """
+    return torch.empty_like(value, device="cpu", pin_memory=pin_memory, memory_format=torch.preserve_format)
+
+
 def _copied(value: Any) -> tuple[Any, bool]:
     if isinstance(value, torch.Tensor):
         value = value.detach()
         if not value.is_cuda:
             return value.clone(), False
-        pinned = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)  # torch keeps the block for the next save
-        return pinned.copy_(value, non_blocking=True), True
+        return host_like(value).copy_(value, non_blocking=True), True
     if isinstance(value, dict):
         pairs = {key: _copied(entry) for key, entry in value.items()}
         return {key: entry for key, (entry, _) in pairs.items()}, any(on_gpu for _, on_gpu in pairs.values())

@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 CHECKPOINT, CHECKSUM, SAVER, LOCK = "moco/run/checkpoint.py", "moco/run/checksum.py", "moco/run/saver.py", "moco/run/lock.py"
 LOGS, PREEMPTION, STEP, HEALTH = "moco/run/log.py", "moco/run/preemption.py", "moco/pretrain/step.py", "moco/pretrain/watch.py"
 RESUME, DISTRIBUTED, MAIN = "moco/pretrain/state.py", "moco/distributed/collectives.py", "moco/pretrain/__main__.py"
+OPTIMISER = "moco/pretrain/optimiser.py"
 LOOP = "moco/pretrain/loop.py"
 KILLS = "tests/reliability/test_kills.py"
 FP16 = f"{KILLS} -k fp16-0"
@@ -63,7 +64,10 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     (LOGS, "            os.replace(temporary, self.path)", "            self.path.write_bytes(b'')", "tests/run/test_log.py"),
     (LOGS, 'return "NaN" if math.isnan(number) else', "return number if math.isnan(number) else", "tests/run/test_log.py"),
     (STEP, "self.optimizer.found_inf = bad.float()", "self.unused = bad.float()", "tests/pretrain/test_bad_steps.py"),
-    (STEP, 'if p.requires_grad and group.get("momentum"):', "if False:", "tests/pretrain/test_bad_steps.py"),
+    (OPTIMISER, 'if parameter.requires_grad and group.get("momentum"):', "if False:", "tests/pretrain/test_bad_steps.py"),
+    (OPTIMISER, "torch.empty_like(parameter, dtype=value.dtype).copy_(value)", "value", "tests/pretrain/test_optimiser.py"),
+    (OPTIMISER, "        group.update(asked)", "        pass", "tests/pretrain/test_optimiser.py"),
+    (SAVER, "memory_format=torch.preserve_format", "memory_format=torch.contiguous_format", "tests/run/test_saver.py"),
     (STEP, "buffer.copy_(torch.where(bad, before, buffer))", "pass", "tests/pretrain/test_bad_steps.py"),
     (HEALTH, "    if not odd_ranks:\n", "    if True:\n", "tests/pretrain/test_watch.py"),
     (HEALTH, "    if not spread > COLLAPSED:\n", "    if True:\n", "tests/pretrain/test_watch.py"),

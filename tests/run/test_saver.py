@@ -12,7 +12,7 @@ import torch
 from moco.errors import InputError
 from moco.run import saver as saver_module
 from moco.run.checkpoint import checkpoint_name, latest, load, position, save
-from moco.run.saver import Every, Saver, host_copy
+from moco.run.saver import Every, Saver, host_copy, host_like
 
 
 def state(value: float = 0.0) -> dict[str, Any]:
@@ -105,6 +105,14 @@ def test_host_copy_keeps_bits_and_kinds() -> None:
     assert copied["b"][0] == 1 and isinstance(copied["b"][1], tuple) and copied["b"][1][1].tolist() == [0, 1, 2]
     assert copied["c"] == "text" and copied["d"] is None
     assert copied["a"].data_ptr() != original["a"].data_ptr()  # type: ignore[attr-defined]
+
+
+def test_host_copy_keeps_the_memory_format() -> None:
+    weight = torch.randn(4, 3, 5, 5).to(memory_format=torch.channels_last)
+    assert host_like(weight, pin_memory=False).stride() == weight.stride() != weight.contiguous().stride()
+    copied = host_copy({"weight": weight})["weight"]
+    assert copied.stride() == weight.stride()
+    assert torch.equal(copied, weight)
 
 
 @pytest.mark.gpu
