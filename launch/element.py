@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import json
 import os
 import sys
@@ -20,7 +21,7 @@ import submitit
 
 from launch.job import Job, JobFailed, Step
 from moco.errors import EXIT_INPUT, InputError
-from moco.run.files import write_json
+from moco.run.files import write_file, write_json, write_text
 from moco.run.lock import RunLock
 from moco.run.log import read_log
 
@@ -86,12 +87,11 @@ def gather(folder: Path) -> Path:
             rows.append({"id": place.name, **swept["swept"], **row})
     columns = list(dict.fromkeys(name for row in rows for name in row))
     target = folder / "results.csv"
-    temporary = target.with_name(f".results.{os.uname().nodename}.{os.getpid()}")
-    with open(temporary, "w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(temporary, target)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(target, text.getvalue())
     try:
         import pyarrow
         import pyarrow.parquet
@@ -99,8 +99,8 @@ def gather(folder: Path) -> Path:
         return target
     with contextlib.suppress(pyarrow.ArrowException):  # a column of numbers and curves has no type of Parquet's
         filled = [{name: row.get(name) for name in columns} for row in rows]
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(filled), temporary)
-        os.replace(temporary, target.with_suffix(".parquet"))
+        found = pyarrow.Table.from_pylist(filled)
+        write_file(target.with_suffix(".parquet"), lambda file: pyarrow.parquet.write_table(found, file))
     return target
 
 

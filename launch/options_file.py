@@ -13,6 +13,7 @@ import yaml
 from launch.job import Step
 from moco.pretrain.options import PretrainOptions, parse_pretrain
 from moco.probe.options import LinclsOptions, parse_lincls
+from moco.run.files import write_text
 from moco.run.options import CommonOptions, as_dict
 
 NOT_KEPT = ("config", "dry_run", "resume")
@@ -44,8 +45,7 @@ def probe(argv: list[str], pretrain: PretrainOptions, ranks: int) -> LinclsOptio
 
 def write(main: str, options: CommonOptions, path: Path) -> Step:
     """Keeps `options` in `path`, with absolute paths, so that the job's working folder does not matter."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(as_text(options))
+    write_text(path, as_text(options))
     begin_from = getattr(options, "resume", None)
     begin_from = None if begin_from in (None, "auto") else os.path.abspath(begin_from)
     return Step(main, str(path), os.path.abspath(options.output_dir), begin_from)

@@ -28,6 +28,7 @@ from submitit.slurm.slurm import _make_sbatch_string
 from launch import jobs, options_file, snapshot
 from launch.job import Job, JobFailed, Step
 from moco.errors import EXIT_INPUT, InputError
+from moco.run.files import write_text
 from moco.run.provenance import git_state
 
 # submitit gives up after so many time limits; what ends a job here is that restarts save nothing
@@ -186,7 +187,7 @@ def submit(o: argparse.Namespace, pretrain_argv: list[str], probe_argv: list[str
     if probe:
         steps.append(options_file.write("main_lincls", probe, folder / "main_lincls.yaml"))
     description = {"command": [sys.executable, *sys.argv], "git": git_state(), "ranks": ranks, "submission": vars(o)}
-    (folder / "job.json").write_text(json.dumps(description, indent=2, default=str) + "\n")
+    write_text(folder / "job.json", json.dumps(description, indent=2, default=str) + "\n")
     if o.cluster == "debug":
         Job(steps, folder)()
         return []

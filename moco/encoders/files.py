@@ -36,6 +36,8 @@ LAYOUTS: tuple[tuple[str, str], ...] = (
 # the same shapes, another function, so that loading it into timm's would go unnoticed.
 _MOCO_V3_ARCHS = {"vit_base": "timm:vit_base_patch16_224"}
 _MOCO_V3_UNKNOWN = ("vit_small", "vit_conv_small", "vit_conv_base")
+# Buffers of known projects that hold no state: the align/uniform fork's label for its contrastive term.
+STATELESS = ("scalar_label",)
 # Parts that torchvision's networks have only while they are trained with labels.
 _AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
 # Where a checkpoint keeps its weights, unless it is nothing but weights; DINO evaluates its teacher.

@@ -44,11 +44,6 @@ class Preprocessing:
             found.std,
         )
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
-        mean, std = (tuple(float(x) for x in values[name]) for name in ("mean", "std"))
-        return cls(int(values["size"]), float(values["crop"]), mean, std)  # type: ignore[arg-type]
-
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -39,6 +39,7 @@ from moco.pretrain.options import PretrainOptions, loss_head, parse_pretrain
 from moco.pretrain.reference import ReferenceMoCo
 from moco.pretrain.step import TrainingStep
 from moco.run import checkpoint
+from moco.run.files import write_json
 from moco.run.lock import only_run_in
 from moco.run.log import RunLog
 from moco.run.meter import Meter
@@ -156,7 +157,7 @@ def train(options: PretrainOptions, device: torch.device, preemption: Preemption
             f" with {loader.workers} decoding threads each; --bn {options.bn}, --seed {seed}; output in {folder}"
         )
         if rank == 0:
-            (folder / "options.json").write_text(as_json(options) + "\n")
+            write_json(folder / "options.json", as_dict(options))
         with whole(options.reference_step), Profile(folder, device, options.profile and rank == 0, log.say) as profile:
             training = Training(
                 options, device, loader, model, step, meters, position, evaluate, log, preemption, profile

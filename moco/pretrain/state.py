@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from moco import distributed
+from moco.encoders.files import STATELESS
 from moco.errors import InputError
 from moco.pretrain.optimiser import load_state
 from moco.pretrain.options import PretrainOptions
@@ -111,6 +112,8 @@ def restore(
     if arch != options.arch:
         raise InputError(f"{path} holds a {arch}, not a {options.arch}; pass --arch {arch} or another --resume")
     weights = {name.removeprefix("module."): value for name, value in state["state_dict"].items()}
+    known = [name for name in STATELESS if weights.pop(name, None) is not None]
+    notes = [f"left out {name} of {path}, a buffer that holds no state" for name in known]
     wanted = step.moco.state_dict()
     if "queue" in weights and weights["queue"].shape != wanted["queue"].shape:
         dim, length = weights["queue"].shape
@@ -132,7 +135,6 @@ def restore(
             " cannot finish; pass the same, or resume from a checkpoint at an epoch's end"
         )
     step.moco.load_state_dict(weights)
-    notes = []
     if "optimizer" in state:
         try:
             load_state(step.optimizer, state["optimizer"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from moco.pretrain.options import PretrainOptions
 from moco.pretrain.state import Position
 from moco.pretrain.step import TrainingStep
 from moco.randomness import Purpose, stream_key
+from moco.run.files import write_json
 from moco.run.log import RunLog, json_ready
 from moco.run.options import as_dict
 from moco.run.provenance import git_state
@@ -162,5 +162,5 @@ def write_repro(
         **details,
     }
     if rank() == 0:
-        (Path(folder) / name).write_text(json.dumps(json_ready(record), indent=1, allow_nan=False) + "\n")
+        write_json(Path(folder) / name, json_ready(record))
     return name

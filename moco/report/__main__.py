@@ -20,6 +20,7 @@ from moco.report.correlation import FEWEST
 from moco.report.neighbours import Row, grid
 from moco.report.runs import MEASURED, Encoder, read
 from moco.run.checkpoint import latest
+from moco.run.files import write_text
 from moco.run.options import result_options
 
 AT_ONCE = 6  # runs in one figure of curves
@@ -44,9 +45,8 @@ def write(encoders: Sequence[Encoder], folder: Path, title: str, queries: int = 
         similarities.histograms(encoders),
         similarities.neighbours(grids(encoders, queries)),
     ]
-    folder.mkdir(parents=True, exist_ok=True)
     written = [folder / "index.html"]
-    written[0].write_text(page.html(title, sections), encoding="utf-8")
+    write_text(written[0], page.html(title, sections))
     trained = [figures.Pictured(one.name, one.records) for one in encoders if one.trained]
     for start in range(0, len(trained), AT_ONCE):
         name = "curves.png" if start == 0 else f"curves-{start // AT_ONCE + 1}.png"

@@ -1,6 +1,6 @@
 """Checkpoint files that are whole or refused, written so that a crash at any moment leaves the previous one intact.
 
-A file is written beside its final name, synced, and renamed; its own SHA-256 travels inside it (moco/run/checksum.py).
+A file is written as moco/run/files.py says; its own SHA-256 travels inside it (moco/run/checksum.py).
 It is in MoCo's layout and opens with plain `torch.load` anywhere. Whatever is wrong with a file that is read, or keeps
 one from being written, is an InputError that names the fix.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import pickle
 import re
-import socket
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,9 +17,9 @@ import torch
 
 from moco.errors import InputError
 from moco.run.checksum import SummingWriter, check_bytes
+from moco.run.files import write_file
 
 _NAME = re.compile(r"checkpoint_(\d{4,})(?:_(\d{6,}))?\.pth\.tar")
-_TEMPORARY = ".saving"
 
 
 def checkpoint_name(epoch: int, step: int | None = None) -> str:
@@ -37,14 +36,6 @@ def position(path: str | Path) -> tuple[int, int] | None:
     return (int(epoch) + 1, 0) if step is None else (int(epoch), int(step))
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)  # a rename is safe from a power cut only when its folder has been synced
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _check_loadable(value: Any, where: str) -> None:
     """TypeError if `load` would refuse `value` later, when it is too late."""
     if isinstance(value, dict):
@@ -59,34 +50,18 @@ def _check_loadable(value: Any, where: str) -> None:
 
 def save(path: str | Path, state: dict[str, Any]) -> None:
     """Writes `state` so that `path` is, at every moment, the previous file or the new one. InputError if it cannot."""
-    path = Path(path)
     _check_loadable(state, "state")
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{_TEMPORARY}")
-    try:
-        with open(temporary, "wb") as file:
-            writer = SummingWriter(file)
-            torch.save(state, writer)  # type: ignore[arg-type]  # it needs `write` alone
-            writer.finish()
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise InputError(
-            f"cannot write {path}: {error.strerror or error}; make room or fix the folder's permissions, then go on "
-            "with --resume auto (earlier checkpoints are untouched)"
-        ) from error
-    finally:
-        try:
-            temporary.unlink(missing_ok=True)
-        except OSError:  # the folder may be gone or not a folder: the error above says so
-            pass
 
+    def write(file: IO[bytes]) -> None:
+        writer = SummingWriter(file)
+        torch.save(state, writer)  # type: ignore[arg-type]  # it needs `write` alone
+        writer.finish()
 
-def remove_temporaries(folder: str | Path) -> None:
-    """Deletes what killed saves left in `folder`. For the one run that holds the folder's RunLock."""
-    for path in Path(folder).glob(f".*{_TEMPORARY}"):
-        path.unlink(missing_ok=True)
+    write_file(
+        path,
+        write,
+        "make room or fix the folder's permissions, then go on with --resume auto (earlier checkpoints are untouched)",
+    )
 
 
 def load(path: str | Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import json
 import os
 import secrets
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -187,9 +188,14 @@ def _holder(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def only_run_in(folder: Path) -> Iterator[None]:
-    """Rank 0 holds the folder's lock for the length of a `with` block; if it cannot have it, all ranks end."""
+    """Rank 0 holds the folder's lock for the length of a `with` block; if it cannot have it, all ranks end.
+
+    A lock that was taken from a dead run is noted on stderr.
+    """
     lock = RunLock(folder)
     distributed.on_rank_0(lock.acquire)
+    if lock.taken_from:
+        print(f"note: took over the lock of {folder} from {lock.taken_from}", file=sys.stderr, flush=True)
     try:
         yield
     finally:

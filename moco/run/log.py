@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from moco.errors import InputError
+from moco.run.files import cannot_write, write_bytes
 from moco.run.log_views import Console, open_wandb
 
 Values = Mapping[str, Any]  # name -> int, float, bool, str, None or nested dicts and lists of them
@@ -112,12 +113,7 @@ class RunLog:
         lines = self.path.read_bytes().splitlines(keepends=True)
         kept = [line for line in lines if _belongs(line, global_step)]
         if len(kept) < len(lines):
-            temporary = self.path.with_name(".log.jsonl.saving")
-            with open(temporary, "wb") as file:
-                file.writelines(kept)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.path)
+            write_bytes(self.path, b"".join(kept))
         return len(lines) - len(kept)
 
     def start(self, values: Values, *, epoch: int = 0, global_step: int = 0) -> None:
@@ -212,9 +208,7 @@ class RunLog:
             if self._file.write(line) < len(line):  # a disk that fills up takes a part without an error
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            raise InputError(
-                f"cannot write {self.path}: {error.strerror}; make room, then go on with --resume auto"
-            ) from error
+            raise cannot_write(self.path, error, "make room, then go on with --resume auto") from error
 
     def _open(self) -> IO[bytes]:
         self.folder.mkdir(parents=True, exist_ok=True)

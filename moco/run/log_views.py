@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from moco.errors import InputError
+from moco.run.files import write_text
 
 FIRST = ("loss", "acc1", "eta_s")
 
@@ -120,5 +121,5 @@ def open_wandb(project: str, folder: Path, options: Mapping[str, Any]) -> Any:
     except Exception as error:  # no network, no key: a run is not lost for want of a dashboard
         print(f"warning: wandb cannot connect ({error}); recording offline, for `wandb sync`", file=sys.stderr)
         run = wandb.init(mode="offline", **settings)
-    id_file.write_text(run.id)
+    write_text(id_file, run.id)
     return run

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from moco.errors import InputError
-from moco.run.checkpoint import checkpoints, position, remove_temporaries, save
+from moco.run.checkpoint import checkpoints, position, save
+from moco.run.files import remove_temporaries
 
 
 def host_copy(state: Any) -> Any:

@@ -192,6 +192,23 @@ def test_a_file_of_mocos_goes_on_at_its_next_epoch(tmp_path: Path) -> None:
     assert any("no optimiser state: momentum starts from zero" in note for note in notes)
 
 
+def test_a_buffer_of_the_fork_that_holds_no_state_is_left_out_and_named(tmp_path: Path) -> None:
+    """The align/uniform fork's contrastive runs save a constant label: it once kept them from being resumed."""
+    o = options()
+    step = training_step(o)
+    run(step, [], range(2))
+    theirs = snapshot(step, [], Position(), o)
+    del theirs["moco_run"]
+    theirs["state_dict"]["module.scalar_label"] = torch.zeros((), dtype=torch.long)
+    other = training_step(o, seed=1)
+    _, notes = restore(copy.deepcopy(theirs), tmp_path / "fork.pth.tar", other, [], o)
+    assert notes[0].startswith("left out scalar_label of ")
+    assert same_bits(other.moco.state_dict(), step.moco.state_dict())
+    theirs["state_dict"]["module.other_label"] = torch.zeros(())
+    with pytest.raises(InputError, match="other_label"):
+        restore(theirs, tmp_path / "fork.pth.tar", other, [], o)
+
+
 def test_another_number_of_ranks_keeps_the_sums(tmp_path: Path) -> None:
     """Two ranks' running means, read by one: no sample is lost, and a note says what differs."""
     o = options()

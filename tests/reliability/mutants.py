@@ -21,21 +21,21 @@ CHECKPOINT, CHECKSUM, SAVER, LOCK = "moco/run/checkpoint.py", "moco/run/checksum
 LOGS, PREEMPTION, STEP, HEALTH = "moco/run/log.py", "moco/run/preemption.py", "moco/pretrain/step.py", "moco/pretrain/watch.py"
 RESUME, DISTRIBUTED, MAIN = "moco/pretrain/state.py", "moco/distributed/collectives.py", "moco/pretrain/__main__.py"
 OPTIMISER = "moco/pretrain/optimiser.py"
-LOOP = "moco/pretrain/loop.py"
+LOOP, FILES = "moco/pretrain/loop.py", "moco/run/files.py"
 KILLS = "tests/reliability/test_kills.py"
 FP16 = f"{KILLS} -k fp16-0"
 
 # (file, what stands there, what is put in its place, tests of which one must fail)
 MUTANTS: list[tuple[str, str, str, str]] = [
-    (CHECKPOINT, "os.fsync(file.fileno())", "pass", "tests/run/test_checkpoint.py"),
-    (CHECKPOINT, "        _sync_folder(path.parent)\n", "", "tests/run/test_checkpoint.py"),
-    (CHECKPOINT, "os.replace(temporary, path)", "path.write_bytes(temporary.read_bytes())", "tests/run/test_checkpoint.py"),
-    (CHECKPOINT, "temporary.unlink(missing_ok=True)", "pass", "tests/run/test_checkpoint.py"),
+    (FILES, "os.fsync(file.fileno())", "pass", "tests/run/test_checkpoint.py"),
+    (FILES, "        _sync_folder(path.parent)\n", "", "tests/run/test_checkpoint.py"),
+    (FILES, "os.replace(temporary, path)", "path.write_bytes(temporary.read_bytes())", "tests/run/test_checkpoint.py"),
+    (FILES, "temporary.unlink(missing_ok=True)", "pass", "tests/run/test_checkpoint.py"),
     (CHECKPOINT, 'map_location="cpu", weights_only=True)', 'map_location="cpu", weights_only=False)', "tests/run/test_checkpoint.py"),
     (CHECKPOINT, '    _check_loadable(state, "state")\n', "", "tests/run/test_checkpoint.py"),
     (CHECKPOINT, "            verify(path)\n", "            pass\n", "tests/run/test_checkpoint.py"),
     (CHECKPOINT, "if (position(path) or after) > after:", "if False:", "tests/run/test_checkpoint.py"),
-    (CHECKPOINT, "        path.unlink(missing_ok=True)\n", "        pass\n", "tests/run/test_checkpoint.py tests/run/test_saver.py"),
+    (FILES, "        path.unlink(missing_ok=True)\n", "        pass\n", "tests/run/test_checkpoint.py tests/run/test_saver.py"),
     (CHECKSUM, "if _sum_of(file, size - _COMMENT) != comment[len(_TAG) :]:", "if False:", "tests/run/test_checkpoint.py"),
     (CHECKSUM, "    if broken is not None:", "    if False:", "tests/run/test_checkpoint.py"),
     (CHECKSUM, 'if end[:4] != _END_SIGNATURE or end[20:] != b"\\0\\0":', "if False:", "tests/run/test_checkpoint.py"),
@@ -61,7 +61,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     (LOGS, 'open(self.path, "ab", buffering=0)', 'open(self.path, "ab")', "tests/run/test_log.py"),
     (LOGS, "            file.truncate(whole)", "            pass", "tests/run/test_log.py"),
     (LOGS, "if self._file.write(line) < len(line):", "if self._file.write(line) < 0:", "tests/run/test_log.py"),
-    (LOGS, "            os.replace(temporary, self.path)", "            self.path.write_bytes(b'')", "tests/run/test_log.py"),
+    (LOGS, 'write_bytes(self.path, b"".join(kept))', 'self.path.write_bytes(b"")', "tests/run/test_log.py"),
     (LOGS, 'return "NaN" if math.isnan(number) else', "return number if math.isnan(number) else", "tests/run/test_log.py"),
     (STEP, "self.optimizer.found_inf = bad.float()", "self.unused = bad.float()", "tests/pretrain/test_bad_steps.py"),
     (OPTIMISER, 'if parameter.requires_grad and group.get("momentum"):', "if False:", "tests/pretrain/test_bad_steps.py"),

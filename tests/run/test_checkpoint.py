@@ -19,7 +19,8 @@ from hypothesis import example, given, settings, strategies as st
 
 from moco.errors import InputError
 from moco.run import checkpoint
-from moco.run.checkpoint import checkpoint_name, latest, load, position, remove_temporaries, save, set_aside, verify
+from moco.run.checkpoint import checkpoint_name, latest, load, position, save, set_aside, verify
+from moco.run.files import remove_temporaries
 
 
 def state(number: int = 0, size: int = 500) -> dict[str, Any]:

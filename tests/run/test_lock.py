@@ -233,3 +233,13 @@ def test_of_many_that_start_together_one_gets_it(tmp_path: Path, leftover: bool)
 def test_process_start() -> None:
     assert process_start(os.getpid()) == process_start(os.getpid()) != ""
     assert process_start(4_000_000) == ""
+
+
+def test_a_lock_taken_from_a_dead_run_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with runlock.only_run_in(tmp_path):
+        assert capsys.readouterr().err == ""
+    written_by(tmp_path, boot="an earlier start")
+    with runlock.only_run_in(tmp_path):
+        told = capsys.readouterr().err
+    assert told.startswith(f"note: took over the lock of {tmp_path} from process {os.getpid()} on ")
+    assert told.endswith(": the machine has been restarted since\n")
