@@ -34,6 +34,7 @@ from moco.evaluate.online import OnlineEvaluator
 from moco.losses.logsumexp import whole
 from moco.losses.table import check_labels
 from moco.pretrain import state as resume
+from moco.pretrain.hints import first_losses, next_command
 from moco.pretrain.loop import Training
 from moco.pretrain.options import PretrainOptions, loss_head, parse_pretrain
 from moco.pretrain.reference import ReferenceMoCo
@@ -156,13 +157,18 @@ def train(options: PretrainOptions, device: torch.device, preemption: Preemption
             f"{len(source)} images, {len(loader)} steps of {options.batch_size} an epoch, on {world} x {device.type}"
             f" with {loader.workers} decoding threads each; --bn {options.bn}, --seed {seed}; output in {folder}"
         )
+        for hint in first_losses(options, position.global_step):
+            log.say(hint)
         if rank == 0:
             write_json(folder / "options.json", as_dict(options))
         with whole(options.reference_step), Profile(folder, device, options.profile and rank == 0, log.say) as profile:
             training = Training(
                 options, device, loader, model, step, meters, position, evaluate, log, preemption, profile
             )
-            return training.run()
+            code = training.run()
+        if code == EXIT_OK:
+            log.say(next_command(options))
+        return code
 
 
 if __name__ == "__main__":

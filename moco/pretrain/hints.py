@@ -1,0 +1,33 @@
+"""Lines for the user: the meaning of the first losses, and the command to type after the run."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from pathlib import Path
+
+from moco.data.datasets import has_split
+from moco.pretrain.options import PretrainOptions
+from moco.run.checkpoint import checkpoint_name
+
+
+def first_losses(options: PretrainOptions, steps_done: int) -> list[str]:
+    """The value of InfoNCE at chance, until the queue has been filled once; else nothing."""
+    keys_per_step = options.batch_size * (2 if options.symmetric else 1)
+    if not options.moco_k or steps_done * keys_per_step >= options.moco_k or options.loss != "infonce":
+        return []
+    return [
+        f"InfoNCE at chance is log(K + 1) = {math.log(options.moco_k + 1):.2f}; the loss rises while the queue fills"
+        f" with real keys, which takes {math.ceil(options.moco_k / keys_per_step)} steps"
+    ]
+
+
+def next_command(options: PretrainOptions) -> str:
+    """The linear probe of the last checkpoint; its export where there are no validation images."""
+    path = Path(options.output_dir) / checkpoint_name(options.epochs - 1)
+    if not has_split(options.data, options.dataset, "val"):
+        return f"done; next, for other programs: {shlex.join(['python', '-m', 'moco.export', str(path)])}"
+    words = ["python", "main_lincls.py", "--pretrained", str(path)]
+    if options.dataset != "folder":
+        words += ["--dataset", options.dataset]
+    return f"done; next, the linear probe: {shlex.join([*words, *([options.data] if options.data else [])])}"
