@@ -1,4 +1,4 @@
-"""What one task of a job does: it becomes a rank, calls the mains, and sees to it that the job is requeued.
+"""One task of a job: a rank that calls the mains and requeues the job.
 
 submitit pickles a `Job` and calls it in every task that srun starts. The mains notice signals by themselves: they save
 at a step that all ranks agree on and return EXIT_PREEMPTED. Only then submitit's own handler is called, on rank 0, as

@@ -1,4 +1,6 @@
-"""What happened to one job, a JSON object a line: its starts, requeues and end. Rank 0 writes it.
+"""The journal of one job: starts, requeues and end, as JSON lines.
+
+Rank 0 writes it.
 
     {"event": "start" | "requeue" | "end", "time": "...", "host": "...", "restart": 0, "saved": [...], ...}
 
@@ -42,7 +44,7 @@ class Journal:
         append(self.path, line)
 
     def starts_without_progress(self) -> int:
-        """How many of the last starts, in a row, found what there is now as their newest checkpoint."""
+        """Number of the last starts in a row that found the present newest checkpoint."""
         now = self.saved()
         starts = [event for event in read(self.path) if event["event"] == "start"]
         return len(list(takewhile(lambda start: start["saved"] == now, reversed(starts))))

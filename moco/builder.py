@@ -29,13 +29,16 @@ from moco.timing import stage
 
 
 def choose_bn(bn: str | None, K: int) -> str:
-    """How BatchNorm is isolated: as asked for, else 'shuffle' on several ranks, 'split' on one, 'local' for K 0."""
+    """Returns the BatchNorm isolation: `bn`, or the default if it is None.
+
+    The default is 'shuffle' on several ranks, 'split' on one, and 'local' for K 0. InputError if `bn` needs keys.
+    """
     if K:
         return bn or ("shuffle" if distributed.world_size() > 1 else "split")
     if bn in ("shuffle", "split"):
         raise InputError(
-            f"--bn {bn} parts keys from their queries, and with --moco-k 0 there are no keys; take --bn local, or sync"
-            " on several GPUs"
+            f"--bn {bn} separates keys from queries; it has no effect with --moco-k 0, where both views are queries:"
+            " pass --bn local, or --bn sync on several GPUs"
         )
     return bn or "local"
 
@@ -153,7 +156,7 @@ class MoCo(nn.Module):
         self.filled.copy_((self.filled + n * good).clamp_max(self.K))
 
     def queue_state(self) -> dict[str, Any]:
-        """What a resumed run needs and MoCo's `state_dict` has no key for."""
+        """The state of a resumed run for which MoCo's `state_dict` has no key."""
         return {"labels": self.queue_labels, "filled": self.filled, "step": self.step}
 
     def load_queue_state(self, state: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What ends a run early, and the exit code that says so to the shell, to Slurm and to scripts."""
+"""Exceptions that end a run, and the exit codes for shell, Slurm and scripts."""
 
 from __future__ import annotations
 

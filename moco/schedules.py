@@ -1,4 +1,4 @@
-"""What changes from epoch to epoch, as functions of the epoch."""
+"""Learning rate and curves as functions of the epoch."""
 
 from __future__ import annotations
 

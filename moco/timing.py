@@ -1,4 +1,4 @@
-"""Where the time of a step goes: every moment belongs to one stage, on the device's own clock, without waiting for it.
+"""Time of a step by stage, on the device's own clock, without waiting.
 
     with stage("key"):
         with stage("augmentation"): ...      # counted there, not to "key" as well

@@ -1,4 +1,6 @@
-"""Where the crops lie: boxes as functions of (random numbers, image size), in pixels of the upright original.
+"""Crop boxes from random numbers and an image size.
+
+They are in pixels of the upright original.
 
 A box is (top, left, height, width). Every source draws its boxes here, from the original's size, so that a folder and a
 .beton written from it cut the same ones.

@@ -1,4 +1,4 @@
-"""Which images and which labels: `open_split` turns the command line's `data` and `--dataset` into a source."""
+"""Data sets by name: `open_split` makes a source of `data` and `--dataset`."""
 
 from __future__ import annotations
 

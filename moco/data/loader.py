@@ -90,7 +90,7 @@ class Loader:
 
     @property
     def bad_samples(self) -> int:
-        """How many samples could not be read so far, in this process."""
+        """Number of samples that this process could not read so far."""
         return len(self.bad)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Generator[Batch, None, None]:

@@ -1,4 +1,6 @@
-"""Which samples make up which batch: a function of (seed, epoch, step), with no state to save or to replay."""
+"""The order of samples, as a function of (seed, epoch, step).
+
+There is no state to save or to replay."""
 
 from __future__ import annotations
 
@@ -66,7 +68,7 @@ class Sampler:
         return order[start : start + self.batch_size]
 
     def sizes(self, step: int) -> list[int]:
-        """How many samples of the global batch each rank gets."""
+        """Number of samples of the global batch for each rank."""
         size = self.batch_size if self.pad_last else min(self.batch_size, self.n - step * self.batch_size)
         return shares(size, self.world_size)
 

@@ -53,7 +53,7 @@ class Source(Protocol):
 
     @property
     def notes(self) -> list[str]:
-        """What the log should say about this data set: files that were left out, where the pixels come from."""
+        """Lines for the log: files that were left out, the origin of the pixels."""
 
     def __len__(self) -> int: ...
 

@@ -21,7 +21,10 @@ T = TypeVar("T")
 
 
 def shares(n: int, world: int) -> list[int]:
-    """How n samples are dealt to `world` ranks: sizes differ by at most one, the larger first."""
+    """Splits n samples over `world` ranks.
+
+    Sizes differ by at most one, the larger first.
+    """
     return [n // world + (r < n % world) for r in range(world)]
 
 

@@ -39,7 +39,9 @@ class _AllReduceSumWithGrad(torch.autograd.Function):
 
 
 class GlobalBatch:
-    """How a loss sees the rest of the global batch (the `across` of `moco.losses`), with gradients.
+    """The rest of the global batch for a loss, with gradients.
+
+    It is the `across` of `moco.losses`.
 
     The gradient convention is DDP's: it averages the ranks' gradients, so a loss that is the same number L on every
     rank gets exactly the gradient of L, also when the ranks weight it unevenly by weights that sum to the world size.

@@ -1,4 +1,4 @@
-"""How ranks find each other, and which of them is to blame when they lose each other."""
+"""Finds the rank that failed when ranks lose each other."""
 
 from __future__ import annotations
 

@@ -176,7 +176,7 @@ def _build_plain(arch: str, num_classes: int, image_size: int | None) -> nn.Modu
 
 
 def torchvision_arguments(arch: str, image_size: int | None) -> dict[str, Any]:
-    """What `torchvision.models.get_model` needs beside the name for the network that `build_encoder` builds."""
+    """Arguments of `torchvision.models.get_model` beside the name, for `build_encoder`."""
     if arch in ("googlenet", "inception_v3"):
         return {"aux_logits": False, "init_weights": True}  # with auxiliary classifiers their output is not one tensor
     if image_size is not None and arch.startswith("vit_"):

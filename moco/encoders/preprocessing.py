@@ -1,4 +1,6 @@
-"""What is done to a photograph before an encoder sees it: the part of a checkpoint that key names do not tell."""
+"""The preprocessing of a photograph for an encoder.
+
+Key names of a checkpoint do not tell it."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What an encoder's features are worth without training: `python -m moco.evaluate`."""
+"""Measures of an encoder's features: `python -m moco.evaluate`."""

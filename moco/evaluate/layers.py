@@ -1,4 +1,4 @@
-"""Which of an encoder's features: the trunk's, the projection head's output, or those of a layer in between."""
+"""Features of the trunk, of the projection head, or of a layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is measured while an encoder trains: figures that need no labels, and kNN where there are some.
+"""Online evaluation: measures without labels, and kNN where there are labels.
 
 All ranks work together. The evaluator yields (name, value); accuracies are in percent.
 """
@@ -23,7 +23,7 @@ from moco.evaluate.features import Settings, TrunkAndOutput, centre_crops, encod
 
 
 class OnlineSettings(Settings, Protocol):
-    """What the online evaluation of a pretraining run reads besides."""
+    """Further options of the online evaluation of a pretraining run."""
 
     @property
     def image_size(self) -> int | None: ...

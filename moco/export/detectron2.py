@@ -64,7 +64,7 @@ def write(path: Path, state: dict[str, Tensor], author: str) -> None:
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """What `write` wrote, under torchvision's names and without BatchNorm's counters."""
+    """Reads a file of `write`, with torchvision's names, without BatchNorm's counters."""
     content = _Unpickler(io.BytesIO(path.read_bytes())).load()
     return torchvision_names({key: torch.from_numpy(value) for key, value in content["model"].items()})
 

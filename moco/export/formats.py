@@ -1,4 +1,6 @@
-"""How other projects keep an encoder: one `Format` each, how it is written and how their own library reads it back.
+"""Formats of other projects for an encoder.
+
+Each `Format` writes it, and reads it back with the project's own library.
 
 `write` puts its files into an empty folder. `reload` opens them with the library that the format is for, and gives a
 function from normalised images [N, 3, S, S] to what the exported network puts out; what it cannot open raises.

@@ -1,4 +1,4 @@
-"""What is measured on features: pure functions on tensors, exact, in chunks, without gradients, ranks or files.
+"""Metrics of features: pure, exact functions of tensors, in chunks.
 
 Features are [n, C] rows, of unit length where it says so; bf16 and fp16 are widened to fp32, sums over pairs run in
 fp64. Accuracies are in percent, as MoCo prints them. Scalars come back as tensors on the features' device, so that a

@@ -1,4 +1,4 @@
-"""How features lie on the sphere: histograms of similarities, and how far classes have shrunk to points of a simplex.
+"""Histograms of similarities, and the collapse of classes to a simplex.
 
 Pure functions as in moco/metrics/functions.py: [n, C] rows, exact, in chunks; InputError where a figure does not exist.
 """

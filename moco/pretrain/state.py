@@ -31,7 +31,7 @@ FORMAT = 1
 
 @dataclass
 class Position:
-    """Where a run is: `step` optimiser steps into the 0-based `epoch`."""
+    """The position of a run: `step` optimiser steps into the 0-based `epoch`."""
 
     epoch: int = 0
     step: int = 0

@@ -1,4 +1,4 @@
-"""What a run says when something is wrong with its numbers or its images, and when it ends because of it."""
+"""Warnings and errors about a run's numbers and images."""
 
 from __future__ import annotations
 
@@ -98,7 +98,10 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> Tensor:
 
 
 def must_agree(model: MoCo) -> dict[str, Tensor]:
-    """What is the same on all ranks by construction: weights and queue. BatchNorm's statistics are each rank's own."""
+    """Returns the tensors that are equal on all ranks: weights and queue.
+
+    BatchNorm's statistics are each rank's own.
+    """
     queue = {"queue": model.queue, "queue_ptr": model.queue_ptr, "queue_labels": model.queue_labels}
     return {**dict(model.named_parameters()), **queue}
 

@@ -1,4 +1,4 @@
-"""What a probe is built of: the encoder, the part of it whose features are classified, and where batches come from."""
+"""Builds a probe: encoder, features, classifiers and training batches."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ class LinclsOptions(CommonOptions):
         return self.cached and not self.sweep
 
     def in_words(self) -> str:
-        """How it trains, for the log."""
+        """The training protocol in words, for the log."""
         scale = self.batch_size / 256
         if self.solved:
             return "logistic regression on cached features"

@@ -55,7 +55,7 @@ def classifier_to_resume(options: LinclsOptions) -> EncoderFile | None:
 
 
 def resolve(options: LinclsOptions, origin: EncoderFile | None, resumed: bool) -> LinclsOptions:
-    """What the command leaves open is taken from the run that the encoder comes from, then from the data set."""
+    """Fills open options from the encoder's run, then from the data set."""
     before = origin.options if origin else {}
     if origin and origin.arch and options.arch not in (None, origin.arch):
         raise InputError(f"{origin.path} holds a {origin.arch}, not a {options.arch}: pass --arch {origin.arch}")

@@ -56,7 +56,7 @@ class Classifiers(nn.Module):
 
 
 class Stream(Protocol):
-    """Where training batches come from, epoch by epoch."""
+    """Training batches of an epoch."""
 
     @property
     def sampler(self) -> Sampler: ...

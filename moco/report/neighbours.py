@@ -1,4 +1,4 @@
-"""Which images an encoder holds to be alike: some validation images, each with its nearest others."""
+"""Validation images, each with its nearest others in feature space."""
 
 from __future__ import annotations
 

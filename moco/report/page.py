@@ -92,7 +92,7 @@ def plane(encoders: Sequence[Encoder]) -> str:
 
 
 def share(value: float, values: Sequence[float]) -> float:
-    """Where `value` lies between the least and the greatest of `values`, in [0, 1]."""
+    """Position of `value` between the least and greatest of `values`, in [0, 1]."""
     low, high = min(values), max(values)
     return (value - low) / (high - low) if high > low else 0.5
 

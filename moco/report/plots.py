@@ -78,7 +78,7 @@ class Plot:
         self.axes = self._axes(xlabel, ylabel, up, whole)
 
     def at(self, x: float, y: float) -> tuple[float, float]:
-        """Where (x, y) lies on the paper."""
+        """Position of (x, y) on the paper."""
         scale = math.log if self.log else float
         across = (scale(x) - scale(self.x[0])) / (scale(self.x[1]) - scale(self.x[0]))
         up = (y - self.y[0]) / (self.y[1] - self.y[0])

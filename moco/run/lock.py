@@ -155,7 +155,7 @@ class RunLock:
         aside.unlink(missing_ok=True)
 
     def _dead(self, holder: dict[str, Any], mine: Path) -> str | None:
-        """Why the holder cannot be running any more; None if it may be."""
+        """The reason that the holder cannot be running any more; None if it may be."""
         me = self._me
         if holder.get("host") == me["host"] and holder.get("namespace") == me["namespace"]:
             if holder.get("boot") != me["boot"]:
@@ -178,7 +178,7 @@ class RunLock:
 
 
 def _holder(path: Path) -> dict[str, Any]:
-    """What a lock file says; {} if it is gone or not one of ours."""
+    """Contents of a lock file; {} if it is gone or another program's."""
     try:
         holder = json.loads(path.read_text())
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What a run says while it trains: one JSON object a line on disk, the console, TensorBoard, wandb.
+"""The log of a run: JSON lines, console, TensorBoard, wandb.
 
 `log.jsonl` is the record; everything else is a view of it. A record is
 
@@ -149,7 +149,7 @@ class RunLog:
         self._summary("epoch", values, timing, epoch, global_step)
 
     def eval(self, values: Values, timing: Values | None = None, *, epoch: int, global_step: int) -> None:
-        """What an evaluator found after the 0-based `epoch`."""
+        """Logs the measures after the 0-based `epoch`."""
         self._summary("eval", values, timing, epoch, global_step)
 
     def warning(self, message: str, *, epoch: int, global_step: int, values: Values | None = None) -> None:

@@ -1,4 +1,4 @@
-"""How a run shows itself to whoever watches: a progress bar on a terminal, aligned plain lines anywhere else.
+"""The console and wandb: a progress bar on a terminal, else plain lines.
 
 Epoch, step, loss, accuracy and time left come first, so that a narrow window shows what matters.
 """

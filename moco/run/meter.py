@@ -27,7 +27,10 @@ class Meter:
         self._samples += samples
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint in mid-epoch holds, so that the log of a resumed run shows the same means."""
+        """The sums for a checkpoint inside an epoch.
+
+        With them the log of a resumed run shows the same means.
+        """
         return {"sums": {name: total.cpu() for name, total in self._sums.items()}, "samples": self._samples}
 
     def load(self, state: dict[str, Any], device: torch.device) -> None:

@@ -27,7 +27,7 @@ result, evaluation, running = (partial(flags.option, group=title) for title in (
 
 @dataclass(frozen=True)
 class CommonOptions:
-    """What both mains take."""
+    """Options of both mains."""
 
     data: str | None = result(None, "folder with train/ and val/, a .beton file, or where a --dataset lies or goes")
     dataset: str = result("folder", "which data (new)", choices=DATASETS)
@@ -50,7 +50,7 @@ class CommonOptions:
 
 
 def check_common(o: Any) -> None:
-    """What both mains' options must fulfil. InputError."""
+    """Checks the options of both mains. InputError."""
     if o.dataset in ("folder", "imagenet100") and o.data is None:
         raise InputError(
             "say where the images are: a folder with train/ and val/, or --dataset digits for the embedded data"

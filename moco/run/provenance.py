@@ -1,4 +1,4 @@
-"""Which code, on which machine: the two things a number in a log is worthless without."""
+"""The code and the machine behind a number: commit, device, versions."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _git(folder: Path, *words: str) -> str:
 
 
 def machine(device: torch.device) -> dict[str, str]:
-    """What runs this: accelerator or processor, and the versions that decide about bits."""
+    """Accelerator or processor, and the versions that decide about bits."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     return {"device": name, "python": platform.python_version(), "torch": torch.__version__, "os": platform.platform()}
 

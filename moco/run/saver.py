@@ -52,7 +52,9 @@ def _copied(value: Any) -> tuple[Any, bool]:
 
 
 class Every:
-    """When to save inside an epoch: `wish` is '500' (steps), '30m' (minutes) or None (never). InputError for another.
+    """Decides when to save inside an epoch.
+
+    `wish` is '500' (steps), '30m' (minutes) or None (never). InputError for another.
 
     By steps it is the same on all ranks; by minutes each has its own clock, and they must agree
     (`distributed.any_rank`).

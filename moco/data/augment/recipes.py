@@ -1,4 +1,4 @@
-"""What is done to the views of an image, recipe by recipe, as data: ranges and probabilities, never arithmetic.
+"""Augmentation recipes: ranges and probabilities of each view's operations.
 
 A recipe holds one `View` per view it treats differently (view v uses `views[v % len(views)]`), the crop that the loader
 cuts, the channel statistics that end the chain, and the source of its numbers. Horizontal flips commute with every

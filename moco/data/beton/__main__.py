@@ -113,7 +113,7 @@ def _first(names: list[str], most: int = 8) -> str:
 
 
 def find_damage(path: str | Path, workers: int = 1) -> list[str]:
-    """What is wrong with a .beton file: one line each, naming samples; empty if it is whole.
+    """Returns the faults of a .beton file, one line each with the sample's name.
 
     Every byte is looked at: tables and samples by checksum, JPEGs by decoding them where there are no side data, and
     the padding between pages, which FFCV fills with zeros.
