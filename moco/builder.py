@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moco import distributed
+from moco.data.compiled import compiled
 from moco.distributed.shuffle import RowShuffle
 from moco.encoders.batchnorm import isolate_batchnorm
 from moco.errors import InputError
@@ -170,6 +171,5 @@ def compile_encoders(model: MoCo) -> None:
 
     Of the encoders alone: of the whole step torch.compile fails.
     """
-    torch._dynamo.config.suppress_errors = True  # no C++ compiler, no Triton, an unsupported GPU: many ways to fail
-    for encoder in (model.encoder_q, model.encoder_k):
-        encoder.compile()
+    for part, encoder in (("query encoder", model.encoder_q), ("key encoder", model.encoder_k)):
+        encoder._compiled_call_impl = compiled(encoder._call_impl, part)  # type: ignore[assignment, unused-ignore]

@@ -236,7 +236,7 @@ class _Filling:
         if loader._side_stream is None:
             self.batch = Batch(*(x.to(loader.device) for x in (self.crops, index, labels)))
         else:
-            with torch.cuda.stream(loader._side_stream):
+            with torch.cuda.device(loader.device), torch.cuda.stream(loader._side_stream):
                 host = (self.crops, index.pin_memory(), labels.pin_memory())
                 self.batch = Batch(*(x.to(loader.device, non_blocking=True) for x in host))
                 self.shipped = loader._side_stream.record_event()

@@ -98,7 +98,8 @@ class Cached:
 
     def epoch(self, epoch: int) -> Generator[Tensor, None, None]:
         for step in range(self.sampler.steps):
-            yield torch.from_numpy(self.sampler.batch(epoch, step)).to(self.features.device)
+            rows = torch.from_numpy(self.sampler.batch(epoch, step))
+            yield distributed.copy_without_waiting(rows, self.features.device)
 
     def inputs(self, batch: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         return self.features[batch], self.labels[batch]

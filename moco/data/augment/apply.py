@@ -25,6 +25,7 @@ from torch import Tensor
 from moco.data.augment import batched as pixels
 from moco.data.augment.parameters import CONTRAST, HUE, NO_JITTER, SATURATION, Parameters, draw
 from moco.data.augment.recipes import RECIPES, Recipe, View, find_recipe
+from moco.data.compiled import compiled
 from moco.errors import InputError
 
 __all__ = ["RECIPES", "Augment", "Parameters", "Recipe", "View", "draw", "find_recipe"]
@@ -118,21 +119,8 @@ def _jitter(x: Tensor, order: Tensor, factors: Tensor) -> Tensor:
 
 @cache
 def _compiled() -> Callable[[Tensor, Parameters, View], Tensor]:
-    """`everywhere`, fused by torch.compile; where that fails, `everywhere` itself, with one warning."""
-    fused = torch.compile(everywhere, dynamic=False)
-    failed = False
-
-    def run(crops: Tensor, p: Parameters, view: View) -> Tensor:
-        nonlocal failed
-        if not failed:
-            try:
-                return fused(crops, p, view)
-            except Exception as error:  # no compiler, no Triton, an unsupported GPU: the compiler has many ways to fail
-                failed = True
-                warnings.warn(f"torch.compile failed on the augmentations, going on without: {error}", stacklevel=2)
-        return everywhere(crops, p, view)
-
-    return run
+    """`everywhere`, compiled once for the process."""
+    return compiled(everywhere, "augmentations", dynamic=False)
 
 
 def _mirrored(degrees: Tensor, flip: Tensor | None) -> Tensor:

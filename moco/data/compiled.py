@@ -1,0 +1,47 @@
+"""torch.compile of a part of the step, with the plain part as the way out."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from moco.data.threads import worker_count
+
+
+def compiled(plain: Callable[..., Any], part: str, **how: Any) -> Callable[..., Any]:
+    """`plain`, compiled; after the first failure `plain` itself.
+
+    The reason is said once, as a warning that names the `part`. torch.OutOfMemoryError is raised: the plain part
+    needs more memory, not less. No setting of torch is changed. `how`: arguments of torch.compile.
+    """
+    # Inductor starts up to 32 worker processes in each rank, and reads this when it is first imported.
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(worker_count()))
+    fused = torch.compile(plain, **how)
+    failed = False
+
+    def run(*arguments: Any, **named: Any) -> Any:
+        nonlocal failed
+        if not failed:
+            try:
+                return fused(*arguments, **named)
+            except Exception as error:  # no compiler, no Triton, an unsupported GPU: the compiler has many ways to fail
+                if _is_out_of_memory(error):
+                    raise
+                failed = True
+                warnings.warn(f"torch.compile failed on the {part}, going on without: {error}", stacklevel=2)
+        return plain(*arguments, **named)
+
+    return run
+
+
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether the device had no memory left; the compiler wraps what its kernels raise."""
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError):
+            return True
+        error = getattr(error, "inner_exception", None) or error.__cause__
+    return False
