@@ -47,7 +47,7 @@ def local_world_size() -> int:
 @contextlib.contextmanager
 def session(device: torch.device, timeout: float = 1800.0) -> Iterator[None]:
     """Joins the process group for the length of a `with` block: NCCL for CUDA, gloo for the CPU. `timeout` in
-    seconds."""
+    seconds. After an error the group is not destroyed: the process must end, and can print the reason first."""
     global _cpu_group, _ended
     if world_size() == 1:
         yield
@@ -62,6 +62,7 @@ def session(device: torch.device, timeout: float = 1800.0) -> Iterator[None]:
         start = _join("gloo", limit)
         _cpu_group = dist.group.WORLD
     roll = RollCall(dist.PrefixStore(f"moco/{start}/roll call", _connect(limit)), rank(), world_size())
+    ended_well = False
     try:
         yield
     except RuntimeError as error:
@@ -72,11 +73,16 @@ def session(device: torch.device, timeout: float = 1800.0) -> Iterator[None]:
     except BaseException as error:
         roll.say(f"ended: {error}")
         raise
+    else:
+        ended_well = True
     finally:
         # A DistributedDataParallel that is still alive must not be the group's last owner: it would run the destructor
         # without letting go of Python's lock, and wait for a thread of gloo's that waits for that lock.
         _cpu_group, _ended = None, dist.group.WORLD
-        dist.destroy_process_group()
+        # With NCCL this waits for collectives that the other ranks may never join: after an error the group is left to
+        # the end of the process, so that the message is printed before.
+        if ended_well:
+            dist.destroy_process_group()
 
 
 def _connect(limit: timedelta, keep: bool = False) -> dist.Store:
