@@ -40,6 +40,7 @@ from moco.pretrain.options import PretrainOptions, loss_head, parse_pretrain
 from moco.pretrain.reference import ReferenceMoCo
 from moco.pretrain.step import TrainingStep
 from moco.run import checkpoint
+from moco.run.arithmetic import check_deterministic, set_arithmetic
 from moco.run.files import write_json
 from moco.run.lock import only_run_in
 from moco.run.log import RunLog
@@ -73,8 +74,7 @@ def train(options: PretrainOptions, device: torch.device, preemption: Preemption
     seed = distributed.broadcast_object(resume.seed(options.seed, saved))
     options = dataclasses.replace(options, seed=seed)
     torch.manual_seed(seed)
-    torch.use_deterministic_algorithms(options.deterministic)
-    torch.backends.cudnn.benchmark = not options.deterministic
+    kernels = set_arithmetic(options.deterministic, device)
 
     # resolved by the parser
     assert options.image_size is not None and options.recipe is not None and options.loss is not None
@@ -101,6 +101,7 @@ def train(options: PretrainOptions, device: torch.device, preemption: Preemption
 
     # Model, loss, optimiser.
     encoder = build_encoder(options.arch, options.moco_dim, mlp=options.mlp, image_size=options.image_size)
+    check_deterministic(encoder, options.arch, options.deterministic, device)
     if options.init_from and saved is None:
         file = read_encoder(options.init_from)
         notes.append(f"{file.path}: {file.layout}, {load_trunk(encoder, file)}; head and queue start afresh")
@@ -151,7 +152,7 @@ def train(options: PretrainOptions, device: torch.device, preemption: Preemption
         log.cut_back(position.global_step)
         begin = {"options": as_dict(options), "world_size": world, "git": git_state(), "machine": machine(device)}
         log.start(begin, epoch=position.epoch, global_step=position.global_step)
-        for note in (*notes, *source.notes):
+        for note in (*notes, *source.notes, kernels):
             log.say(note)
         log.say(
             f"{len(source)} images, {len(loader)} steps of {options.batch_size} an epoch, on {world} x {device.type}"

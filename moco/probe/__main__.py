@@ -47,6 +47,7 @@ from moco.probe.saved import (
     save,
 )
 from moco.probe.training import Classifiers, Probe, accuracies, check_unchanged, make_optimizer
+from moco.run.arithmetic import check_deterministic, set_arithmetic
 from moco.run.files import write_json
 from moco.run.lock import only_run_in
 from moco.run.log import RunLog
@@ -76,8 +77,7 @@ def probe(options: LinclsOptions, device: torch.device) -> int:
         return EXIT_OK
     assert options.recipe and options.image_size and options.seed is not None  # resolved
     torch.manual_seed(options.seed)
-    torch.use_deterministic_algorithms(options.deterministic)
-    torch.backends.cudnn.benchmark = not options.deterministic
+    kernels = set_arithmetic(options.deterministic, device)
 
     # Data: crops and flips only, normalised as the encoder was pretrained.
     recipe = find_recipe(options.recipe)
@@ -94,6 +94,8 @@ def probe(options: LinclsOptions, device: torch.device) -> int:
     # Model: `network` gives features of images, and `classifiers` read them.
     model = build(options, origin, recipe, fit, len(val.classes), device)
     encoder, network, classifiers = model.encoder, model.network, model.classifiers
+    if options.finetune:  # else no gradient passes through it
+        check_deterministic(encoder, options.arch or "this network", options.deterministic, device)
     if resumed and not options.solved:
         restore_classifiers(encoder, classifiers, resumed, options.features_from)
 
@@ -113,7 +115,7 @@ def probe(options: LinclsOptions, device: torch.device) -> int:
     about["world_size"] = distributed.world_size()
     with only_run_in(folder), RunLog(folder, rank=distributed.rank(), tensorboard=False) as log:
         greeting = "\n".join([
-            model.note, *train.notes, *val.notes,
+            model.note, *train.notes, *val.notes, kernels,
             f"{len(train)} images of {len(val.classes)} classes, {len(val)} to validate; {options.arch} at"
             f" {options.image_size} px; {options.in_words()}; to {folder}",
         ])  # fmt: skip
