@@ -181,7 +181,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--image-size", type=int, help="side in pixels; default: the run's, or the data set's")
     parser.add_argument("--recipe", help="augmentations of the views, and normalisation; default: the run's")
     parser.add_argument("--loader", default="auto", choices=("auto", "ffcv", "folder"), help="(%(default)s)")
-    parser.add_argument("-j", "--workers", type=int, default=32, help="decoding threads (%(default)s)")
+    parser.add_argument("-j", "--workers", type=int, help="decoding threads (default: all cores it may use)")
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"), help="(%(default)s)")
     parser.add_argument("--skip-bad-images", action="store_true", help="leave out images that cannot be read")
 

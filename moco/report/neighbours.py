@@ -60,7 +60,7 @@ def grid(checkpoint: Path, options: Mapping[str, Any], queries: int, count: int 
     recipe, file = find_recipe(recipe_name), read_encoder(checkpoint)
     encoder = build_encoder(file.arch or str(options["arch"]), 1, image_size=size)
     load_trunk(encoder, file)
-    how = SimpleNamespace(data=data, dataset=dataset, loader="auto", workers=32, skip_bad_images=False)
+    how = SimpleNamespace(data=data, dataset=dataset, loader="auto", workers=None, skip_bad_images=False)
     images = centre_crops(source, recipe, size, how, torch.device("cpu"))
     x, _ = extract_features(trunk(encoder), images, Augment(recipe.for_evaluation(), 0))
     x = F.normalize(x, dim=1)

@@ -37,7 +37,9 @@ class CommonOptions:
         False, "only deterministic kernels: bit-identical runs on a GPU too, at some cost (new)"
     )
     skip_bad_images: bool = result(False, "leave out images that cannot be read, and count them (new)")
-    workers: int = running(32, "decoding threads of a node, capped to the CPUs it may use", "-j")
+    workers: int | None = running(
+        None, "decoding threads of a node, capped to the CPUs it may use; default: as many as these", "-j"
+    )
     loader: str = running("auto", "insist on a way to read the data (new)", choices=LOADERS)
     cache: str = running(
         "os", "a .beton file's pages: all held in memory, left to the system, or let go after use (new)", choices=CACHES

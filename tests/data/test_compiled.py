@@ -42,7 +42,7 @@ def test_a_failure_is_said_once_with_its_reason(monkeypatch: pytest.MonkeyPatch)
 def test_out_of_memory_is_raised(monkeypatch: pytest.MonkeyPatch, wrap: Callable[[Exception], Exception]) -> None:
     error = wrap(torch.OutOfMemoryError("CUDA out of memory"))
     monkeypatch.setattr(torch, "compile", failing_with(error))
-    with pytest.raises(type(error), match="memory|kernel failed"):
+    with pytest.raises(type(error), match=r"memory|kernel failed"):
         compiled(lambda x: x, "identity")(torch.tensor(1))
 
 

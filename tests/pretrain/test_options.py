@@ -52,7 +52,7 @@ def test_flags_are_frozen() -> None:
 # facebookresearch/moco's parsers and its fork's: (spellings, default, words to try, their value).
 MOCO_COMMON: list[tuple[str, Any, str, Any]] = [
     ("-a --arch", "resnet50", "resnet18", "resnet18"),
-    ("-j --workers", 32, "4", 4),
+    ("-j --workers", None, "4", 4),
     ("--start-epoch", 0, "3", 3),
     ("-b --batch-size", 256, "512", 512),
     ("--momentum", 0.9, "0.8", 0.8),
