@@ -36,11 +36,14 @@ def probe(argv: list[str], pretrain: PretrainOptions, ranks: int) -> LinclsOptio
         "--device": pretrain.device,
         "--pretrained": out / f"checkpoint_{pretrain.epochs - 1:04d}.pth.tar",
         "--output-dir": out / "lincls",
-        **({"--seed": pretrain.seed} if pretrain.seed is not None else {}),
+        "--seed": pretrain.seed,
     }
-    data = [pretrain.data] if pretrain.data else []
+    words = [pretrain.data] if pretrain.data else []
+    for flag, value in given.items():
+        if value is not None:
+            words += [flag, str(value)]
     with as_one_of(ranks):
-        return parse_lincls([*data, *(str(word) for pair in given.items() for word in pair), *argv])
+        return parse_lincls([*words, *argv])
 
 
 def write(main: str, options: CommonOptions, path: Path) -> Step:

@@ -17,6 +17,7 @@ Otherwise the second run is refused with an InputError that names the first.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import secrets
@@ -96,8 +97,7 @@ class RunLock:
                 " another --output-dir"
             ) from error
         try:
-            while not self._link(mine):
-                self._remove_dead(mine)
+            self._take(self.path, mine)
         finally:
             mine.unlink(missing_ok=True)
         self._beating = threading.Thread(target=self._beat, name="lock", daemon=True)
@@ -122,39 +122,34 @@ class RunLock:
     def __exit__(self, *_: object) -> None:
         self.release()
 
-    def _link(self, mine: Path) -> bool:
-        try:
-            os.link(mine, self.path)  # unlike open + write, the content is there from the first moment
-        except FileExistsError:
-            return False
-        return True
+    def _take(self, path: Path, mine: Path) -> None:
+        """Makes `path` a link to `mine`. InputError if a living run holds `path`.
 
-    def _remove_dead(self, mine: Path) -> None:
-        holder = _holder(self.path)
-        if not holder and not self.path.exists():
-            return  # released in the meantime
-        why = self._dead(holder, mine)
-        if why is None:
-            job = f", Slurm job {holder['job']}" if holder.get("job") else ""
-            raise InputError(
-                f"{self.path.parent} is in use by another run (host {holder.get('host', '?')}, process "
-                f"{holder.get('pid', '?')}{job}); give this one its own --output-dir, or delete {self.path} if "
-                "that run is dead"
-            )
-        # Others may have come to the same conclusion, and one may already hold a new lock: take away what is there, and
-        # put it back if it is not the one that was judged.
-        aside = self.path.with_name(f".lock.{self._me['token']}.aside")
-        try:
-            os.rename(self.path, aside)
-        except FileNotFoundError:
-            return
-        if _holder(aside) != holder:
-            self._link(aside)
-        else:
-            self.taken_from = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}: {why}"
-        aside.unlink(missing_ok=True)
+        A dead run's file is replaced by rename, so that `path` exists at every moment. Several processes may judge the
+        same file dead. Only one of them may replace it, and only while it is still the file that was judged. The right
+        to replace it is a lock of its own, taken in the same way.
+        """
+        while not _link(mine, path):
+            try:
+                holder = _holder(path)
+                why = self._dead(holder, path, mine)
+            except FileNotFoundError:
+                continue  # released in the meantime
+            if why is None:
+                raise InputError(_in_use(path, holder))
+            right_to_replace = path.with_name(f".lock.{_digest(holder)}")
+            self._take(right_to_replace, mine)
+            try:
+                if path.exists() and _holder(path) == holder:
+                    copy = path.with_name(f".lock.{self._me['token']}.copy")
+                    _link(mine, copy)
+                    os.rename(copy, path)
+                    self.taken_from = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}: {why}"
+                    return
+            finally:
+                right_to_replace.unlink(missing_ok=True)
 
-    def _dead(self, holder: dict[str, Any], mine: Path) -> str | None:
+    def _dead(self, holder: dict[str, Any], path: Path, mine: Path) -> str | None:
         """The reason that the holder cannot be running any more; None if it may be."""
         me = self._me
         if holder.get("host") == me["host"] and holder.get("namespace") == me["namespace"]:
@@ -165,7 +160,7 @@ class RunLock:
         if me["job"] and holder.get("job") == me["job"] and holder.get("restart") != me["restart"]:
             return f"Slurm job {me['job']} was requeued"
         os.utime(mine)
-        age = mine.stat().st_mtime - self.path.stat().st_mtime
+        age = mine.stat().st_mtime - path.stat().st_mtime
         return f"no sign of life for {age:.0f} s" if age > STALE_S else None
 
     def _beat(self) -> None:
@@ -175,6 +170,30 @@ class RunLock:
                     os.utime(self.path)
             except OSError:  # a file server that is away for a while; the next beat tries again
                 pass
+
+
+def _link(source: Path, target: Path) -> bool:
+    """Whether `target` could be made: unlike open and write, its content is there from the first moment."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _in_use(path: Path, holder: dict[str, Any]) -> str:
+    host = holder.get("host", "?")
+    process = holder.get("pid", "?")
+    job = f", Slurm job {holder['job']}" if holder.get("job") else ""
+    return (
+        f"{path.parent} is in use by another run (host {host}, process {process}{job}); give this one its own"
+        f" --output-dir, or delete {path} if that run is dead"
+    )
+
+
+def _digest(holder: dict[str, Any]) -> str:
+    """A name for one lock file, made from its content."""
+    return hashlib.sha256(json.dumps(holder, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _holder(path: Path) -> dict[str, Any]:

@@ -435,7 +435,7 @@ def test_the_temperature_is_the_losss_own_unless_given(temperature: tuple[str, f
         ("--moco-k 0 --accum-steps 2", "--accum-steps would leave parts of a batch to compare with"),
         ("--moco-k 0 --batch-size 1", "--batch-size must be at least 2"),
         ("--moco-k 0 --bn split", "--bn split separates keys from queries; it has no effect with --moco-k 0"),
-        ("--moco-k 0 --bn shuffle", "take --bn local, or sync on several GPUs"),
+        ("--moco-k 0 --bn shuffle", "pass --bn local, or --bn sync on several GPUs"),
         ("--moco-k 0 --loss align-uniform --moco-unif-no-intra-batch", "--moco-unif-no-intra-batch needs a --moco-k"),
         ("--loss moco", "argument --loss: invalid choice: 'moco'"),
     ],

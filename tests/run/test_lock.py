@@ -230,6 +230,58 @@ def test_of_many_that_start_together_one_gets_it(tmp_path: Path, leftover: bool)
         assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dead_lock_is_replaced_without_a_gap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that judged the lock dead comes late: another has replaced it. No third one may get in meanwhile."""
+    written_by(tmp_path, pid=4_000_000)
+    first = RunLock(tmp_path)
+    late = RunLock(tmp_path)
+    judge = late._dead
+
+    def judge_and_be_overtaken(*args: Any) -> str | None:
+        verdict = judge(*args)
+        monkeypatch.setattr(late, "_dead", judge)
+        first.acquire()
+        return verdict
+
+    def third_is_refused() -> None:
+        with monkeypatch.context() as patch:
+            for name in ("link", "rename"):
+                patch.setattr(os, name, real[name])
+            with pytest.raises(InputError, match="in use"):
+                RunLock(tmp_path).acquire()
+        tried.append(True)
+
+    def watched(name: str) -> Callable[..., None]:
+        def call(*args: Any) -> None:
+            real[name](*args)
+            if first._beating is not None:
+                third_is_refused()
+
+        return call
+
+    tried: list[bool] = []
+    real = {name: getattr(os, name) for name in ("link", "rename")}
+    for name in real:
+        monkeypatch.setattr(os, name, watched(name))
+    monkeypatch.setattr(late, "_dead", judge_and_be_overtaken)
+    with pytest.raises(InputError, match="in use"):
+        late.acquire()
+    assert tried
+    assert first.held()
+    assert late.taken_from is None
+    first.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_killed_while_it_replaced_a_dead_lock_blocks_nobody(tmp_path: Path) -> None:
+    dead = written_by(tmp_path, pid=4_000_000)
+    left = tmp_path / f".lock.{runlock._digest(dead)}"
+    left.write_text(json.dumps({**dead, "token": "killed", "pid": 4_000_001}))
+    with RunLock(tmp_path) as lock:
+        assert lock.held()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_process_start() -> None:
     assert process_start(os.getpid()) == process_start(os.getpid()) != ""
     assert process_start(4_000_000) == ""
