@@ -11,7 +11,6 @@ from moco.data.augment import Augment
 from moco.data.augment.recipes import RECIPES, find_recipe
 from tests.gpu.pretended import trainer
 from tests.gpu.pretended.gpu import Gpu
-from tests.gpu.pretended.world import rank_of
 from tests.reliability.pairwise import pairwise
 
 SETTINGS = {
@@ -42,14 +41,10 @@ def known(wait: str, words: str) -> bool:
 
 @pytest.mark.parametrize(("world", "words"), RUNS)
 def test_a_step_never_waits(world: int, words: str, patch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    device = torch.device("cuda", 3 if world > 1 else 0)
     batch = 22 if world > 1 else 8  # uneven parts: three images on six ranks, two on two
-    with Gpu(device) as gpu, rank_of(world, device.index, gpu, patch):
-        with trainer.steps_watched(gpu, patch, last=2) as waits, pytest.raises(trainer.Enough):
-            trainer.pretrain(f"--epochs 9 -b {batch} --recipe lincls --eval-freq 0 {words}", tmp_path)
+    gpu, waits, _ = trainer.two_steps(words, tmp_path, patch, world=world, batch=batch)
     assert gpu.faults == []
-    assert len(waits) == 2
-    assert [wait for wait in waits[1] if not known(wait, words)] == []
+    assert [wait for wait in waits if not known(wait, words)] == []
 
 
 @pytest.mark.parametrize("name", RECIPES)

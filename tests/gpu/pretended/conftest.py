@@ -1,4 +1,4 @@
-"""Fixtures of the checks on a pretended GPU. The checks run in a process of their own: see tests/gpu/test_pretended.py."""
+"""Fixtures of the checks, which run in a process of their own: see tests/gpu/test_pretended.py."""
 
 from __future__ import annotations
 

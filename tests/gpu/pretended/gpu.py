@@ -39,13 +39,15 @@ stand_ins.install()
 class Gpu(TorchDispatchMode):
     """The GPU of a process, `device`. Threads that are started meanwhile see it too."""
 
+    current: Gpu
+
     def __init__(self, device: torch.device) -> None:
         super().__init__()
         self.device = device
         self.faults: list[str] = []
         self.waits: list[str] = []
         self.listeners: list[Listener] = []  # called after each operation on the device
-        self._fake = FakeTensorMode(allow_non_fake_inputs=False)
+        self._fake = _FakeMode(allow_non_fake_inputs=False)
         self._lock = threading.RLock()  # FakeTensorMode is not made for several threads
 
     def __enter__(self) -> Gpu:
@@ -63,6 +65,7 @@ class Gpu(TorchDispatchMode):
 
         threading.Thread.run = run_on_gpu  # type: ignore[method-assign]
         super().__enter__()
+        Gpu.current = self
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -86,6 +89,8 @@ class Gpu(TorchDispatchMode):
         wanted = kwargs.get("device")
         if not any(isinstance(t, FakeTensor) for t in tensors) and not (wanted and torch.device(wanted).type == "cuda"):
             return func(*args, **kwargs)
+        if wanted and torch.device(wanted) == torch.device("cuda"):  # else FakeTensorMode remembers another thread's
+            kwargs = {**kwargs, "device": torch.device("cuda", stand_ins.current_device())}
         name = func._schema.name.removeprefix("aten::")
         with self._lock:
             out = self._on_device(func, name, args, kwargs)
@@ -160,6 +165,22 @@ class Gpu(TorchDispatchMode):
             return there
 
         return tree_map(fake, values)
+
+
+class _FakeMode(FakeTensorMode):
+    """A FakeTensor says it is on "meta" while a kernel is looked up: here in the thread that does so alone."""
+
+    def __init__(self, **how: Any) -> None:
+        self._of_thread = threading.local()
+        super().__init__(**how)
+
+    @property
+    def in_kernel_invocation(self) -> bool:
+        return getattr(self._of_thread, "looking_up", False)
+
+    @in_kernel_invocation.setter
+    def in_kernel_invocation(self, looking_up: bool) -> None:
+        self._of_thread.looking_up = looking_up
 
 
 class _InThread(TorchDispatchMode):

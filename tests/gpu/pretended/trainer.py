@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import moco.data.augment.apply as augmentations
 import moco.pretrain.__main__ as pretraining
@@ -17,6 +18,7 @@ import moco.probe.__main__ as probing
 from moco.data.source import ArraySource
 from moco.pretrain.step import TrainingStep
 from tests.gpu.pretended.gpu import Gpu
+from tests.gpu.pretended.world import Call, rank_of
 
 IMAGES, SIDE, CLASSES = 26, 8, 3
 SMALL = ["--dataset", "digits", "--device", "cuda", "-a", "smallcnn", "--image-size", "16", "-j", "1", "--seed", "0"]
@@ -67,3 +69,18 @@ def steps_watched(gpu: Gpu, patch: pytest.MonkeyPatch, last: int | None = None) 
     with patch.context() as here:
         here.setattr(TrainingStep, "__call__", step)
         yield of_steps
+
+
+def two_steps(
+    words: str, folder: Path, patch: pytest.MonkeyPatch, *, world: int = 1, rank: int | None = None, batch: int = 8
+) -> tuple[Gpu, list[str], list[Call]]:
+    """Runs two steps, by default as rank 3 of several. Returns the GPU, the second step's waits, the collectives."""
+    index = rank if rank is not None else 3 if world > 1 else 0
+    with (
+        Gpu(torch.device("cuda", index)) as gpu,
+        rank_of(world, index, gpu, patch) as calls,
+        steps_watched(gpu, patch, last=2) as waits,
+        pytest.raises(Enough),
+    ):
+        pretrain(f"--epochs 9 -b {batch} --recipe lincls --eval-freq 0 {words}", folder)
+    return gpu, waits[1], calls
