@@ -18,7 +18,7 @@ from moco.builder import MoCo
 from moco.distributed.collectives import cpu_group
 from tests.gpu.pretended import trainer
 from tests.gpu.pretended.gpu import Gpu
-from tests.gpu.pretended.world import Call, disagreements, rank_of
+from tests.gpu.pretended.world import Call, disagreements
 
 QUEUE = "--moco-k 16 --amp bf16"
 
@@ -63,7 +63,7 @@ def test_a_wait_in_the_step(patch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[tuple[str, int]] = []
     for number, (_, fault) in enumerate(WAITS):
         put_into_the_step(patch, _numbered(fault, number, seen))
-    gpu, waits, _ = trainer.two_steps(QUEUE, tmp_path, patch)
+    gpu, waits = trainer.two_steps(QUEUE, tmp_path, patch)
     assert gpu.faults == []
     assert waits == [wait for wait, _ in seen[len(seen) // 2 :]]  # the second of two equal steps
     for (wait, at), (found, number) in zip(seen, expected * 2, strict=True):
@@ -97,7 +97,7 @@ def test_a_tensor_on_gpu_0_in_the_process_of_rank_3(patch: pytest.MonkeyPatch, t
     put_into_the_step(patch, lambda x: torch.ones(3, device="cuda"))
     put_into_the_step(patch, lambda x: torch.ones(2, device="cuda:0"))
     put_into_the_step(patch, in_a_thread)
-    gpu, _, _ = trainer.two_steps(QUEUE, tmp_path, patch, world=8)
+    gpu, _ = trainer.two_steps(QUEUE, tmp_path, patch, world=8)
     assert len(gpu.faults) == 4 and all("a tensor on cuda:0 (ones)" in fault for fault in gpu.faults)
 
 
@@ -116,7 +116,7 @@ def test_a_loader_thread_that_opens_a_context_on_gpu_0(patch: pytest.MonkeyPatch
             real(filling)
 
     patch.setattr(moco.data.loader._Filling, "_ship", ship)
-    gpu, _, _ = trainer.two_steps(QUEUE, tmp_path, patch, world=8)
+    gpu, _ = trainer.two_steps(QUEUE, tmp_path, patch, world=8)
     assert gpu.faults == ["a context on device [0] in the process of cuda:3"]
 
 
@@ -125,7 +125,7 @@ def test_a_copy_that_only_says_it_does_not_block(patch: pytest.MonkeyPatch, tmp_
         return x.to(device, non_blocking=True)
 
     patch.setattr(moco.distributed.shuffle, "copy_without_waiting", copy_without_waiting)
-    gpu, _, _ = trainer.two_steps(QUEUE, tmp_path, patch)
+    gpu, _ = trainer.two_steps(QUEUE, tmp_path, patch)
     assert gpu.faults and all("memory that is not pinned at moco/distributed/shuffle.py" in f for f in gpu.faults)
 
 
@@ -142,19 +142,18 @@ def test_collectives_that_nccl_refuses(patch: pytest.MonkeyPatch, tmp_path: Path
     ]
     for _, fault in faults:
         put_into_the_step(patch, fault)
-    gpu, _, _ = trainer.two_steps(QUEUE, tmp_path, patch, world=8)
+    gpu, _ = trainer.two_steps(QUEUE, tmp_path, patch, world=8)
     assert len(gpu.faults) == 2 * len(faults)
     for fault, (found, _) in zip(gpu.faults, faults * 2, strict=True):
         assert fault.startswith(found), fault
 
 
 def test_a_collective_after_the_end(patch: pytest.MonkeyPatch) -> None:
-    device = torch.device("cuda", 3)
-    with Gpu(device) as gpu, rank_of(8, 3, gpu, patch):
-        with moco.distributed.session(device):
+    with trainer.on_gpu(patch, world=8) as (gpu, _):
+        with moco.distributed.session(gpu.device):
             pass
         with pytest.raises(ValueError, match="Default process group"):
-            dist.all_reduce(torch.ones(1, device=device))
+            dist.all_reduce(torch.ones(1, device=gpu.device))
     assert "after the group was destroyed" in gpu.faults[0]
 
 

@@ -42,7 +42,7 @@ def known(wait: str, words: str) -> bool:
 @pytest.mark.parametrize(("world", "words"), RUNS)
 def test_a_step_never_waits(world: int, words: str, patch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     batch = 22 if world > 1 else 8  # uneven parts: three images on six ranks, two on two
-    gpu, waits, _ = trainer.two_steps(words, tmp_path, patch, world=world, batch=batch)
+    gpu, waits = trainer.two_steps(words, tmp_path, patch, world=world, batch=batch)
     assert gpu.faults == []
     assert [wait for wait in waits if not known(wait, words)] == []
 

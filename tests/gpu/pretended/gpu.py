@@ -34,6 +34,7 @@ ROOT = Path(__file__).resolve().parents[3]
 Listener = Callable[[str, Any, Any, Any], Any]  # (operation, args, kwargs, result)
 
 stand_ins.install()
+_save = torch.save
 
 
 class Gpu(TorchDispatchMode):
@@ -55,6 +56,7 @@ class Gpu(TorchDispatchMode):
         stand_ins.set_device(self.device)
         stand_ins.on_wait.append(self.wait)
         self._run_thread = threading.Thread.run
+        torch.save = self._save
         self._lifted = torch._C._only_lift_cpu_tensors()
         torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device="cuda") shows its copy
         run = self._run_thread
@@ -73,6 +75,7 @@ class Gpu(TorchDispatchMode):
         threading.Thread.run = self._run_thread  # type: ignore[method-assign]
         torch._C._set_only_lift_cpu_tensors(self._lifted)
         stand_ins.on_wait.remove(self.wait)
+        torch.save = _save
         others = stand_ins.contexts - {self.device.index}
         if others:
             self.faults.append(f"a context on device {sorted(others)} in the process of {self.device}")
@@ -82,6 +85,12 @@ class Gpu(TorchDispatchMode):
 
     def fault(self, what: str) -> None:
         self.faults.append(f"{what} at {place()}")
+
+    def _save(self, state: Any, *where: Any, **how: Any) -> None:
+        """torch.save, which copies what is on the GPU, and waits for it."""
+        if any(isinstance(leaf, FakeTensor) for leaf in tree_leaves(state)):
+            self.wait("torch.save")
+        _save(tree_map(lambda x: on_host(x) if isinstance(x, FakeTensor) else x, state), *where, **how)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -168,11 +177,17 @@ class Gpu(TorchDispatchMode):
 
 
 class _FakeMode(FakeTensorMode):
-    """A FakeTensor says it is on "meta" while a kernel is looked up: here in the thread that does so alone."""
+    """FakeTensorMode for several threads, and for copy.deepcopy of its tensors.
+
+    A FakeTensor says it is on "meta" while a kernel is looked up: here in the thread that does so alone.
+    """
 
     def __init__(self, **how: Any) -> None:
         self._of_thread = threading.local()
         super().__init__(**how)
+
+    def __deepcopy__(self, memo: Any) -> _FakeMode:
+        return self
 
     @property
     def in_kernel_invocation(self) -> bool:

@@ -71,16 +71,21 @@ def steps_watched(gpu: Gpu, patch: pytest.MonkeyPatch, last: int | None = None) 
         yield of_steps
 
 
+@contextmanager
+def on_gpu(patch: pytest.MonkeyPatch, world: int = 1, rank: int = 0) -> Iterator[tuple[Gpu, list[Call]]]:
+    """A process that is `rank` of `world`, on GPU 3. Yields the GPU, and the list of its collectives."""
+    with Gpu(torch.device("cuda", 3)) as gpu, rank_of(world, rank, gpu, patch) as calls:
+        yield gpu, calls
+
+
 def two_steps(
-    words: str, folder: Path, patch: pytest.MonkeyPatch, *, world: int = 1, rank: int | None = None, batch: int = 8
-) -> tuple[Gpu, list[str], list[Call]]:
-    """Runs two steps, by default as rank 3 of several. Returns the GPU, the second step's waits, the collectives."""
-    index = rank if rank is not None else 3 if world > 1 else 0
+    words: str, folder: Path, patch: pytest.MonkeyPatch, *, world: int = 1, batch: int = 8
+) -> tuple[Gpu, list[str]]:
+    """Runs two steps, the last rank's of several. Returns the GPU, and the second step's waits for it."""
     with (
-        Gpu(torch.device("cuda", index)) as gpu,
-        rank_of(world, index, gpu, patch) as calls,
+        on_gpu(patch, world, world - 1) as (gpu, _),
         steps_watched(gpu, patch, last=2) as waits,
         pytest.raises(Enough),
     ):
         pretrain(f"--epochs 9 -b {batch} --recipe lincls --eval-freq 0 {words}", folder)
-    return gpu, waits[1], calls
+    return gpu, waits[1]

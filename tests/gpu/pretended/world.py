@@ -92,13 +92,12 @@ class Parallel(nn.Module):
 
 @contextmanager
 def rank_of(world: int, rank: int, gpu: Gpu, patch: pytest.MonkeyPatch) -> Iterator[list[Call]]:
-    """This process is `rank` of `world`, all on one node; with 1 it is not launched. Yields its collectives."""
+    """This process is `rank` of `world`, on the GPU given, all on one node of eight. Yields its collectives."""
     calls: list[Call] = []
+    place = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": gpu.device.index, "LOCAL_WORLD_SIZE": 8}
     with patch.context() as here:
-        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
-            here.setenv(name, str(rank if "RANK" in name else world))
-            if world == 1:
-                here.delenv(name)
+        for name, value in place.items():
+            here.setenv(name, str(value))
         if world > 1:
             _pretend(here, gpu, calls)
         try:
