@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,16 +36,28 @@ def _compiler() -> None:
     pytest.skip(reason)
 
 
+@pytest.fixture(scope="module")
+def running(_compiler: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, subprocess.Popen[str]]]:
+    """All checks, started at once: the process of each takes seconds to import torch."""
+    command = [sys.executable, "-m", "pytest", "-p", "tests.gpu.pretended.shim", "-q", "--no-header", "--tb=short"]
+    subprocess.run([sys.executable, "-c", "import tests.gpu.pretended.shim"], cwd=ROOT, check=True)  # compiles it once
+    started = {
+        name: subprocess.Popen(
+            [*command, "-p", "no:cacheprovider", "--basetemp", str(tmp_path_factory.mktemp(Path(name).stem) / "runs"),
+             f"tests/gpu/pretended/{name}"],
+            cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        for name in CHECKS
+    }  # fmt: skip
+    yield started
+    for process in started.values():
+        process.kill()
+        process.wait()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("checks", CHECKS)
-def test_on_a_pretended_gpu(checks: str) -> None:
-    command = [sys.executable, "-m", "pytest", "-p", "tests.gpu.pretended.shim", "-q", "--no-header", "--tb=short"]
-    done = subprocess.run(
-        [*command, "-p", "no:cacheprovider", f"tests/gpu/pretended/{checks}"],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=220,
-    )
-    assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-2000:]}"
+def test_on_a_pretended_gpu(checks: str, running: dict[str, subprocess.Popen[str]]) -> None:
+    said, _ = running[checks].communicate(timeout=220)
+    assert running[checks].returncode == 0, said[-8000:]
