@@ -31,7 +31,7 @@ from tests.gpu.pretended import stand_ins
 from tests.gpu.pretended.missing_kernels import KERNELS, keeps_channels_last
 
 ROOT = Path(__file__).resolve().parents[3]
-Listener = Callable[[str, Any, Any, Any], Any]  # (operation, args, kwargs, result)
+Listener = Callable[[Any, Any, Any, Any], Any]  # (operation, args, kwargs, result)
 
 stand_ins.install()
 _save = torch.save
@@ -109,7 +109,7 @@ class Gpu(TorchDispatchMode):
                 if isinstance(x, FakeTensor) and x.fake_device != self.device:
                     self.fault(f"a tensor on {x.fake_device} ({name}) in the process of {self.device}")
             for listener in self.listeners:
-                listener(name, args, kwargs, out)
+                listener(func, args, kwargs, out)
         return out
 
     def _on_device(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import moco.pretrain.__main__ as pretraining
 import moco.probe.__main__ as probing
 from moco.data.source import ArraySource
 from moco.pretrain.step import TrainingStep
-from tests.gpu.pretended.gpu import Gpu
+from tests.gpu.pretended.gpu import Gpu, Listener
 from tests.gpu.pretended.world import Call, rank_of
 
 IMAGES, SIDE, CLASSES = 26, 8, 3
@@ -29,18 +29,18 @@ class Enough(Exception):
     """Raised to end a program after the steps that were to be looked at."""
 
 
-def source(*_: Any, **how: Any) -> ArraySource:
+def source(images: int = IMAGES) -> ArraySource:
     """Stands in for a data set: a few grey images of three classes."""
-    labels = np.arange(IMAGES) % CLASSES
-    pixels = np.full((IMAGES, SIDE, SIDE, 3), 128, np.uint8)
+    labels = np.arange(images) % CLASSES
+    pixels = np.full((images, SIDE, SIDE, 3), 128, np.uint8)
     return ArraySource(pixels, labels.astype(np.int64), [f"class {c}" for c in range(CLASSES)], "made up")
 
 
-def prepare(patch: pytest.MonkeyPatch) -> None:
+def prepare(patch: pytest.MonkeyPatch, images: int = IMAGES) -> None:
     """What is not to be tried: reading of data sets, and compiling, which FakeTensors do not go through."""
     for name, module in list(sys.modules.items()):
         if name.startswith("moco.") and hasattr(module, "open_split"):
-            patch.setattr(module, "open_split", source)
+            patch.setattr(module, "open_split", lambda *_, **__: source(images))
     patch.setattr(augmentations, "_compiled", lambda: augmentations.everywhere)
 
 
@@ -53,14 +53,21 @@ def probe(words: str, folder: Path) -> int:
 
 
 @contextmanager
-def steps_watched(gpu: Gpu, patch: pytest.MonkeyPatch, last: int | None = None) -> Iterator[list[list[str]]]:
-    """Yields a list that gets each training step's waits for the device. `last`: Enough is raised after that step."""
+def steps_watched(
+    gpu: Gpu, patch: pytest.MonkeyPatch, last: int | None = None, listeners: Sequence[Listener] = ()
+) -> Iterator[list[list[str]]]:
+    """Yields a list that gets each training step's waits for the device.
+
+    `last`: Enough is raised after that step. `listeners` are those of the GPU during each step.
+    """
     of_steps: list[list[str]] = []
     real = TrainingStep.__call__
 
     def step(self: TrainingStep, *args: Any, **how: Any) -> Any:
         before = len(gpu.waits)
+        gpu.listeners[:] = listeners
         out = real(self, *args, **how)
+        gpu.listeners.clear()
         of_steps.append(gpu.waits[before:])
         if len(of_steps) == last:
             raise Enough
