@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import moco.pretrain.state
-import moco.run.saver
+import moco.timing
 from moco.data.augment import Augment
 from moco.data.augment.recipes import find_recipe
 from moco.data.loader import Loader
@@ -40,12 +40,15 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_with_evaluation_saves_and_profile(
     world: int, rank: int, patch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    for name in ("WARM_UP", "STEPS"):
+        patch.setattr(moco.timing, name, 1)
     with trainer.on_gpu(patch, world, rank) as (gpu, _), trainer.steps_watched(gpu, patch) as waits:
-        words = f"{RUN} --epochs 2 -b 11 --save-every 1 --keep-last 9 --eval-freq 2 --max-bad-steps 2"
+        words = f"{RUN} --epochs 2 -b 11 --save-every 1 --keep-last 9 --eval-freq 2 --max-bad-steps 2 --profile"
         assert trainer.pretrain(words, tmp_path) == 0
     assert gpu.faults == []
     assert [len(of_step) for of_step in waits[1:]] == [0, 0, 0]
     assert len(checkpoints(tmp_path)) == (4 if rank == 0 else 0)
+    assert (tmp_path / "profile" / "table.txt").exists() is (rank == 0)
 
 
 def waits_of(program: Callable[[str, Path], int], words: str, folder: Path, patch: pytest.MonkeyPatch) -> Counter[str]:
