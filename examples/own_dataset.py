@@ -55,13 +55,13 @@ def main(epochs: int = 3, seed: int = 0) -> None:
     loader = Loader(source, Sampler(len(source), 64, seed), size=32, scale=recipe.scale, ratio=recipe.ratio, seed=seed)
     augment = Augment(recipe, seed)
     model = moco.MoCo(moco.encoders.build_encoder("smallcnn", 32), dim=32, K=256, m=0.99)
-    head = moco.losses.WeightedHead(temperature=0.2)
+    loss_function = moco.losses.WeightedLoss(temperature=0.2)
     optimizer = torch.optim.SGD(model.encoder_q.parameters(), lr=0.05, momentum=0.9)
     for epoch in range(epochs):
         for batch in loader.epoch(epoch):
             model.update_key_encoder()
             q, k = model(*(augment(batch.crops[:, v], batch.index, epoch, v) for v in (0, 1)))
-            loss = head(q, k, model.queue).loss
+            loss = loss_function(q, k, model.queue).loss
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The whole job in a few minutes on two CPU cores: pretrain with two loss heads, probe the checkpoints, compare.
+"""The whole job in a few minutes on two CPU cores: pretrain with two losses, probe the checkpoints, compare.
 
     make quickstart
 
@@ -47,7 +47,7 @@ DATA = f"--dataset digits --seed {SEED} -j 2 --print-freq 100"
 PRETRAIN = f"{DATA} -a {ARCH} --moco-dim {DIM} --batch-size 128 --lr 0.06 --cos --eval-freq 4 --knn-k 20 --save-freq 10"
 # MoCo's lr 30 is for a million images an epoch and 2048 features; these runs have 22 steps an epoch and 128
 PROBE = f"main_lincls.py {DATA} --batch-size 64 --lr 3"
-HEADS = {
+LOSSES = {
     "InfoNCE": ("infonce", "--loss infonce --moco-t 0.1 --moco-k 1024 --moco-m 0.99"),
     # A slower key encoder leaves this loss where it starts: early features are nearly parallel, and so stay its keys
     "align + uniform": ("align-uniform", "--loss align-uniform --moco-k 256 --moco-m 0.9"),
@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
     shutil.rmtree(out, ignore_errors=True)
 
     encoders = [untrained(out / "untrained")]
-    for name, (short, flags) in HEADS.items():
+    for name, (short, flags) in LOSSES.items():
         folder = out / short
         say(f"pretraining: {name}")
         run(f"{LAUNCH} {PRETRAIN} --epochs {arguments.epochs} {flags} --output-dir {folder}")

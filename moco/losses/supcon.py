@@ -44,7 +44,7 @@ def supcon_loss(
 
 
 @dataclass
-class SupConHead:
+class SupConLoss:
     """`supcon_loss`."""
 
     temperature: float = 0.07

@@ -1,7 +1,7 @@
 """Momentum-contrast pretraining.
 
     torchrun --nproc_per_node=8 main_moco.py --mlp --aug-plus --cos --moco-t 0.2 /data/imagenet  # MoCo v2
-    torchrun --nproc_per_node=8 main_moco.py --loss align-uniform imagenet100.beton  # another head, another loader
+    torchrun --nproc_per_node=8 main_moco.py --loss align-uniform imagenet100.beton  # another loss, another loader
     python main_moco.py --dataset digits -a smallcnn --resume auto                   # one process, any device
 
 `train` builds and resumes; the loop is moco/pretrain/loop.py, one step moco/pretrain/step.py, the model
@@ -36,7 +36,7 @@ from moco.losses.table import check_labels
 from moco.pretrain import state as resume
 from moco.pretrain.hints import first_losses, next_command
 from moco.pretrain.loop import Training
-from moco.pretrain.options import PretrainOptions, loss_head, parse_pretrain
+from moco.pretrain.options import PretrainOptions, make_run_loss, parse_pretrain
 from moco.pretrain.reference import ReferenceMoCo
 from moco.pretrain.step import TrainingStep
 from moco.run import checkpoint
@@ -104,7 +104,7 @@ def train(options: PretrainOptions, device: torch.device, preemption: Preemption
     check_deterministic(encoder, options.arch, options.deterministic, device)
     if options.init_from and saved is None:
         file = read_encoder(options.init_from)
-        notes.append(f"{file.path}: {file.layout}, {load_trunk(encoder, file)}; head and queue start afresh")
+        notes.append(f"{file.path}: {file.layout}, {load_trunk(encoder, file)}; projection head and queue start afresh")
     channels_last = device.type == "cuda" if options.channels_last is None else options.channels_last
     if channels_last:
         encoder = encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -127,7 +127,7 @@ def train(options: PretrainOptions, device: torch.device, preemption: Preemption
     )
     step = TrainingStep(
         distributed.data_parallel(model, device),
-        loss_head(options, across),
+        make_run_loss(options, across),
         optimizer,
         Augment(recipe, seed, compile=device.type == "cuda"),
         across,

@@ -15,7 +15,7 @@ from moco.errors import EXIT_OK, EXIT_PREEMPTED
 from moco.evaluate.online import OnlineEvaluator
 from moco.losses.table import curves
 from moco.pretrain import state as resume
-from moco.pretrain.options import PretrainOptions, loss_head
+from moco.pretrain.options import PretrainOptions, make_run_loss
 from moco.pretrain.step import TrainingStep
 from moco.pretrain.watch import Watch
 from moco.run import checkpoint
@@ -74,7 +74,7 @@ class Training:
             group["lr"] = learning_rate(
                 epoch, options.lr, options.epochs, options.schedule, options.cos, options.warmup_epochs
             )
-        self.step.head = loss_head(options, self.step.across, epoch)
+        self.step.loss = make_run_loss(options, self.step.across, epoch)
         self.model.train()
         clock, of_batch, (since_print, of_epoch), began = Clock(), Meter(), self.meters, timeline.totals()
         with contextlib.closing(self.loader.epoch(epoch, position.step)) as batches:

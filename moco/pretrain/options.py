@@ -19,7 +19,7 @@ from moco.data.datasets import DATASET_DEFAULTS
 from moco.encoders.batchnorm import BN_MODES
 from moco.errors import InputError
 from moco.losses import PRESET_WEIGHTS, Across
-from moco.losses.table import HEADS, make_head
+from moco.losses.table import LOSSES, make_loss
 from moco.run import flags
 from moco.run.options import CommonOptions, at_least, check_common, evaluation, positive, result, running
 from moco.run.saver import Every
@@ -34,7 +34,7 @@ class PretrainOptions(CommonOptions):
         "resnet50", "encoder: a torchvision name, timm:NAME, resnet18_small, smallalexnet, smallcnn", "-a"
     )
     init_from: str | None = result(
-        None, "start from this checkpoint's encoder, of any layout that --pretrained reads, with a new head (new)"
+        None, "start from this checkpoint's encoder with a new projection head; layouts as for --pretrained (new)"
     )
     epochs: int = result(200, "epochs to train")
     start_epoch: int = result(0, "epoch to start counting at")
@@ -56,14 +56,14 @@ class PretrainOptions(CommonOptions):
         None, "temperature; a curve over epochs: 0:0.5,100:0.07; default: 0.07, debiased and hcl 0.5",
         "--moco-contr-tau", type=number_or_curve,
     )  # fmt: skip
-    mlp: bool = result(False, "MLP head (MoCo v2)")
+    mlp: bool = result(False, "MLP projection head (MoCo v2)")
     aug_plus: bool = result(False, "MoCo v2's augmentations")
     recipe: str | None = result(
         None, "augmentations by name; default: the data set's, or v1/v2 (new)", choices=tuple(RECIPES)
     )
     loss: str | None = result(
-        None, "the head; infonce and align-uniform preset the three weights to 1/0/0 and 0/3/1 (new; default infonce)",
-        choices=tuple(HEADS),
+        None, "infonce and align-uniform preset the three weights to 1/0/0 and 0/3/1 (new; default infonce)",
+        choices=tuple(LOSSES),
     )  # fmt: skip
     symmetric: bool = result(False, "both views as queries: mean of two losses, both views' keys are queued (new)")
     moco_contr_w: float | None = result(None, "weight of the contrastive term")
@@ -125,7 +125,7 @@ def parse_pretrain(argv: list[str] | None = None) -> PretrainOptions:
         image_size=size if o.image_size is None else o.image_size,
         recipe=o.recipe or ("v2" if o.aug_plus else recipe),
         loss=loss,
-        moco_t=HEADS[loss].temperature if o.moco_t is None else o.moco_t,
+        moco_t=LOSSES[loss].temperature if o.moco_t is None else o.moco_t,
         moco_contr_w=weights[0],
         moco_align_w=weights[1],
         moco_unif_w=weights[2],
@@ -143,17 +143,17 @@ def parse_pretrain(argv: list[str] | None = None) -> PretrainOptions:
             f"--batch-size {resolved.batch_size} leaves some of {distributed.world_size()} ranks ×"
             f" {resolved.accum_steps} accumulation steps without an image; raise it"
         )
-    loss_head(resolved)  # its own checks, before anything is built
+    make_run_loss(resolved)  # its own checks, before anything is built
     if not resolved.moco_k:
         _check_without_queue(resolved)
     Every(resolved.save_every)
     return resolved
 
 
-def loss_head(o: PretrainOptions, across: Across | None = None, epoch: int = 0) -> Any:
-    """The head that the options describe in a 0-based epoch. `across`: the other ranks
-    (`moco.losses.table.make_head`)."""
-    return make_head(o, epoch, across)
+def make_run_loss(o: PretrainOptions, across: Across | None = None, epoch: int = 0) -> Any:
+    """The loss that the options describe in a 0-based epoch. `across`: the other ranks
+    (`moco.losses.table.make_loss`)."""
+    return make_loss(o, epoch, across)
 
 
 def _check_without_queue(o: PretrainOptions) -> None:

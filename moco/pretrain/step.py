@@ -15,7 +15,7 @@ from moco.data.augment import Augment
 from moco.data.loader import Batch
 from moco.distributed import all_reduce_sum, gather_rows, rank, shares, world_size
 from moco.distributed.global_batch import GlobalBatch
-from moco.losses import Head
+from moco.losses import Loss
 from moco.pretrain.optimiser import check_layouts, zero_momentum
 from moco.timing import stage
 
@@ -32,7 +32,7 @@ class _Part(NamedTuple):
 class TrainingStep:
     """Holds what a step needs, and counts the steps that were not applied because a gradient was not finite.
 
-    model: a MoCo, or DistributedDataParallel around one. across: the head's view of the other ranks, told each batch's
+    model: a MoCo, or DistributedDataParallel around one. across: the loss's view of the other ranks, told each batch's
     sizes. accum_steps: parts a batch is split into; the key encoder and the queue stand still until all are through.
     symmetric: the mean of two losses, in which the views change places; both views' keys are enqueued, view 1's first.
     go_on: training may go on after a step that was not applied, so BatchNorm's statistics must not keep what it left.
@@ -41,7 +41,7 @@ class TrainingStep:
     def __init__(
         self,
         model: nn.Module,
-        head: Head,
+        loss: Loss,
         optimizer: torch.optim.Optimizer,
         augment: Augment,
         across: GlobalBatch,
@@ -53,7 +53,7 @@ class TrainingStep:
         go_on: bool = False,
         symmetric: bool = False,
     ) -> None:
-        self.model, self.head, self.optimizer, self.augment, self.across = model, head, optimizer, augment, across
+        self.model, self.loss, self.optimizer, self.augment, self.across = model, loss, optimizer, augment, across
         self.moco: MoCo = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model  # type: ignore[assignment]
         self.accum_steps, self.grad_clip = accum_steps, grad_clip
         self.directions = ((0, 1), (1, 0)) if symmetric else ((0, 1),)  # (view of the queries, view of the keys)
@@ -124,7 +124,7 @@ class TrainingStep:
             q, k = self.model(im_q, (part.crops[:, views[1]], part.index), prepare_k, sizes)
         self.across.sizes = sizes
         with stage("head"):
-            loss, logs = self.head(q, k, self.moco.queue, part.labels, self.moco.queue_labels)
+            loss, logs = self.loss(q, k, self.moco.queue, part.labels, self.moco.queue_labels)
         # DDP averages over ranks; this weight makes it the mean over samples, and over directions
         weight = len(part.index) * world_size() / (total * len(self.directions))
         with stage("backward"):

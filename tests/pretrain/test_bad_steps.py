@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from moco.builder import MoCo
 from moco.data.loader import Batch
 from moco.distributed.global_batch import GlobalBatch
-from moco.losses import WeightedHead
+from moco.losses import WeightedLoss
 from moco.pretrain.step import TrainingStep
 
 
@@ -22,8 +22,8 @@ def build(amp: str = "off", go_on: bool = True) -> TrainingStep:
     encoder = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 8))
     moco = MoCo(encoder, dim=8, K=16, m=0.9, bn="local")
     optimizer = torch.optim.SGD(moco.parameters(), 0.1, momentum=0.9, fused=True)
-    head = WeightedHead(contr_w=1.0, align_w=0.0, unif_w=0.0)
-    return TrainingStep(moco, head, optimizer, plain, GlobalBatch(), amp=amp, go_on=go_on)  # type: ignore[arg-type]
+    loss = WeightedLoss(contr_w=1.0, align_w=0.0, unif_w=0.0)
+    return TrainingStep(moco, loss, optimizer, plain, GlobalBatch(), amp=amp, go_on=go_on)  # type: ignore[arg-type]
 
 
 def batch(seed: int) -> Batch:

@@ -17,8 +17,8 @@ from hypothesis import example, given, settings, strategies as st
 
 from moco.distributed.global_batch import GlobalBatch
 from moco.errors import InputError
-from moco.losses import OneProcess, WeightedHead
-from moco.pretrain.options import PretrainOptions, loss_head, parse_pretrain
+from moco.losses import OneProcess, WeightedLoss
+from moco.pretrain.options import PretrainOptions, make_run_loss, parse_pretrain
 from moco.probe.options import LinclsOptions, parse_lincls
 from moco.run.flags import build_parser
 from moco.run.options import as_dict, as_json, result_options
@@ -166,22 +166,22 @@ def test_mocos_readme_linear() -> None:
 def test_weights_of_the_heads(words: str, loss: str, expected: tuple[float, float, float]) -> None:
     o = parse_pretrain(["folder", *words.split()])
     assert (o.loss, weights(o)) == (loss, expected)
-    head = loss_head(o)
-    assert (head.contr_w, head.align_w, head.unif_w) == expected
+    loss = make_run_loss(o)
+    assert (loss.contr_w, loss.align_w, loss.unif_w) == expected
 
 
 def test_the_head_is_what_the_options_say() -> None:
     words = (
         "--moco-contr-w 1 --moco-contr-tau 0.3 --moco-align-w 2 --moco-align-alpha 1.5 --moco-unif-w 4 --moco-unif-t 5"
     )
-    head = loss_head(parse_pretrain(["folder", *words.split(), "--moco-unif-no-intra-batch"]))
-    assert head == WeightedHead(1.0, 0.3, 2.0, 1.5, 4.0, 5.0, False, head.across) and isinstance(
-        head.across, OneProcess
+    loss = make_run_loss(parse_pretrain(["folder", *words.split(), "--moco-unif-no-intra-batch"]))
+    assert loss == WeightedLoss(1.0, 0.3, 2.0, 1.5, 4.0, 5.0, False, loss.across) and isinstance(
+        loss.across, OneProcess
     )
     ranks = GlobalBatch()
-    assert isinstance(loss_head(parse_pretrain(["folder"]), ranks).across, OneProcess)
-    assert loss_head(parse_pretrain(["folder", "--unif-global"]), ranks).across is ranks
-    assert loss_head(parse_pretrain(["folder"])).intra_batch
+    assert isinstance(make_run_loss(parse_pretrain(["folder"]), ranks).across, OneProcess)
+    assert make_run_loss(parse_pretrain(["folder", "--unif-global"]), ranks).across is ranks
+    assert make_run_loss(parse_pretrain(["folder"])).intra_batch
 
 
 def test_one_temperature_under_two_names() -> None:

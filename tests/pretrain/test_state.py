@@ -16,9 +16,9 @@ from moco.data.loader import Batch
 from moco.distributed.global_batch import GlobalBatch
 from moco.encoders import build_encoder
 from moco.errors import InputError
-from moco.losses.table import HEADS
+from moco.losses.table import LOSSES
 from moco.pretrain import state as resume
-from moco.pretrain.options import PretrainOptions, loss_head, parse_pretrain
+from moco.pretrain.options import PretrainOptions, make_run_loss, parse_pretrain
 from moco.pretrain.state import Position, find, restore, snapshot
 from moco.pretrain.step import TrainingStep
 from moco.run import checkpoint
@@ -68,7 +68,7 @@ def training_step(o: PretrainOptions, seed: int = 0, noisy: bool = False) -> Tra
     model = MoCo(Noisy(encoder) if noisy else encoder, o.moco_dim, o.moco_k, o.moco_m, o.bn, 4, seed=o.seed or 0)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=o.momentum, weight_decay=o.weight_decay, fused=True)
     more: dict[str, Any] = {"amp": o.amp, "symmetric": o.symmetric, "accum_steps": o.accum_steps}
-    return TrainingStep(model, loss_head(o), optimizer, augment, GlobalBatch(), **more)
+    return TrainingStep(model, make_run_loss(o), optimizer, augment, GlobalBatch(), **more)
 
 
 def run(step: TrainingStep, meters: list[Meter], steps: range) -> list[Tensor]:
@@ -123,7 +123,7 @@ def test_goes_on_with_the_same_bits(tmp_path: Path, amp: str) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        *(f"--loss {loss}" for loss in HEADS),
+        *(f"--loss {loss}" for loss in LOSSES),
         *(f"--symmetric --loss {loss}" for loss in ("infonce", "supcon", "hard")),
         "--symmetric --accum-steps 2 --loss hcl --bn local",
         "--moco-k 0",

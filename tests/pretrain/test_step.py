@@ -17,10 +17,10 @@ from moco import metrics
 from moco.builder import MoCo
 from moco.data.loader import Batch
 from moco.distributed.global_batch import GlobalBatch
-from moco.losses import LossOutput, WeightedHead
-from moco.losses.in_batch import InBatchHead
-from moco.losses.table import HEADS
-from moco.pretrain.options import loss_head, parse_pretrain
+from moco.losses import LossOutput, WeightedLoss
+from moco.losses.in_batch import InBatchLoss
+from moco.losses.table import LOSSES
+from moco.pretrain.options import make_run_loss, parse_pretrain
 from moco.pretrain.step import TrainingStep
 from tests import oracles
 
@@ -47,11 +47,11 @@ def augment(crops: Tensor, index: Tensor, epoch: int, view: int) -> Tensor:
     return x * torch.cos(index + epoch + 2 * view).view(-1, 1, 1, 1)
 
 
-def training_step(head: Any = None, batchnorm: bool = False, lr: float = LR, **arguments: Any) -> TrainingStep:
+def training_step(loss: Any = None, batchnorm: bool = False, lr: float = LR, **arguments: Any) -> TrainingStep:
     torch.manual_seed(11)
     model = MoCo(Net(batchnorm), dim=DIM, K=K, m=M, bn="local")
     optimizer = torch.optim.SGD(model.parameters(), lr, momentum=MOMENTUM, weight_decay=DECAY, fused=True)
-    step = TrainingStep(model, head or WeightedHead(1.0, T), optimizer, augment, GlobalBatch(), **arguments)
+    step = TrainingStep(model, loss or WeightedLoss(1.0, T), optimizer, augment, GlobalBatch(), **arguments)
     set_scale(step, 64.0)  # the scaler's own start, 65536, is too much for this net: its first steps only lower it
     return step
 
@@ -133,7 +133,7 @@ def test_without_a_queue_both_views_are_queries() -> None:
     torch.manual_seed(11)
     model = MoCo(Net(), dim=DIM, K=0, m=M)
     optimizer = torch.optim.SGD(model.parameters(), LR, fused=True)
-    step = TrainingStep(model, InBatchHead(1.0, T), optimizer, augment, GlobalBatch())
+    step = TrainingStep(model, InBatchLoss(1.0, T), optimizer, augment, GlobalBatch())
     for number in range(2):
         data, before = batch(number, 4), copy.deepcopy(model.encoder_q)
         values, measured = step(data, 3, [4], measure=True)
@@ -149,12 +149,12 @@ def test_without_a_queue_both_views_are_queries() -> None:
     assert not all(a.equal(b) for a, b in zip(model.encoder_k.parameters(), Net().parameters(), strict=True))
 
 
-@pytest.mark.parametrize("loss", HEADS)
+@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_every_head_trains_and_waits_for_nothing(loss: str, symmetric: bool) -> None:
+def test_every_loss_trains_and_waits_for_nothing(loss: str, symmetric: bool) -> None:
     """Every number stays finite, with the batch in parts and each direction by itself."""
-    head = loss_head(parse_pretrain(["folder", "--loss", loss, "--moco-hard-alpha", "0.4"]))
-    step = training_step(head, symmetric=symmetric, lr=0.02, accum_steps=2)
+    loss = make_run_loss(parse_pretrain(["folder", "--loss", loss, "--moco-hard-alpha", "0.4"]))
+    step = training_step(loss, symmetric=symmetric, lr=0.02, accum_steps=2)
     losses = [step(batch(0), 0, [5])[0]["loss"] for _ in range(2)]
     with NothingWaits():
         losses += [step(batch(0), 0, [5])[0]["loss"] for _ in range(12)]
@@ -165,9 +165,9 @@ def test_every_head_trains_and_waits_for_nothing(loss: str, symmetric: bool) -> 
 @pytest.mark.parametrize(("parts", "symmetric"), [(2, False), (3, False), (7, False), (3, True)])
 def test_accumulation_equals_the_whole_batch(parts: int, symmetric: bool) -> None:
     """Also where the parts are uneven; the key encoder moves once a step, and the queue stands still until its end."""
-    head = WeightedHead(0.5, T, 2.0, 1.5)
-    whole = training_step(head, symmetric=symmetric)
-    split = training_step(head, accum_steps=parts, symmetric=symmetric)
+    loss = WeightedLoss(0.5, T, 2.0, 1.5)
+    whole = training_step(loss, symmetric=symmetric)
+    split = training_step(loss, accum_steps=parts, symmetric=symmetric)
     start = copy.deepcopy(state(whole))
     for number in range(3):
         expected, measured = whole(batch(number, 8), 0, [8], measure=True)
@@ -244,7 +244,7 @@ def test_a_gradient_beyond_fp16_only_lowers_the_scale() -> None:
 # -- bad numbers -------------------------------------------------------------------------------------------------------
 
 
-class Sick(WeightedHead):
+class Sick(WeightedLoss):
     """NaN, or what it is told, in the `at`-th step."""
 
     at, value = 2, float("nan")
@@ -332,11 +332,11 @@ class NothingWaits(TorchDispatchMode):
 @pytest.mark.parametrize("bn", ["local", "split"])
 def test_nothing_waits_for_the_device(amp: str, bn: str) -> None:
     torch.manual_seed(0)
-    head = WeightedHead(1.0, T, 1.0, 1.5, 1.0)
+    loss = WeightedLoss(1.0, T, 1.0, 1.5, 1.0)
     model = MoCo(Net(batchnorm=True), dim=DIM, K=K, m=M, bn=bn, bn_group_size=2)
     optimizer = torch.optim.SGD(model.parameters(), LR, momentum=MOMENTUM, fused=True)
     more: dict[str, Any] = {"amp": amp, "grad_clip": 1.0, "accum_steps": 2, "go_on": True}
-    step = TrainingStep(model, head, optimizer, augment, GlobalBatch(), **more)
+    step = TrainingStep(model, loss, optimizer, augment, GlobalBatch(), **more)
     step(batch(0), 0, [5])
     with NothingWaits():
         step(batch(1), 0, [5], measure=True)
@@ -349,7 +349,7 @@ def test_nothing_waits_for_the_device(amp: str, bn: str) -> None:
     ("amp", "words"),
     [
         *((amp, "--moco-align-w 1 --moco-align-alpha 1.5 --moco-contr-w 1") for amp in ("off", "bf16", "fp16")),
-        *(("bf16", f"--loss {loss} --symmetric") for loss in HEADS),
+        *(("bf16", f"--loss {loss} --symmetric") for loss in LOSSES),
         ("bf16", "--moco-k 0 --moco-contr-w 1"),
     ],
 )
@@ -360,7 +360,7 @@ def test_nothing_waits_for_a_gpu(amp: str, words: str) -> None:
     model = MoCo(Net(batchnorm=True), dim=DIM, K=o.moco_k, m=M, bn=bn, bn_group_size=2, device="cuda")
     optimizer = torch.optim.SGD(model.parameters(), LR, momentum=MOMENTUM, fused=True)
     more: dict[str, Any] = {"amp": amp, "grad_clip": 1.0, "go_on": True, "symmetric": o.symmetric}
-    step = TrainingStep(model, loss_head(o), optimizer, augment, GlobalBatch(), **more)
+    step = TrainingStep(model, make_run_loss(o), optimizer, augment, GlobalBatch(), **more)
     batches = [Batch(*(x.cuda() for x in (b.crops, b.index, b.labels))) for b in map(batch, range(3))]
     step(batches[0], 0, [5], measure=True)
     torch.cuda.set_sync_debug_mode("error")
