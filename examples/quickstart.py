@@ -137,7 +137,8 @@ def untrained(folder: Path) -> Encoder:
     options, recipe = parse_pretrain(shlex.split(PRETRAIN)), find_recipe("digits")
     train, val = (open_split(None, "digits", split) for split in ("train", "val"))
     settle_batchnorm(encoder, train, recipe, SIZE, options, CPU)
-    values = dict(OnlineEvaluator(train, val, options, CPU)(encoder))
+    evaluate = OnlineEvaluator(train, val, options, CPU, recipe="digits", size=SIZE, seed=SEED, k=options.knn_k)
+    values = dict(evaluate(encoder))
     state = {f"module.encoder_q.{name}": tensor for name, tensor in encoder.state_dict().items()}
     folder.mkdir(parents=True)
     path = folder / "checkpoint.pth.tar"

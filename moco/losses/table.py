@@ -1,6 +1,7 @@
 """The losses by name: one row each.
 
-A new loss is a class with the call of `moco.losses.Loss`, in a file of its own, and a row here.
+A new loss is a class with the call of `moco.losses.Loss`, in a file of its own, and a row here. Outside this project it
+needs no row: `--loss module:Class`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from moco import plugins
 from moco.errors import InputError
 from moco.losses.debiased import DebiasedLoss
 from moco.losses.hard import HardContrastiveLoss, SimpleLoss
@@ -57,13 +59,17 @@ LOSSES: dict[str, Row] = {
 }
 
 
-def make_loss(options: Any, epoch: int = 0, across: Across | None = None) -> Loss:
-    """The loss of a 0-based epoch that `options` (of main_moco.py) describe. InputError for what has no meaning.
+def make_loss(options: Any, across: Across | None = None) -> Loss:
+    """The loss that the options of main_moco.py describe, as in epoch 0. InputError if they make no sense together.
 
     across: the other ranks, for a uniformity over all of them (`unif_global`) and for the losses without a queue.
     """
+    if plugins.is_outside(options.loss):
+        return _outside(options)
     row = LOSSES[options.loss]
-    settings: dict[str, Any] = {a: value_at(getattr(options, name), epoch) for a, name in row.settings.items()}
+    settings: dict[str, Any] = {
+        argument: value_at(getattr(options, name), 0) for argument, name in row.settings.items()
+    }
     kind = row.loss if options.moco_k else row.in_batch
     if kind is None:
         with_batch = " or ".join(name for name, other in LOSSES.items() if other.in_batch)
@@ -78,6 +84,37 @@ def make_loss(options: Any, epoch: int = 0, across: Across | None = None) -> Los
     return kind(**settings)
 
 
+def _outside(options: Any) -> Loss:
+    loss = plugins.find("--loss", options.loss, options.loss_arg)()
+    if not callable(loss):
+        raise InputError(f"--loss {options.loss} gives a {type(loss).__name__}, which cannot be called as a loss")
+    return loss
+
+
+def check_loss(options: Any) -> None:
+    """InputError if the options describe no loss. A loss from outside is looked up, not built."""
+    plugins.check_unused("--loss", options.loss, options.loss_arg)
+    if plugins.is_outside(options.loss):
+        plugins.find("--loss", options.loss, options.loss_arg)
+    else:
+        make_loss(options)
+
+
+def set_epoch(loss: Loss, options: Any, epoch: int) -> None:
+    """Gives the loss its settings of a 0-based epoch: those that are curves over epochs.
+
+    A loss from outside that has a method `set_epoch(epoch)` is told the epoch.
+    """
+    if plugins.is_outside(options.loss):
+        if hasattr(loss, "set_epoch"):
+            loss.set_epoch(epoch)
+        return
+    for argument, name in LOSSES[options.loss].settings.items():
+        setting = getattr(options, name)
+        if isinstance(setting, str):
+            setattr(loss, argument, value_at(setting, epoch))
+
+
 def curves(options: Any, epoch: int) -> dict[str, float]:
     """The settings that follow the epoch, by option, and their values in it: for the log."""
     settings = {name: getattr(options, name) for name in ("moco_t", "moco_unif_t")}
@@ -86,7 +123,7 @@ def curves(options: Any, epoch: int) -> dict[str, float]:
 
 def check_labels(loss: str, labels: np.ndarray) -> None:
     """InputError if the loss compares labels (int64 [n], -1 for none) and the data set has none."""
-    if LOSSES[loss].labels and not (labels >= 0).any():
+    if loss in LOSSES and LOSSES[loss].labels and not (labels >= 0).any():
         raise InputError(
             f"--loss {loss} compares labels and these images have none: give a train folder with a folder per class, or"
             " take another --loss"

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,7 @@ from moco.pretrain.reference import ReferenceMoCo
 from moco.pretrain.step import TrainingStep
 from moco.randomness import permutation
 from moco.run.meter import Meter
+from moco.run.options import DataOptions
 from tests.reliability.runs import free_port
 
 CPU = torch.device("cpu")
@@ -83,6 +84,7 @@ def made_up(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> T
 
 
 # -- rows that travel --------------------------------------------------------------------------------------------------
+
 
 @check
 def rows_are_gathered_in_rank_order() -> None:
@@ -134,6 +136,7 @@ def shuffle_within_a_rank_stays_there() -> None:
 
 
 # -- small things that ranks tell each other ---------------------------------------------------------------------------
+
 
 @check
 def sums_flags_and_objects() -> None:
@@ -386,6 +389,33 @@ def training_with_infonce_equals_one_process() -> None:
         assert_equal_training(several, one, rounds())
 
 
+class Learned(nn.Module):
+    """A loss with a trained temperature, and the mean similarity of its samples as a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(3.0))
+        self.register_buffer("similarity", torch.tensor(0.0))
+
+    def forward(self, q: Tensor, k: Tensor, queue: Tensor, labels: Tensor, queue_labels: Tensor) -> LossOutput:
+        self.similarity.copy_((q * k).sum(1).mean().detach())
+        return LossOutput(contrastive_loss(self.scale * q, k, queue, 1.0), {})
+
+
+@check
+def a_loss_with_state_equals_one_process() -> None:
+    """Its parameter's gradient is the mean over all samples, also of uneven parts; its buffer the mean over ranks."""
+    several = training_step(Learned(), GlobalBatch(), "shuffle", accum_steps=2)
+    with one_process():
+        one = training_step(Learned(), GlobalBatch(), "local", accum_steps=2)
+    for step in (several, one):
+        step.optimizer.add_param_group({"params": step.loss_state.parameters, "momentum": 0.0})
+    assert_equal_training(several, one, [[2] * world_size(), shares(2 * world_size() + 1, world_size())])
+    torch.testing.assert_close(several.loss.scale, one.loss.scale, **CLOSE)  # type: ignore[attr-defined]
+    assert abs(several.loss.scale.item() - 3) > 1e-3  # type: ignore[attr-defined]
+    assert distributed.gather_objects(several.loss.similarity.item())[0] == several.loss.similarity.item()  # type: ignore[attr-defined]
+
+
 @check
 def accumulated_steps_equal_one_process_on_the_whole_batch() -> None:
     loss = WeightedLoss(1.0, 0.2, 1.0)
@@ -548,11 +578,12 @@ def a_bad_gradient_on_one_rank_stops_the_step_on_all() -> None:
         step(batch(number, sum(sizes), mine(sizes)), 0, sizes)
         same = all(value.equal(before[name]) for name, value in step.moco.encoder_q.named_parameters())
         assert same == (number == 1)
-        assert step.not_applied() == (int(number >= 1), 2 if number == 1 else 0)
+        assert step.guard.not_applied() == (int(number >= 1), 2 if number == 1 else 0)
     assert all(value.isfinite().all() for value in state(step).values())
 
 
 # -- evaluation --------------------------------------------------------------------------------------------------------
+
 
 @check
 def online_figures_are_those_of_one_process() -> None:
@@ -565,13 +596,13 @@ def online_figures_are_those_of_one_process() -> None:
     torch.manual_seed(0)
     encoder = build_encoder("smallcnn", 6).train()
     encoder(made_up(16, 3, 8, 8, seed=rank(), dtype=torch.float32))  # other statistics on every rank
-    options = SimpleNamespace(
-        workers=1, skip_bad_images=False, image_size=8, recipe="digits", seed=3, knn_k=3, knn_t=0.1
+    make = functools.partial(
+        OnlineEvaluator, images(11), images(5), DataOptions(workers=1), CPU, recipe="digits", size=8, seed=3, k=3
     )
-    evaluator = OnlineEvaluator(images(11), images(5), options, CPU)
+    evaluator = make()
     got = dict(evaluator(encoder))
     with one_process():
-        expected = dict(OnlineEvaluator(images(11), images(5), options, CPU)(encoder))
+        expected = dict(make()(encoder))
     assert got.keys() == expected.keys() and len(got) == 4
     assert all(got[name] == pytest.approx(value, abs=1e-5) for name, value in expected.items()), (got, expected)
     assert distributed.gather_objects(got) == [got] * world_size()

@@ -22,7 +22,8 @@ from moco.losses.debiased import DebiasedLoss, debiased_loss
 from moco.losses.hard import HardContrastiveLoss, SimpleLoss, hard_contrastive_loss, hard_count, simple_loss
 from moco.losses.in_batch import InBatchLoss
 from moco.losses.supcon import SupConLoss, supcon_loss
-from moco.pretrain.options import PretrainOptions, make_run_loss, parse_pretrain
+from moco.losses.table import make_loss
+from moco.pretrain.options import PretrainOptions, parse_pretrain
 from tests import oracles
 from tests.losses.test_weighted import EXACT, assert_same_value_and_gradients, made_up, seeds, sizes
 
@@ -39,6 +40,7 @@ def features(n: int, length: int, dim: int, seed: int = 0) -> tuple[Tensor, Tens
 
 
 # -- the formulas ------------------------------------------------------------------------------------------------------
+
 
 @given(
     shape=sizes, seed=seeds, temperature=st.sampled_from([0.07, 0.3, 1.0]), share=st.sampled_from([0.01, 0.3, 0.5, 1.0])
@@ -111,14 +113,14 @@ def test_defaults_are_those_of_the_papers(loss: str) -> None:
     """From the command line: T .5, τ⁺ .1, β 1; α .0819; elsewhere MoCo's temperature."""
     q, k, queue = features(3, 40, 5)
     labels, queue_labels = torch.tensor([1, 0, -1]), torch.arange(40) % 4 - 1
-    out = make_run_loss(parse_pretrain(["folder", "--loss", loss]))(q, k, queue, labels, queue_labels)
+    out = make_loss(parse_pretrain(["folder", "--loss", loss]))(q, k, queue, labels, queue_labels)
     torch.testing.assert_close(out.loss, HEADS_AS_CALLED[loss](q, k, queue, labels, queue_labels), **EXACT)
     assert not any(value.requires_grad for value in out.logs.values())
 
 
 @pytest.mark.parametrize("loss", table.LOSSES)
 def test_gradcheck(loss: str) -> None:
-    loss = make_run_loss(parse_pretrain(["folder", "--loss", loss, "--moco-t", "0.3", "--moco-hard-alpha", "0.4"]))
+    loss = make_loss(parse_pretrain(["folder", "--loss", loss, "--moco-t", "0.3", "--moco-hard-alpha", "0.4"]))
     raw_q, raw_k, queue = made_up(3, 8, 4)
     labels, queue_labels = labelled(3, 8)
     assert torch.autograd.gradcheck(
@@ -132,7 +134,7 @@ def test_gradcheck(loss: str) -> None:
 def test_finite_where_exponentials_are_not(loss: str, dtype: torch.dtype) -> None:
     """e^{1/.005} overflows fp32; and the value in half precision is that of the same numbers in fp32, to the bit."""
     words = ["--loss", loss, "--moco-t", "0.005", "--moco-unif-t", "100", "--moco-tau-plus", "0.5"]
-    loss, eye = make_run_loss(parse_pretrain(["folder", *words])), torch.eye(4)
+    loss, eye = make_loss(parse_pretrain(["folder", *words])), torch.eye(4)
     labels = torch.arange(4)
     for q, k, queue in ((eye, -eye, eye), (eye, eye, -eye), (eye, eye, eye), (eye, -eye, -eye)):
         leaf, wide = q.to(dtype).requires_grad_(), [x.to(dtype).float() for x in (q, k, queue)]
@@ -146,7 +148,7 @@ def test_finite_where_exponentials_are_not(loss: str, dtype: torch.dtype) -> Non
 @pytest.mark.parametrize("loss", table.LOSSES)
 def test_nothing_of_the_size_of_the_queue_is_kept_for_backward(loss: str) -> None:
     length = 700
-    loss = make_run_loss(parse_pretrain(["folder", "--loss", loss]))
+    loss = make_loss(parse_pretrain(["folder", "--loss", loss]))
     raw_q, raw_k, queue = made_up(4, length, 8)
     kept: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):  # type: ignore[func-returns-value]
@@ -156,7 +158,7 @@ def test_nothing_of_the_size_of_the_queue_is_kept_for_backward(loss: str) -> Non
 
 @pytest.mark.parametrize("loss", table.LOSSES)
 def test_the_queue_has_no_order_and_gets_no_gradient(loss: str) -> None:
-    loss = make_run_loss(parse_pretrain(["folder", "--loss", loss]))
+    loss = make_loss(parse_pretrain(["folder", "--loss", loss]))
     q, k, queue = features(4, 8, 5, seed=3)
     labels, queue_labels = labelled(4, 8)
     order = torch.randperm(8, generator=torch.Generator().manual_seed(1))
@@ -344,6 +346,7 @@ def test_supcon_asks_for_labels() -> None:
 
 # -- without a queue ---------------------------------------------------------------------------------------------------
 
+
 @given(n=st.integers(2, 5), dim=st.integers(2, 6), seed=seeds, w=st.sampled_from([(1, 0, 0), (0, 1, 1), (0.5, 2, 3)]))
 @settings(max_examples=20)
 def test_in_batch_is_the_formula(n: int, dim: int, seed: int, w: tuple[float, float, float]) -> None:
@@ -385,6 +388,7 @@ def test_in_batch_the_views_may_change_places() -> None:
 
 # -- from the command line ---------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -398,16 +402,16 @@ def test_in_batch_the_views_may_change_places() -> None:
     ],
 )
 def test_the_loss_is_what_the_options_say(words: str, expected: Any) -> None:
-    assert make_run_loss(parse_pretrain(["folder", *words.split()])) == expected
+    assert make_loss(parse_pretrain(["folder", *words.split()])) == expected
 
 
 def test_the_loss_without_a_queue() -> None:
     ranks = GlobalBatch()
     words = "--moco-k 0 --loss align-uniform --moco-unif-t 2 --moco-align-w 0.98"
     o = parse_pretrain(["folder", *words.split()])
-    assert make_run_loss(o, ranks) == InBatchLoss(0.0, 0.07, 0.98, 2.0, 1.0, 2.0, True, ranks) and o.bn == "local"
-    assert type(make_run_loss(parse_pretrain(["folder", "--moco-k", "0"]))) is InBatchLoss
-    assert type(make_run_loss(parse_pretrain(["folder", "--moco-k", "1"]))) is WeightedLoss
+    assert make_loss(o, ranks) == InBatchLoss(0.0, 0.07, 0.98, 2.0, 1.0, 2.0, True, ranks) and o.bn == "local"
+    assert type(make_loss(parse_pretrain(["folder", "--moco-k", "0"]))) is InBatchLoss
+    assert type(make_loss(parse_pretrain(["folder", "--moco-k", "1"]))) is WeightedLoss
 
 
 @pytest.mark.parametrize("temperature", [("--loss infonce", 0.07), ("--loss hcl", 0.5), ("--moco-t 0.2", 0.2)])
@@ -437,7 +441,7 @@ def test_the_temperature_is_the_losss_own_unless_given(temperature: tuple[str, f
         ("--moco-k 0 --bn split", "--bn split separates keys from queries; it has no effect with --moco-k 0"),
         ("--moco-k 0 --bn shuffle", "pass --bn local, or --bn sync on several GPUs"),
         ("--moco-k 0 --loss align-uniform --moco-unif-no-intra-batch", "--moco-unif-no-intra-batch needs a --moco-k"),
-        ("--loss moco", "argument --loss: invalid choice: 'moco'"),
+        ("--loss moco", "unknown --loss 'moco'; take one of infonce, "),
     ],
 )
 def test_what_has_no_meaning_is_refused_in_one_sentence(words: str, told: str) -> None:
@@ -460,8 +464,11 @@ def test_a_temperature_as_a_curve() -> None:
     """Of the epoch alone: a resumed run needs nothing saved."""
     words = "--moco-t 10:0.5,20:0.1,30:0.1 --moco-contr-w 1 --moco-unif-t 0:2,4:4"
     o = parse_pretrain(["folder", *words.split()])
-    at = [make_run_loss(o, epoch=e) for e in (0, 1, 10, 15, 20, 25, 99)]
-    found = [(loss.temperature, loss.unif_t) for loss in at]
+    loss: Any = make_loss(o)
+    found = []
+    for epoch in (0, 1, 10, 15, 20, 25, 99):
+        table.set_epoch(loss, o, epoch)
+        found.append((loss.temperature, loss.unif_t))
     expected = [(0.5, 2), (0.5, 2.5), (0.5, 4), (0.3, 4), (0.1, 4), (0.1, 4), (0.1, 4)]
     assert [value for pair in found for value in pair] == pytest.approx([value for pair in expected for value in pair])
     assert table.curves(o, 15) == pytest.approx({"moco_t": 0.3, "moco_unif_t": 4})
@@ -472,7 +479,12 @@ def test_a_temperature_as_a_curve() -> None:
 def test_every_loss_with_a_temperature_follows_its_curve(loss: str) -> None:
     o: PretrainOptions = parse_pretrain(["folder", "--loss", loss, "--moco-t", "0:1,2:3"])
     if "temperature" in table.LOSSES[loss].settings:
-        assert [make_run_loss(o, epoch=e).temperature for e in range(4)] == [1, 2, 3, 3]
+        made: Any = make_loss(o)
+        temperatures = []
+        for epoch in range(4):
+            table.set_epoch(made, o, epoch)
+            temperatures.append(made.temperature)
+        assert temperatures == [1, 2, 3, 3]
 
 
 @pytest.mark.parametrize("flag", ["--moco-t", "--moco-unif-t"])

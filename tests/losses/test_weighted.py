@@ -54,6 +54,7 @@ def assert_same_value_and_gradients(
 
 # -- the formulas ------------------------------------------------------------------------------------------------------
 
+
 @given(shape=sizes, seed=seeds, temperature=st.sampled_from([0.07, 0.2, 0.5, 1.0, 5.0]))
 @settings(max_examples=25)
 def test_contrastive_is_the_formula(shape: tuple[int, int, int], seed: int, temperature: float) -> None:
@@ -140,6 +141,7 @@ def test_a_term_of_weight_0_is_not_computed() -> None:
 
 # -- gradients ---------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize(
     "term",
     [
@@ -178,6 +180,7 @@ def test_align_below_2_has_a_finite_gradient_at_equal_features(alpha: float, dty
 
 
 # -- closed forms ------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("temperature", [0.07, 0.2, 1.0])
 @pytest.mark.parametrize("cosine", [1.0, 0.5, -1.0])
@@ -252,6 +255,7 @@ def test_only_angles_matter_and_the_queue_has_no_order(shape: tuple[int, int, in
 
 
 # -- the primitive -----------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("length", [1, 5, 12])
 @pytest.mark.parametrize("chunk", [1, 2, 5, 7, 12, 100])
@@ -340,6 +344,7 @@ def test_double_precision_stays_double() -> None:
 
 
 # -- bad settings ------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("bad", [0.0, -0.07, math.nan, math.inf])
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def test_is_not_applied(monkeypatch: pytest.MonkeyPatch, amp: str, what: str, fi
     step = build(amp)
     if not first:
         step(batch(0), 0, [4])
-    assert step.not_applied() == (0, 0)
+    assert step.guard.not_applied() == (0, 0)
     before = state(step)
     with monkeypatch.context() as patch:
         spoil(step, patch, what)
@@ -70,8 +70,8 @@ def test_is_not_applied(monkeypatch: pytest.MonkeyPatch, amp: str, what: str, fi
     # a batch whose features are finite has good keys and statistics, even if its gradient is not
     ours = [name for name in before if what == "image" or "queue" not in name]
     assert {name for name in ours if not torch.equal(before[name], after[name])} == set()
-    assert step.not_applied() == (1, step.moco.step)
-    assert step.not_applied() == (1, 0)
+    assert step.guard.not_applied() == (1, step.moco.step)
+    assert step.guard.not_applied() == (1, 0)
     step(batch(2), 0, [4])
     assert all(value.isfinite().all() for value in state(step).values())
     assert not torch.equal(state(step)["encoder_q.0.weight"], before["encoder_q.0.weight"])
@@ -89,8 +89,8 @@ def test_first_step_that_overflows_in_fp16(monkeypatch: pytest.MonkeyPatch) -> N
         spoil(step, patch, "gradient")
         step(batch(0), 0, [4])
         step.unspoil()  # type: ignore[attr-defined]
-    assert step.not_applied() == (0, 0)  # that is no bad step
-    assert step.scaler.get_scale() == 65536 / 2
+    assert step.guard.not_applied() == (0, 0)  # that is no bad step
+    assert step.guard.scaler.get_scale() == 65536 / 2
     buffers = [s["momentum_buffer"] for s in step.optimizer.state.values()]
     assert buffers and all(not buffer.any() for buffer in buffers)
     step(batch(1), 0, [4])
@@ -113,5 +113,5 @@ def test_statistics_are_kept_only_where_training_may_go_on(monkeypatch: pytest.M
     step = build(go_on=False)
     spoil(step, monkeypatch, "image")
     step(batch(0), 0, [4])
-    assert step.not_applied() == (1, 1)
+    assert step.guard.not_applied() == (1, 1)
     assert not step.moco.state_dict()["encoder_q.1.running_mean"].isfinite().all()

@@ -19,8 +19,8 @@ from moco.data.loader import Batch
 from moco.distributed.global_batch import GlobalBatch
 from moco.losses import LossOutput, WeightedLoss
 from moco.losses.in_batch import InBatchLoss
-from moco.losses.table import LOSSES
-from moco.pretrain.options import make_run_loss, parse_pretrain
+from moco.losses.table import LOSSES, make_loss
+from moco.pretrain.options import parse_pretrain
 from moco.pretrain.step import TrainingStep
 from tests import oracles
 
@@ -57,8 +57,8 @@ def training_step(loss: Any = None, batchnorm: bool = False, lr: float = LR, **a
 
 
 def set_scale(step: TrainingStep, scale: float) -> None:
-    if step.scaler.is_enabled():
-        step.scaler.load_state_dict({**step.scaler.state_dict(), "scale": scale})
+    if step.guard.scaler.is_enabled():
+        step.guard.scaler.load_state_dict({**step.guard.scaler.state_dict(), "scale": scale})
 
 
 def batch(step: int, n: int = 5) -> Batch:
@@ -153,12 +153,12 @@ def test_without_a_queue_both_views_are_queries() -> None:
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_every_loss_trains_and_waits_for_nothing(loss: str, symmetric: bool) -> None:
     """Every number stays finite, with the batch in parts and each direction by itself."""
-    loss = make_run_loss(parse_pretrain(["folder", "--loss", loss, "--moco-hard-alpha", "0.4"]))
+    loss = make_loss(parse_pretrain(["folder", "--loss", loss, "--moco-hard-alpha", "0.4"]))
     step = training_step(loss, symmetric=symmetric, lr=0.02, accum_steps=2)
     losses = [step(batch(0), 0, [5])[0]["loss"] for _ in range(2)]
     with NothingWaits():
         losses += [step(batch(0), 0, [5])[0]["loss"] for _ in range(12)]
-    assert step.not_applied() == (0, 0) and all(value.isfinite() for value in losses)
+    assert step.guard.not_applied() == (0, 0) and all(value.isfinite() for value in losses)
     assert all(value.isfinite().all() for value in state(step).values())
 
 
@@ -219,6 +219,7 @@ def test_gradients_are_clipped_by_their_norm(amp: str) -> None:
 
 # -- mixed precision ---------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 def test_mixed_precision_stays_near_fp32(amp: str) -> None:
     full, mixed = training_step(lr=0.05), training_step(lr=0.05, amp=amp)
@@ -229,7 +230,7 @@ def test_mixed_precision_stays_near_fp32(amp: str) -> None:
     assert all(value.dtype == state(full)[name].dtype for name, value in state(mixed).items())
     torch.testing.assert_close(state(mixed), state(full), rtol=0.1, atol=0.1)
     assert not all(value.equal(state(full)[name]) for name, value in state(mixed).items())
-    assert mixed.scaler.is_enabled() == (amp == "fp16") and mixed.not_applied() == (0, 0)
+    assert mixed.guard.scaler.is_enabled() == (amp == "fp16") and mixed.guard.not_applied() == (0, 0)
 
 
 def test_a_gradient_beyond_fp16_only_lowers_the_scale() -> None:
@@ -238,7 +239,7 @@ def test_a_gradient_beyond_fp16_only_lowers_the_scale() -> None:
     before = copy.deepcopy(step.moco.encoder_q.state_dict())
     step(batch(0), 0, [5])
     assert all(value.equal(before[name]) for name, value in step.moco.encoder_q.state_dict().items())
-    assert step.not_applied() == (0, 0) and step.scaler.get_scale() == 2.0**39
+    assert step.guard.not_applied() == (0, 0) and step.guard.scaler.get_scale() == 2.0**39
 
 
 # -- bad numbers -------------------------------------------------------------------------------------------------------
@@ -270,7 +271,7 @@ def test_a_step_of_nan_is_not_applied(amp: str, grad_clip: float | None) -> None
             now = step.optimizer.state_dict()["state"]
             assert all(now[i]["momentum_buffer"].equal(v["momentum_buffer"]) for i, v in velocity.items())
         # said once, and remembered
-        assert step.not_applied() == (int(number >= 1), 2 if number == 1 else 0)
+        assert step.guard.not_applied() == (int(number >= 1), 2 if number == 1 else 0)
     assert all(value.isfinite().all() for value in state(step).values())
 
 
@@ -283,8 +284,8 @@ def test_two_bad_steps_in_a_row_are_counted_and_the_first_is_named() -> None:
     step = training_step(Sicker(1.0, T))
     for number in range(5):
         step(batch(number), 0, [5])
-    assert step.not_applied() == (2, 2)
-    assert step.not_applied() == (2, 0)
+    assert step.guard.not_applied() == (2, 2)
+    assert step.guard.not_applied() == (2, 0)
 
 
 @pytest.mark.parametrize("go_on", [True, False])
@@ -301,7 +302,7 @@ def test_statistics_of_a_bad_batch_are_dropped_where_training_goes_on(go_on: boo
         step(batch(number), 0, [5])
     means = [buffer for name, buffer in step.moco.named_buffers() if "running_" in name]
     assert len(means) == 4 and all(mean.isfinite().all() for mean in means) == go_on
-    assert step.not_applied() == (1, 2)
+    assert step.guard.not_applied() == (1, 2)
     assert step.moco.queue.isfinite().all() and int(step.moco.queue_ptr) == (5 + 5) % K
     # what was left by the good batches: the same as if the bad one had not been
     if go_on:
@@ -341,7 +342,7 @@ def test_nothing_waits_for_the_device(amp: str, bn: str) -> None:
     with NothingWaits():
         step(batch(1), 0, [5], measure=True)
     with pytest.raises(AssertionError), NothingWaits():
-        step.not_applied()
+        step.guard.not_applied()
 
 
 @pytest.mark.gpu
@@ -360,7 +361,7 @@ def test_nothing_waits_for_a_gpu(amp: str, words: str) -> None:
     model = MoCo(Net(batchnorm=True), dim=DIM, K=o.moco_k, m=M, bn=bn, bn_group_size=2, device="cuda")
     optimizer = torch.optim.SGD(model.parameters(), LR, momentum=MOMENTUM, fused=True)
     more: dict[str, Any] = {"amp": amp, "grad_clip": 1.0, "go_on": True, "symmetric": o.symmetric}
-    step = TrainingStep(model, make_run_loss(o), optimizer, augment, GlobalBatch(), **more)
+    step = TrainingStep(model, make_loss(o), optimizer, augment, GlobalBatch(), **more)
     batches = [Batch(*(x.cuda() for x in (b.crops, b.index, b.labels))) for b in map(batch, range(3))]
     step(batches[0], 0, [5], measure=True)
     torch.cuda.set_sync_debug_mode("error")
@@ -369,4 +370,4 @@ def test_nothing_waits_for_a_gpu(amp: str, words: str) -> None:
             step(data, 0, [5], measure=True)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert step.not_applied() == (0, 0)
+    assert step.guard.not_applied() == (0, 0)
