@@ -8,6 +8,7 @@ additions under the one key `moco_run`.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,9 @@ class Position:
     global_step: int = 0
 
 
-def snapshot(step: TrainingStep, meters: list[Meter], position: Position, options: PretrainOptions) -> dict[str, Any]:
+def snapshot(
+    step: TrainingStep, meters: Sequence[Meter], position: Position, options: PretrainOptions
+) -> dict[str, Any]:
     """The checkpoint's contents. All ranks must call it: each adds its own random generators and running means."""
     of_ranks = distributed.gather_objects({"random": _random_states(), "meters": [meter.state() for meter in meters]})
     return {
@@ -96,7 +99,7 @@ def restore(
     state: dict[str, Any],
     path: Path,
     step: TrainingStep,
-    meters: list[Meter],
+    meters: Sequence[Meter],
     options: PretrainOptions,
 ) -> tuple[Position, list[str]]:
     """Puts a checkpoint's contents in place; returns the position of its run, and notes for the log.
@@ -193,7 +196,7 @@ def _restore_generators(path: Path, of_ranks: list[dict[str, Tensor]]) -> list[s
     return []
 
 
-def _restore_meters(meters: list[Meter], of_ranks: list[list[dict[str, Any]]], device: torch.device) -> None:
+def _restore_meters(meters: Sequence[Meter], of_ranks: list[list[dict[str, Any]]], device: torch.device) -> None:
     """Each rank takes over its own sums; on another number of ranks the old ones' are dealt out, so that none is
     lost."""
     for meter, old in zip(meters, zip(*of_ranks, strict=True), strict=True):
