@@ -41,13 +41,20 @@ def open_image(data: bytes) -> Image.Image:
         return Image.open(io.BytesIO(data))
     except UnidentifiedImageError:
         raise BadImage("the file is not an image, or of a kind that Pillow does not read") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as problem:
-        raise BadImage(f"{problem}") from None
+    except Exception as problem:  # a plugin may raise any kind for a damaged file
+        raise BadImage(_reason(problem)) from None
+
+
+def _reason(problem: Exception) -> str:
+    """One line about an exception of Pillow; some of them have no message."""
+    return " ".join(str(problem).split()) or f"Pillow cannot read it ({type(problem).__name__})"
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """(height, width) after the EXIF rotation, from the header alone."""
+    """(height, width) after the EXIF rotation, from the header alone. Raises BadImage."""
     width, height = image.size
+    if not (width > 0 and height > 0):
+        raise BadImage(f"its header gives it a size of {width}×{height} pixels")
     return (width, height) if _orientation(image) >= 5 else (height, width)
 
 
@@ -78,7 +85,7 @@ def decode(image: Image.Image, reduction: int = 1) -> np.ndarray:
     except BadImage:
         raise
     except Exception as problem:  # Pillow's plugins raise OSError, ValueError, SyntaxError, EOFError, struct.error, ...
-        raise BadImage(f"{problem}") from None
+        raise BadImage(_reason(problem)) from None
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -111,7 +111,7 @@ class FolderSource:
         try:
             with Image.open(self.root / self.paths[index]) as image:
                 return upright_size(image)
-        except Exception:  # the error of reading it in full says more
+        except Exception:  # the error of reading it in full says more; every plugin raises its own kinds
             return self.open(index).size
 
     def open(self, index: int) -> FolderPicture:
