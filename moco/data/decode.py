@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from moco.data.boxes import Box
+from moco.data.heif import ADVICE, can_read, is_heif
+from moco.data.png import SIGNATURE, without_text
 from moco.errors import InputError
 
 # pixels are only read, so it does not matter that Pillow's and mmap's arrays cannot be written to
@@ -49,12 +52,36 @@ def open_image(data: bytes) -> Image.Image:
     """The image in `data`, header read and pixels not yet decoded. Raises BadImage."""
     if not data:
         raise BadImage("the file is empty")
+    if data.startswith(SIGNATURE):
+        data = without_text(data)
+    if is_heif(data) and not can_read():
+        raise BadImage(ADVICE)
     try:
         return Image.open(io.BytesIO(data))
     except UnidentifiedImageError:
         raise BadImage("the file is not an image, or of a kind that Pillow does not read") from None
     except Exception as problem:  # a plugin may raise any kind for a damaged file
         raise BadImage(_reason(problem)) from None
+
+
+def is_image(path: str | Path) -> bool:
+    """Whether the content of a file, whatever its name, is a picture that can be decoded.
+
+    Pillow recognises some formats that it cannot decode (HDF5, GRIB, EMF, MPEG; EPS without Ghostscript), so only its
+    common ones are taken by their header.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(12)
+            if head.startswith(SIGNATURE) or is_heif(head):
+                open_image(head + file.read())
+                return True
+        with Image.open(path) as image:
+            if image.format not in _SIZE_IN_HEADER:
+                image.load()
+            return True
+    except Exception:  # whatever Pillow makes of a file that never claimed to be an image
+        return False
 
 
 def _reason(problem: Exception) -> str:
