@@ -23,6 +23,7 @@ from pathlib import Path
 
 from moco.errors import InputError, exit_code
 from moco.losses.table import HEADS
+from moco.metrics.table import LOGGED
 from moco.report import comparison, sweep_figures
 from moco.report.correlation import rank_correlation
 from moco.report.runs import COLLAPSE, DONE, KNN, MEASURED, PROBE, Encoder, read
@@ -30,8 +31,7 @@ from moco.report.runs import COLLAPSE, DONE, KNN, MEASURED, PROBE, Encoder, read
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, README, FIGURE = ROOT / "docs" / "results.md", ROOT / "README.md", ROOT / "docs" / "alignment_uniformity.png"
 RESULTS = ROOT / "benchmarks" / "results"
-COLUMNS = {"knn_top1": "kNN top-1", "lincls_top1": "linear top-1", "val_alignment": "alignment",
-           "val_uniformity": "uniformity", "val_tolerance": "tolerance"}  # fmt: skip
+COLUMNS = {name: LOGGED[name].title for name in (KNN, PROBE, "val_alignment", "val_uniformity", "val_tolerance")}
 Predictor = Callable[[Mapping[str, float]], float]
 SUM: dict[str, Predictor] = {"alignment + uniformity": comparison.sum_of}
 PREDICTORS = SUM | {"alignment": itemgetter("val_alignment"), "uniformity": itemgetter("val_uniformity")}

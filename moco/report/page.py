@@ -17,12 +17,13 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from moco.metrics.table import LOGGED
 from moco.pretrain.options import PretrainOptions
 from moco.report.comparison import TemperatureCurve, accuracy_measure, correlations, differing, sum_of
 from moco.report.correlation import FEWEST
 from moco.report.figures import series
 from moco.report.plots import COLOURS, Plot, colour, number, outline, spread
-from moco.report.runs import COLLAPSE_RULE, KNN, MEASURED, MEASURES, OTHER, Encoder
+from moco.report.runs import COLLAPSE_RULE, KNN, MEASURED, OTHER, Encoder
 from moco.report.sweep_figures import SHAPES, shares_of_uniform
 from moco.run.options import result_options
 
@@ -70,7 +71,7 @@ def plane(encoders: Sequence[Encoder]) -> str:
     x, y = (spread(one.measured[name] for one in shown) for name in ("val_alignment", "val_uniformity"))
     plot = Plot(x, y, "alignment  ← closer positives", "uniformity  ← more spread out", height=380, top=56)
     if measure and values:
-        plot.scale_bar(min(values), max(values), MEASURES[measure])
+        plot.scale_bar(min(values), max(values), LOGGED[measure].heading)
     for one in shown:
         value = one.measured.get(measure or "") if one.compared else None  # hollow: no colour that could mislead
         fill = "none" if value is None else colour(share(value, values))
@@ -83,7 +84,7 @@ def plane(encoders: Sequence[Encoder]) -> str:
         if any(one.state == state for one in shown)
     )
     if any(one.compared and measure not in one.measured for one in shown):
-        shapes += f"<span>hollow: no {escape(MEASURES[measure]) if measure else 'accuracy'}</span>"
+        shapes += f"<span>hollow: no {escape(LOGGED[measure].heading) if measure else 'accuracy'}</span>"
     legend = f'<figcaption class="keys">{shapes}</figcaption>'
     figure = f"<figure>{plot.svg('alignment against uniformity')}{legend}</figure>"
     left = figure if shown else "<p>No encoder has been measured yet.</p>"
@@ -107,7 +108,7 @@ def verdict(encoders: Sequence[Encoder]) -> str:
         if not words.startswith("none"):
             words = f"ρ = {words}".replace("-", "−").replace("n = ", "n\u00a0=\u00a0")
         lines.append(f"<dt>{which}</dt><dd>{escape(words)}</dd>")
-    against = MEASURES[measure] if measure else "accuracy"
+    against = LOGGED[measure].heading if measure else "accuracy"
     return (
         f"<p>Spearman's rank correlation of alignment + uniformity with {escape(against)}; the nearer to −1, the better"
         f" the sum predicts it. Bootstrap over encoders, seed 0.</p><dl>{''.join(lines)}</dl>"
@@ -118,7 +119,7 @@ def verdict(encoders: Sequence[Encoder]) -> str:
 def tip(one: Encoder) -> str:
     """What pointing at an encoder shows: measures, then its options that are not at their defaults."""
     lines = [one.name, *([f"{one.state}: {one.why}"] if one.why else [])]
-    lines += [f"{MEASURES[name]}: {one.measured[name]:.4g}" for name in MEASURES if name in one.measured]
+    lines += [f"{LOGGED[name].heading}: {one.measured[name]:.4g}" for name in LOGGED if name in one.measured]
     changed = [name for name in result_options(PretrainOptions) if one.option(name) not in (None, DEFAULTS.get(name))]
     return "\n".join([*lines, "", *(f"--{name.replace('_', '-')} {written(one.option(name))}" for name in changed)])
 
@@ -132,8 +133,8 @@ def written(value: Any) -> str:
 def table(encoders: Sequence[Encoder]) -> str:
     """Sorted by a click on a header, filtered by text. An encoder without numbers has a marked row that says why."""
     options = differing(encoders, result_options(PretrainOptions))
-    measures = [name for name in MEASURES if any(name in one.measured for one in encoders)]
-    heads = ["encoder", "state", *(MEASURES[name] for name in measures), "align. + unif.", *options]
+    measures = [name for name in LOGGED if any(name in one.measured for one in encoders)]
+    heads = ["encoder", "state", *(LOGGED[name].heading for name in measures), "align. + unif.", *options]
     head = "".join(
         f'<th scope="col" aria-sort="none"><button type="button">{escape(name)}</button></th>' for name in heads
     )
@@ -189,7 +190,7 @@ def temperatures(curves: Sequence[TemperatureCurve], measures: Sequence[str]) ->
             (min(ts) * 0.85, max(ts) * 1.18),
             spread(each),
             "temperature τ",
-            MEASURES[measure],
+            LOGGED[measure].heading,
             width=340,
             height=260,
             log=True,
@@ -199,7 +200,7 @@ def temperatures(curves: Sequence[TemperatureCurve], measures: Sequence[str]) ->
             for one in curve.encoders:
                 if measure in one.measured:
                     plot.line([one.temperature or 0.0], [one.measured[measure]], f"c{i % COLOURS}")
-        figures.append(f"<figure>{plot.svg(f'{MEASURES[measure]} against temperature')}</figure>")
+        figures.append(f"<figure>{plot.svg(f'{LOGGED[measure].heading} against temperature')}</figure>")
     legend = keys([curve.label or "the contrastive loss" for curve in curves]) if len(curves) > 1 else ""
     text = "<p>Encoders that differ in nothing but temperature and seed (Wang &amp; Liu 2021): means over seeds.</p>"
     return section("Temperature", text, f'<div class="panels">{"".join(figures)}</div>', legend)

@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from moco.evaluate.__main__ import TITLES
+from moco.metrics.table import OF_FEATURES
 from moco.report.neighbours import Row, Shown
 from moco.report.page import keys, section
 from moco.report.plots import Plot, number
@@ -64,10 +64,10 @@ def _histograms(space: str, counted: dict[str, Any]) -> str:
 def _table(spaces: dict[str, Any]) -> str:
     head = "".join(f'<th scope="col">{escape(name)} ({int(space["dim"])})</th>' for name, space in spaces.items())
     rows = []
-    for name, title in TITLES.items():
+    for name, row in OF_FEATURES.items():
         values = [space["measures"].get(name) for space in spaces.values()]
         cells = "".join(f'<td class="n">{"–" if v is None else number(float(v))}</td>' for v in values)
-        rows.append(f'<tr><th scope="row">{escape(title.removesuffix(" (lowest)"))}</th>{cells}</tr>')
+        rows.append(f'<tr><th scope="row">{escape(row.heading)}</th>{cells}</tr>')
     return (
         f'<table class="plain"><thead><tr><th scope="col">measure</th>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table>"

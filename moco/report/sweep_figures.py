@@ -13,10 +13,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
 from moco.losses.theory import gradient_shares
+from moco.metrics.table import LOGGED
 from moco.report.comparison import TemperatureCurve
 from moco.report.figures import FAINT, INK, RUN_COLOURS, plain_axes, write_figure
 from moco.report.plots import colour
-from moco.report.runs import COLLAPSE, DONE, MEASURED, MEASURES, OTHER, Encoder
+from moco.report.runs import COLLAPSE, DONE, MEASURED, OTHER, Encoder
 
 MARKERS = {DONE: "o", COLLAPSE: "D", OTHER: "s"}
 SHAPES = {DONE: "circle", COLLAPSE: "diamond", OTHER: "square"}
@@ -57,7 +58,7 @@ def plane(encoders: Sequence[Encoder], measure: str, path: str | Path) -> Path:
         axes.legend(frameon=False, labelcolor=INK)
     if values:
         scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(limits["vmin"], limits["vmax"]), colours)
-        bar = figure.colorbar(scale, ax=axes, label=MEASURES[measure])
+        bar = figure.colorbar(scale, ax=axes, label=LOGGED[measure].heading)
         bar.outline.set_visible(False)
     return write_figure(figure, path)
 
@@ -74,7 +75,7 @@ def temperatures(curves: Sequence[TemperatureCurve], measures: Sequence[str], pa
             axes.plot(
                 [one.temperature for one in some], [one.measured[measure] for one in some], "o", color=shade, ms=5
             )
-        plain_axes(axes, MEASURES[measure], "temperature τ", "")
+        plain_axes(axes, LOGGED[measure].heading, "temperature τ", "")
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_minor_locator(NullLocator())
