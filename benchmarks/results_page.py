@@ -26,6 +26,7 @@ from moco.losses.table import HEADS
 from moco.metrics.table import LOGGED
 from moco.report import comparison, sweep_figures
 from moco.report.correlation import rank_correlation
+from moco.report.plots import write_figure
 from moco.report.runs import COLLAPSE, DONE, KNN, MEASURED, PROBE, Encoder, read
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,7 +50,7 @@ def main() -> int:
     README.write_text(put(README.read_text(), "digits", verdict(digits, SUM)))
     for folder in (o.heads, o.digits):
         shutil.copy(folder / "results.csv", RESULTS / f"sweep_{folder.name}.csv")
-    sweep_figures.plane(digits, PROBE, FIGURE)
+    write_figure(sweep_figures.plane(digits, PROBE).figure, FIGURE)
     print(f"wrote {PAGE}, {FIGURE} and the tables in {RESULTS}")
     return 0
 
