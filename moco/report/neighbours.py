@@ -37,6 +37,10 @@ class Shown:
     similarity: float
     uri: str
 
+    def compared_with(self, query: Shown) -> str:
+        """ "same" or "different" class; "" if one is unknown."""
+        return "" if not (self.label and query.label) else "same" if self.label == query.label else "different"
+
 
 @dataclass(frozen=True)
 class Row:
