@@ -7,8 +7,6 @@ additions under the one key `moco_run`.
 
 from __future__ import annotations
 
-import random
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +19,12 @@ from moco.errors import InputError
 from moco.pretrain.optimiser import load_state
 from moco.pretrain.options import PretrainOptions
 from moco.pretrain.step import TrainingStep
-from moco.run import checkpoint
 from moco.run.meter import Meter
 from moco.run.options import as_dict, result_options
 from moco.run.provenance import git_state
+from moco.run.resume import Position as Position, find as find, restore_meters, seed as seed
 
 FORMAT = 1
-
-
-@dataclass
-class Position:
-    """The position of a run: `step` optimiser steps into the 0-based `epoch`."""
-
-    epoch: int = 0
-    step: int = 0
-    global_step: int = 0
 
 
 def snapshot(step: TrainingStep, meters: list[Meter], position: Position, options: PretrainOptions) -> dict[str, Any]:
@@ -66,30 +55,6 @@ def _random_states() -> dict[str, Tensor]:
     if torch.cuda.is_initialized():
         states["cuda"] = torch.cuda.get_rng_state()
     return states
-
-
-def find(resume: str | None, folder: str | Path) -> tuple[Path | None, list[str]]:
-    """The file that `--resume` means, and what should be said about it. 'auto' with nothing to resume is a fresh
-    start."""
-    if resume is None:
-        if checkpoint.checkpoints(folder):
-            raise InputError(
-                f"{folder} already holds a run; pass --resume auto to go on with it, or another --output-dir"
-            )
-        return None, []
-    if resume != "auto":
-        return Path(resume), []
-    path, skipped = checkpoint.latest(folder)
-    notes = [f"skipped {bad}: {reason}" for bad, reason in skipped]
-    return path, notes + [f"resuming from {path}" if path else f"nothing to resume in {folder}; starting afresh"]
-
-
-def seed(wish: int | None, state: dict[str, Any] | None) -> int:
-    """The run's seed: the one asked for, else that of the run that goes on, else one drawn from the system."""
-    if wish is not None:
-        return wish
-    run = (state or {}).get("moco_run")
-    return int(run["options"]["seed"]) if run else random.SystemRandom().randrange(2**31)
 
 
 def restore(
@@ -151,7 +116,7 @@ def restore(
     if run["scaler"]:  # empty without fp16
         step.scaler.load_state_dict(run["scaler"])
     step.bad_steps.copy_(run["bad_steps"])
-    _restore_meters(meters, [old["meters"] for old in run["ranks"]], step.device)
+    restore_meters(meters, [old["meters"] for old in run["ranks"]], step.device)
     if len(run["ranks"]) == distributed.world_size():
         mine = run["ranks"][distributed.rank()]
         torch.set_rng_state(mine["random"]["cpu"])
@@ -164,14 +129,3 @@ def restore(
         )
     notes += [f"--{name.replace('_', '-')} was {before[name]} and is {now[name]} from here on" for name in changed]
     return Position(int(state["epoch"]), int(run["step_in_epoch"]), int(run["global_step"])), notes
-
-
-def _restore_meters(meters: list[Meter], of_ranks: list[list[dict[str, Any]]], device: torch.device) -> None:
-    """Each rank takes over its own sums; on another number of ranks the old ones' are dealt out, so that none is
-    lost."""
-    for meter, old in zip(meters, zip(*of_ranks, strict=True), strict=True):
-        mine = old[distributed.rank() :: distributed.world_size()]
-        sums = {name: torch.zeros_like(total) for name, total in old[0]["sums"].items()}
-        for state in mine:
-            sums = {name: state["sums"][name] + total for name, total in sums.items()}
-        meter.load({"sums": sums, "samples": sum(state["samples"] for state in mine)}, device)

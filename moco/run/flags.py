@@ -55,7 +55,7 @@ def build_parser(options: type, description: str) -> argparse.ArgumentParser:
         title = f.metadata["group"]
         group = groups[title] if title in groups else groups.setdefault(title, parser.add_argument_group(title))
         if f.name == "data":
-            group.add_argument("data", nargs="?", **argument)
+            group.add_argument("data", **{"nargs": "?", **argument})
             continue
         argument["default"] = f.default_factory() if callable(f.default_factory) else f.default
         if hints[f.name] is bool:

@@ -40,6 +40,7 @@ SHOWN: dict[str, Callable[[float], str]] = {
     "loss": lambda value: f"loss {value:7.4f}",
     "lr": lambda value: f"lr {value:.4g}",
     "images_per_s": lambda value: f"{value:.0f} img/s" if value >= 10 else f"{value:.2f} img/s",
+    "tokens_per_s": lambda value: f"{value:.0f} tokens/s",
     "data_wait": lambda value: f"data wait {value:.0%}",
     "memory_gb": lambda value: f"{value:.2f} GB",
     "save_stall_s": lambda value: f"saving {value:.2f} s",

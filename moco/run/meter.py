@@ -48,23 +48,24 @@ class Meter:
 
 
 class Clock:
-    """Seconds, and the part of them spent waiting for data, since the last `lap`."""
+    """Seconds, and the part of them spent waiting for data, since the last `lap`. `unit`: the samples' name."""
 
-    def __init__(self) -> None:
+    def __init__(self, unit: str = "images") -> None:
+        self._unit = unit
         self._start = time.perf_counter()
         self._waited = 0.0
-        self._images = self._steps = 0
+        self._samples = self._steps = 0
 
     def waited(self, since: float) -> None:
         """Called when a batch arrives: the wait began at `since` (time.perf_counter)."""
         self._waited += time.perf_counter() - since
 
-    def step(self, images: int) -> None:
-        self._images += images
+    def step(self, samples: int) -> None:
+        self._samples += samples
         self._steps += 1
 
     def lap(self, device: torch.device, steps_left: int) -> dict[str, float]:
-        """Images/s over all ranks, share of the time spent waiting for data, peak memory in GB, seconds to the end."""
+        """Samples/s over all ranks, share of the time spent waiting for data, peak memory in GB, seconds to the end."""
         now = time.perf_counter()
         elapsed = max(now - self._start, 1e-9)
         if device.type == "cuda":
@@ -72,10 +73,10 @@ class Clock:
         else:
             memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
         values = {
-            "images_per_s": self._images / elapsed,
+            f"{self._unit}_per_s": self._samples / elapsed,
             "data_wait": self._waited / elapsed,
             "memory_gb": memory,
             "eta_s": steps_left * elapsed / max(self._steps, 1),
         }
-        self._start, self._waited, self._images, self._steps = now, 0.0, 0, 0
+        self._start, self._waited, self._samples, self._steps = now, 0.0, 0, 0
         return values
