@@ -22,7 +22,7 @@ from moco.randomness import Purpose, permutation, stream_key
 from moco.sentences.corpus import Corpus, from_sentences
 from moco.sentences.measures import encode
 from moco.sentences.network import SentencePair
-from moco.sentences.text import read_text, words
+from moco.sentences.text import lines_of, read_text, words
 from moco.sentences.vocabulary import Vocabulary
 
 COSTS = [2.0**power for power in range(9)]
@@ -52,7 +52,7 @@ def read_labelled(folder: str | Path, encoding: str = "auto", folds: int = 10) -
         )
     sentences, labels = [], []
     for number, path in enumerate(files):
-        lines = [line for line in read_text(path, encoding).splitlines() if line.strip()]
+        lines = [line for line in lines_of(read_text(path, encoding)) if line.strip()]
         if len(lines) < folds**2:
             raise InputError(
                 f"{path} has {len(lines)} sentences, too few for a nested {folds}-fold cross-validation; give at least"

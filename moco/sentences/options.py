@@ -25,7 +25,7 @@ class SentenceOptions:
     """Options of python -m moco.sentences.train."""
 
     data: list[str] = result([], "plain-text files, or folders with .txt files, in the order of reading", nargs="*")
-    encoding: str = result("auto", "encoding of the text; auto: UTF-8, else Latin-1")
+    encoding: str = result("auto", "encoding of the text; auto: UTF-8, else Windows-1252")
     layout: str = result(
         "auto", "a sentence a line, a paragraph a line, or paragraphs between blank lines; auto: one of the last two",
         choices=LAYOUTS,

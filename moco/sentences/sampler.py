@@ -9,6 +9,11 @@ from moco.errors import InputError
 from moco.randomness import Purpose, permutation, stream_key
 
 
+def held_out_count(n: int, wish: int | None) -> int:
+    """How many of n sentences are held out, at the end of the text; by default a tenth, at most 5000."""
+    return min(n, min(5000, n // 10) if wish is None else wish)
+
+
 class WindowSampler:
     """The sentences 0 … n - 1 in windows of `batch_size`; the last, smaller part of the text is left out.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -13,7 +14,7 @@ from moco.errors import InputError
 LAYOUTS = ("auto", "lines", "paragraphs", "wrapped")
 _BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")  # bytes that no text has
-_C1 = re.compile(rb"[\x80-\x9f]")  # controls in Latin-1, letters and quotes in others
+_LINE = re.compile(r"\r\n|\n|\r")  # str.splitlines also splits at U+0085, an ellipsis in text taken for Latin-1
 _QUOTES = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "_": " "})
 _TOKEN = re.compile(r"[^\W\d]+|'[^\W\d]{1,2}(?![^\W\d])|\d+(?:[.,]\d+)*|\.{2,}|-{2,}|[^\w\s]")
 _LINE_END = tuple(".!?\"':;)]…—")
@@ -35,9 +36,10 @@ def find_files(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def read_text(path: Path, encoding: str = "auto") -> str:
-    """The text of a file. 'auto': by its byte order mark, else UTF-8, else Latin-1.
+    """The text of a file. 'auto': by its byte order mark, else UTF-8, else Windows-1252.
 
-    InputError for a file that is empty, binary or of another encoding.
+    Windows-1252 is Latin-1 with quotation marks and dashes in the place of controls. InputError for a file that
+    is empty, binary or of another encoding.
     """
     try:
         content = path.read_bytes()
@@ -46,7 +48,8 @@ def read_text(path: Path, encoding: str = "auto") -> str:
     if not content.strip():
         raise InputError(f"{path} is empty; leave it out")
     marked = next((name for mark, name in _BOMS.items() if content.startswith(mark)), None)
-    if marked != "utf-16" and encoding == "auto" and _CONTROL.search(content, 0, 1 << 16):
+    may_hold_zeros = marked == "utf-16" or "16" in encoding or "32" in encoding
+    if not may_hold_zeros and _CONTROL.search(content, 0, 1 << 16):
         raise InputError(f"{path} is a binary file, not plain text; leave it out")
     name = (marked or "utf-8") if encoding == "auto" else encoding
     try:
@@ -54,13 +57,19 @@ def read_text(path: Path, encoding: str = "auto") -> str:
     except LookupError as error:
         raise InputError(f"--encoding {name} is not known; utf-8, latin-1 and cp1252 are usual ones") from error
     except UnicodeDecodeError as error:
-        if encoding == "auto" and not _C1.search(content):
-            return content.decode("latin-1")
-        tried = "UTF-8 or Latin-1" if encoding == "auto" else encoding
+        if encoding == "auto" and marked is None:
+            with contextlib.suppress(UnicodeDecodeError):
+                return content.decode("cp1252")
+        tried = "UTF-8 or Windows-1252" if encoding == "auto" else encoding
         raise InputError(
             f"{path} is not {tried} (byte {content[error.start]:#04x} at {error.start}); pass its --encoding, such as"
-            " cp1252"
+            " latin-1"
         ) from error
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a text, without their ends."""
+    return _LINE.split(text)
 
 
 def is_wrapped(lines: list[str]) -> bool:
@@ -76,7 +85,7 @@ def split_sentences(text: str, layout: str = "auto") -> Iterator[str]:
     layout: 'lines' is one sentence a line; 'paragraphs' one paragraph a line; 'wrapped' has paragraphs between blank
     lines; 'auto' is one of the last two. A paragraph is split by sentencex. InputError if that is not installed.
     """
-    lines = text.splitlines()
+    lines = lines_of(text)
     if layout == "auto":
         layout = "wrapped" if is_wrapped(lines) else "paragraphs"
     if layout == "lines":

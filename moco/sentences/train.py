@@ -37,7 +37,7 @@ from moco.sentences.classification import read_labelled
 from moco.sentences.loop import Training
 from moco.sentences.network import SentencePair
 from moco.sentences.options import SentenceOptions, make_loss, parse_sentences
-from moco.sentences.sampler import WindowSampler
+from moco.sentences.sampler import WindowSampler, held_out_count
 from moco.sentences.state import check, restore, vocabulary_of
 from moco.sentences.step import TrainingStep
 from moco.sentences.vocabulary import FILE, Vocabulary, read_vocabulary
@@ -73,8 +73,8 @@ def train(options: SentenceOptions, device: torch.device, preemption: Preemption
     labelled = [read_labelled(name, folds=options.folds) for name in options.classify]
     distributed.on_rank_0(lambda: read_text(options, run, path, folder))
     text, vocabulary = corpus.load(folder), read_vocabulary(folder / FILE)
-    held = min(5000, len(text) // 10) if options.held_out is None else options.held_out
-    training_text, held_out = text.part(0, max(0, len(text) - held)), text.part(max(0, len(text) - held), len(text))
+    border = len(text) - held_out_count(len(text), options.held_out)
+    training_text, held_out = text.part(0, border), text.part(border, len(text))
     sampler = WindowSampler(len(training_text), options.batch_size, seed)
 
     # Model, loss, optimiser.
