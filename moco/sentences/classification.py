@@ -119,7 +119,7 @@ def outer_fold(x: Any, y: np.ndarray, test: np.ndarray, folds: int, costs: Seque
         kept = _without(len(train), held)
         classifiers = _path(x_train[kept], y_train[kept], costs)
         scores += [_accuracy(classifier, x_train[held], y_train[held]) for classifier in classifiers]
-    best = float(costs[int(scores.argmax())])
+    best = float(costs[int(scores.round(6).argmax())])  # of equal ones the smallest, whatever the last bits say
     return _accuracy(_path(x_train, y_train, [best])[0], x[test], y[test]), best
 
 

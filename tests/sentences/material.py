@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-TOPICS = [[f"{letter}{number}" for number in "one two three four five six".split()] for letter in "abcdefgh"]
+TOPICS = [[f"{letter}{number}" for number in ("one", "two", "three", "four", "five", "six")] for letter in "abcdefgh"]
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:
