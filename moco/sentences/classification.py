@@ -26,6 +26,8 @@ from moco.sentences.text import lines_of, read_text, words
 from moco.sentences.vocabulary import Vocabulary
 
 COSTS = [2.0**power for power in range(9)]
+# scikit-learn's own 1e-4 is met at once by features of unit length, whose gradients are small: C would decide nothing
+TOLERANCE = 1e-5
 
 
 @dataclass
@@ -81,12 +83,12 @@ def bag_of_words(data: LabelledSentences) -> csr_matrix:
     return csr_matrix((np.ones(len(flat)), (rows, flat)), shape=(len(ids), len(columns)))
 
 
-def _path(x: Any, y: np.ndarray, costs: Sequence[float]) -> list[Any]:
-    """Yields a classifier for each C; each starts from the last one's weights."""
+def _path(x: Any, y: np.ndarray, costs: Sequence[float], tolerance: float) -> list[Any]:
+    """A classifier for each C; each starts from the last one's weights."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    model, found = LogisticRegression(warm_start=True, max_iter=1000), []
+    model, found = LogisticRegression(warm_start=True, max_iter=1000, tol=tolerance), []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # at C 256 the last digits of the weights decide nothing
         for cost in costs:
@@ -110,21 +112,28 @@ def _without(n: int, fold: np.ndarray) -> np.ndarray:
     return np.setdiff1d(np.arange(n), fold, assume_unique=True)
 
 
-def outer_fold(x: Any, y: np.ndarray, test: np.ndarray, folds: int, costs: Sequence[float]) -> tuple[float, float]:
+def outer_fold(
+    x: Any, y: np.ndarray, test: np.ndarray, folds: int, costs: Sequence[float], tolerance: float
+) -> tuple[float, float]:
     """(accuracy on the rows `test`, the C chosen without them)."""
     train = _without(len(y), test)
     x_train, y_train = x[train], y[train]
     scores = np.zeros(len(costs))
     for held in _folds(len(train), folds):
         kept = _without(len(train), held)
-        classifiers = _path(x_train[kept], y_train[kept], costs)
+        classifiers = _path(x_train[kept], y_train[kept], costs, tolerance)
         scores += [_accuracy(classifier, x_train[held], y_train[held]) for classifier in classifiers]
     best = float(costs[int(scores.round(6).argmax())])  # of equal ones the smallest, whatever the last bits say
-    return _accuracy(_path(x_train, y_train, [best])[0], x[test], y[test]), best
+    return _accuracy(_path(x_train, y_train, [best], tolerance)[0], x[test], y[test]), best
 
 
 def nested_cross_validation(
-    x: Any, y: np.ndarray, folds: int = 10, seed: int = 0, costs: Sequence[float] = COSTS
+    x: Any,
+    y: np.ndarray,
+    folds: int = 10,
+    seed: int = 0,
+    costs: Sequence[float] = COSTS,
+    tolerance: float = TOLERANCE,
 ) -> dict[str, Any]:
     """{"accuracy": mean of the outer folds in percent, "folds": each one's, "costs": each one's C}, on every rank.
 
@@ -133,7 +142,7 @@ def nested_cross_validation(
     order = permutation(stream_key(seed, 0, Purpose.FOLD), len(y))
     x, y = x[order], y[order]
     own = _folds(len(y), folds)[distributed.rank() :: distributed.world_size()]
-    mine = [outer_fold(x, y, test, folds, costs) for test in own]
+    mine = [outer_fold(x, y, test, folds, costs, tolerance) for test in own]
     of_ranks = distributed.gather_objects(mine)
     found = [of_ranks[i % len(of_ranks)][i // len(of_ranks)] for i in range(folds)]
     accuracies = [accuracy for accuracy, _ in found]

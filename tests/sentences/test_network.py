@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from moco.sentences.corpus import Corpus
+from moco.sentences.measures import held_out_measures
 from moco.sentences.network import SentencePair, last_states
 
 CPU = torch.device("cpu")
@@ -51,3 +53,12 @@ def test_parameters_start_within_the_range() -> None:
     torch.manual_seed(0)
     values = torch.cat([p.flatten() for p in SentencePair(200, 16, 8, 0.1).parameters()])
     assert values.abs().max() <= 0.1 and values.std().item() > 0.055
+
+
+def test_held_out_measures_are_of_adjacent_sentences() -> None:
+    f, g = pair()(text().batch(np.arange(6), CPU))
+    found = held_out_measures(f, g)
+    adjacent = [(f[i] - g[j]).norm() ** 2 for i in range(6) for j in range(6) if abs(i - j) == 1]
+    spread = [[(-2 * (x[i] - x[j]).norm() ** 2).exp() for i in range(6) for j in range(i)] for x in (f, g)]
+    assert found["val_alignment"] == pytest.approx(float(torch.stack(adjacent).mean()))
+    assert found["val_uniformity"] == pytest.approx(float(sum(torch.stack(s).mean().log() for s in spread)) / 2)
