@@ -59,7 +59,7 @@ def build_parser(options: type, description: str) -> argparse.ArgumentParser:
         title = f.metadata["group"]
         group = groups[title] if title in groups else groups.setdefault(title, parser.add_argument_group(title))
         if f.name == "data":
-            group.add_argument("data", nargs="?", **argument)
+            group.add_argument("data", **{"nargs": "?", **argument})
             continue
         if f.metadata["positional"]:
             group.add_argument(f.name, **argument)

@@ -49,20 +49,24 @@ class Meter:
 
 
 class Clock:
-    """Speed since the last `lap`. The share of time spent waiting for data is that of the stage "data wait"."""
+    """Speed since the last `lap`. The share of time spent waiting for data is that of the stage "data wait".
 
-    def __init__(self) -> None:
+    unit: the name of the samples.
+    """
+
+    def __init__(self, unit: str = "images") -> None:
+        self._unit = unit
         self._start = time.perf_counter()
         self._waited = timeline.totals()["data wait"]
-        self._images = 0
+        self._samples = 0
         self._steps = 0
 
-    def step(self, images: int) -> None:
-        self._images += images
+    def step(self, samples: int) -> None:
+        self._samples += samples
         self._steps += 1
 
     def lap(self, device: torch.device, steps_left: int) -> dict[str, float]:
-        """Images/s over all ranks, share of the time spent waiting for data, peak memory in GB, seconds to the end.
+        """Samples/s over all ranks, share of the time spent waiting for data, peak memory in GB, seconds to the end.
 
         Waits for the device.
         """
@@ -74,13 +78,13 @@ class Clock:
         else:
             memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
         values = {
-            "images_per_s": self._images / elapsed,
+            f"{self._unit}_per_s": self._samples / elapsed,
             "data_wait": (waited - self._waited) / elapsed,
             "memory_gb": memory,
             "eta_s": steps_left * elapsed / max(self._steps, 1),
         }
         self._start = now
         self._waited = waited
-        self._images = 0
+        self._samples = 0
         self._steps = 0
         return values

@@ -117,14 +117,14 @@ def positive(o: Any, *names: str) -> None:
                 raise InputError(f"{flag(name)} must be greater than 0, not {value:g}")
 
 
-def result_options(options: type[CommonOptions]) -> list[str]:
+def result_options(options: type) -> list[str]:
     """Names of the options that change results."""
     return [f.name for f in dataclasses.fields(options) if f.metadata["group"] == RESULTS]
 
 
-def as_dict(o: CommonOptions) -> dict[str, Any]:
+def as_dict(o: Any) -> dict[str, Any]:
     return dataclasses.asdict(o)
 
 
-def as_json(o: CommonOptions) -> str:
+def as_json(o: Any) -> str:
     return json.dumps(as_dict(o), indent=2)
