@@ -171,7 +171,7 @@ def submit(o: argparse.Namespace, pretrain_argv: list[str], probe_argv: list[str
     pretrain = options_file.pretraining(pretrain_argv, ranks)
     if pretrain.dry_run:
         raise InputError("--dry-run belongs before the --: it prints the batch script and the resolved options")
-    probe = options_file.probe(probe_argv, pretrain, ranks) if o.then_lincls else None
+    probe = options_file.probe(probe_argv, pretrain) if o.then_lincls else None
     out = Path(pretrain.output_dir).absolute()
     name = o.name or out.name
     if o.dry_run:

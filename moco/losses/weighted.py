@@ -1,7 +1,7 @@
-"""The loss heads: what is done with queries, their keys and the queue. Pure maths: no ranks, no devices, no options.
+"""InfoNCE, alignment and uniformity over a queue, and their weighted sum.
 
-On the unit sphere ‖a - b‖² = 2 - 2a·b, so every head is a term in the positives q·k plus a log-sum-exp of scaled
-similarities to the queue. `queue_logsumexp` is that log-sum-exp; the rest of the file combines it.
+A loss knows nothing of ranks, devices or options. On the unit sphere ‖a - b‖² = 2 - 2a·b. So every loss is a term in
+the positives q·k plus a log-sum-exp of scaled similarities to the queue, which is `queue_logsumexp`.
 
 Shapes throughout: q, k [N, C] unit-norm queries and keys; queue [C, K] unit-norm columns, a constant (no gradient flows
 to it). Computed in fp32 at least, whatever the dtype of the inputs and whether or not autocast is on.
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from moco.errors import InputError
-from moco.losses.logsumexp import queue_logsumexp
+from moco.losses.logsumexp import LogSumExp, queue_logsumexp
 
 
 class LossOutput(NamedTuple):
@@ -29,9 +29,11 @@ class LossOutput(NamedTuple):
     logs: dict[str, Tensor]
 
 
-class Head(Protocol):
-    """What the trainer calls. `labels` [N] and `queue_labels` [K] are int64, -1 where unknown; heads that need none
-    ignore them."""
+class Loss(Protocol):
+    """The call of every loss.
+
+    labels [N] and queue_labels [K] are int64, -1 where unknown. A loss that compares no labels ignores them.
+    """
 
     def __call__(
         self, q: Tensor, k: Tensor, queue: Tensor, labels: Tensor | None = None, queue_labels: Tensor | None = None
@@ -56,14 +58,14 @@ class OneProcess:
         return x
 
 
-def full_precision(head: Callable[..., LossOutput]) -> Callable[..., LossOutput]:
+def full_precision(loss: Callable[..., LossOutput]) -> Callable[..., LossOutput]:
     """Casts bf16 and fp16 features to fp32 and switches autocast off: exp(q·k/0.07) has no bits to give away."""
 
-    @functools.wraps(head)
+    @functools.wraps(loss)
     def wrapped(self: Any, q: Tensor, k: Tensor, queue: Tensor, *args: Any, **kwargs: Any) -> LossOutput:
         with torch.autocast(q.device.type, enabled=False):
             wide = torch.promote_types(q.dtype, torch.float32)
-            return head(self, q.to(wide), k.to(wide), queue.detach().to(wide), *args, **kwargs)
+            return loss(self, q.to(wide), k.to(wide), queue.detach().to(wide), *args, **kwargs)
 
     return wrapped
 
@@ -74,10 +76,12 @@ def check_positive(name: str, value: float) -> None:
         raise InputError(f"the {name} must be a positive number, not {value:g}")
 
 
-def contrastive_loss(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> Tensor:
+def contrastive_loss(
+    q: Tensor, k: Tensor, queue: Tensor, temperature: float, logsumexp: LogSumExp = queue_logsumexp
+) -> Tensor:
     """InfoNCE, MoCo (He et al. 2020) Eq 1, mean over queries: -log[e^{q·k/T} / (e^{q·k/T} + Σ_j e^{q·Q_j/T})]."""
     positive = (q * k).sum(dim=1) / temperature
-    negatives = queue_logsumexp(q, queue, 1 / temperature)
+    negatives = logsumexp(q, queue, 1 / temperature)
     return (torch.logaddexp(positive, negatives) - positive).mean()
 
 
@@ -94,7 +98,12 @@ def align_loss(q: Tensor, k: Tensor, alpha: float = 2.0) -> Tensor:
 
 
 def uniform_loss(
-    q: Tensor, queue: Tensor, t: float = 3.0, intra_batch: bool = True, across: Across | None = None
+    q: Tensor,
+    queue: Tensor,
+    t: float = 3.0,
+    intra_batch: bool = True,
+    across: Across | None = None,
+    logsumexp: LogSumExp = queue_logsumexp,
 ) -> Tensor:
     """L_uniform (Wang & Isola 2020, §4.1) over queue entries: log mean exp(-t‖a - b‖²), one mean over all pairs (a, b).
 
@@ -102,7 +111,7 @@ def uniform_loss(
     flows to both. `across` joins the batches of several processes: then N counts all their queries.
     """
     across = across or OneProcess()
-    exponents = [queue_logsumexp(q, queue, 2 * t)]
+    exponents = [logsumexp(q, queue, 2 * t)]
     everyone, first = across.gather(q)
     count = len(everyone) * queue.shape[1]
     if intra_batch and len(everyone) > 1:
@@ -115,7 +124,7 @@ def uniform_loss(
 
 
 @dataclass
-class WeightedHead:
+class WeightedLoss:
     """contr_w · InfoNCE(temperature) + align_w · align(align_alpha) + unif_w · uniform(unif_t): Wang & Isola's whole
     family.
 
@@ -130,6 +139,7 @@ class WeightedHead:
     unif_t: float = 3.0
     intra_batch: bool = True
     across: Across = field(default_factory=OneProcess)
+    logsumexp: LogSumExp = queue_logsumexp
 
     def __post_init__(self) -> None:
         check_positive("temperature", self.temperature)
@@ -143,10 +153,10 @@ class WeightedHead:
             )
 
     def contrastive(self, q: Tensor, k: Tensor, queue: Tensor) -> Tensor:
-        return contrastive_loss(q, k, queue, self.temperature)
+        return contrastive_loss(q, k, queue, self.temperature, self.logsumexp)
 
     def uniform(self, q: Tensor, k: Tensor, queue: Tensor) -> Tensor:
-        return uniform_loss(q, queue, self.unif_t, self.intra_batch, self.across)
+        return uniform_loss(q, queue, self.unif_t, self.intra_batch, self.across, self.logsumexp)
 
     @full_precision
     def __call__(

@@ -7,7 +7,6 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,13 +16,14 @@ from PIL import Image, ImageOps
 
 from moco.data.augment import Augment
 from moco.data.augment.recipes import find_recipe
-from moco.data.datasets import has_split, open_split
 from moco.data.source import Source
 from moco.encoders import build_encoder, trunk
-from moco.encoders.files import load_trunk, read_encoder
+from moco.encoders.files import load_trunk, network_of, read_encoder
 from moco.encoders.preprocessing import suited
 from moco.errors import InputError
 from moco.evaluate.features import centre_crops, extract_features
+from moco.plugins import is_outside
+from moco.run.options import DataOptions
 
 THUMBNAIL = 72  # pixels a side
 
@@ -37,6 +37,10 @@ class Shown:
     similarity: float
     uri: str
 
+    def compared_with(self, query: Shown) -> str:
+        """ "same" or "different" class; "" if one is unknown."""
+        return "" if not (self.label and query.label) else "same" if self.label == query.label else "different"
+
 
 @dataclass(frozen=True)
 class Row:
@@ -47,29 +51,35 @@ class Row:
 @torch.no_grad()
 def grid(checkpoint: Path, options: Mapping[str, Any], queries: int, count: int = 8) -> list[Row]:
     """For `queries` images, evenly spaced in the validation split (the training split where there is none), the `count`
-    nearest others of the same split by the cosine of the trunk's features, the nearest first.
+    nearest others of the same split by the cosine of the trunk's features, the nearest first. Images that cannot be
+    read are left out.
 
     options: those of the run, which say where its images are. InputError if these or the checkpoint cannot be read.
     """
     data, dataset = options.get("data"), str(options.get("dataset"))
     if data is not None and not Path(data).exists():
         raise InputError(f"the run's images are not at {data} any more: bring them back, or leave out --neighbours")
-    split = "val" if has_split(data, dataset, "val") else "train"
-    source = open_split(data, dataset, split, labels_required=False)
+    if is_outside(dataset):
+        raise InputError(
+            f"the run's images come from --dataset {dataset}, which is not imported; leave out --neighbours"
+        )
+    where = DataOptions(data=data, dataset=dataset, skip_bad_images=True)
+    source = where.open("val" if where.has("val") else "train", labels_required=False)
     size, recipe_name = suited(dataset, options)
     recipe, file = find_recipe(recipe_name), read_encoder(checkpoint)
-    encoder = build_encoder(file.arch or str(options["arch"]), 1, image_size=size)
+    arch, arch_arg = network_of(file, None, [])
+    encoder = build_encoder(arch, 1, image_size=size, arguments=arch_arg)
     load_trunk(encoder, file)
-    how = SimpleNamespace(data=data, dataset=dataset, loader="auto", workers=None, skip_bad_images=False)
-    images = centre_crops(source, recipe, size, how, torch.device("cpu"))
+    images = centre_crops(source, recipe, size, where, torch.device("cpu"))
     x, _ = extract_features(trunk(encoder), images, Augment(recipe.for_evaluation(), 0))
     x = F.normalize(x, dim=1)
+    readable = [index for index in range(len(source)) if index not in images.bad]  # the images of the rows of x
     rows = []
     for query in np.unique(np.linspace(0, len(x) - 1, queries).round().astype(int)).tolist():
         similarity = x @ x[query]
         others = [i for i in similarity.argsort(descending=True, stable=True).tolist()[: count + 1] if i != query]
-        nearest = [_shown(source, i, float(similarity[i])) for i in others[:count]]
-        rows.append(Row(_shown(source, query, 1.0), nearest))
+        nearest = [_shown(source, readable[i], float(similarity[i])) for i in others[:count]]
+        rows.append(Row(_shown(source, readable[query], 1.0), nearest))
     return rows
 
 

@@ -209,8 +209,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if not 1 <= getattr(options, "quality", 90) <= 100 or not 0 <= getattr(options, "proportion", 0) <= 1:
             raise InputError("--quality goes from 1 to 100 and --proportion from 0 to 1")
-        if (getattr(options, "max_resolution", None) or 1) < 1:
-            raise InputError("--max-resolution must be a number of pixels")
+        most = getattr(options, "max_resolution", None)
+        if most is not None and most < 1:
+            raise InputError(f"--max-resolution {most} must be a number of pixels, 1 or more")
         return options.run(options)
     except InputError as problem:
         print(f"error: {problem}", file=sys.stderr)
