@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-import moco.pretrain.state
 import moco.timing
 from moco.data.augment import Augment
 from moco.data.augment.recipes import find_recipe
@@ -132,14 +130,7 @@ def test_a_momentum_of_another_layout_is_refused(
     pretrained: Path, patch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The fault that ended every resumed run on a GPU: a contiguous copy of a momentum in channels_last."""
-
-    def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-        for entry in state["state"].values():
-            entry["momentum_buffer"] = entry["momentum_buffer"].contiguous()
-        optimizer.load_state_dict(state)
-
-    patch.setattr(moco.pretrain.state, "load_state", load_state)
-    patch.setattr("moco.pretrain.step.check_layouts", lambda _: None)
+    trainer.load_momentum_contiguous(patch)
     with pytest.raises(RuntimeError, match="fused optimiser: a parameter"):
         resume(str(pretrained), tmp_path, patch)
 

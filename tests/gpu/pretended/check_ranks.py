@@ -13,7 +13,6 @@ import torch.distributed as dist
 import moco.distributed
 from moco.builder import MoCo
 from moco.errors import EXIT_OK, EXIT_PREEMPTED
-from moco.pretrain.step import TrainingStep
 from moco.run.preemption import Preemption
 from tests.gpu.pretended import trainer
 from tests.gpu.pretended.world import Call, disagreements
@@ -47,7 +46,7 @@ def test_all_ranks_enter_the_same_collectives(words: str, patch: pytest.MonkeyPa
 
 
 def test_also_when_a_step_is_not_applied(patch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    patch.setattr(TrainingStep, "not_applied", lambda step: (1, step.moco.step))
+    trainer.pretend_bad_step(patch, 2)
     calls = of_both_ranks("--eval-freq 0 --max-bad-steps 5", tmp_path, patch)
     assert (tmp_path / "0" / "bad_step_00000002.json").exists()
     assert disagreements(calls) == []
