@@ -8,9 +8,7 @@ index, view) alone.
 
 from __future__ import annotations
 
-import math
 import threading
-import weakref
 from collections import deque
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from moco.data.batch_memory import BatchMemory
 from moco.data.boxes import DRAWS, Box, Size, centre_box, random_box, reduction, rescale, snap
 from moco.data.decode import BadImage, resample
 from moco.data.sampler import Sampler
@@ -81,7 +80,7 @@ class Loader:
         self.seed, self.prefetch, self.timeout = seed, max(1, prefetch), timeout
         self.skip_bad_images = skip_bad_images
         self.bad: dict[int, str] = {}  # index -> why it could not be read
-        self._memory = _Memory(self.prefetch + 2, pinned=self.device.type == "cuda")
+        self._memory = BatchMemory(self.prefetch + 2, pinned=self.device.type == "cuda")
         self._side_stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
     def __len__(self) -> int:
@@ -140,32 +139,6 @@ class Loader:
         k = pixels.reduction
         for (top, left, h, w), crop in zip(boxes, out.unbind(), strict=True):
             resample(pixels.array, (top // k - pixels.top, left // k, h // k, w // k), crop)
-
-
-class _Memory:
-    """Host memory for batches. Fresh pages cost a raw image 30 of 300 µs, so a block is used again.
-
-    A block comes back when the array that was handed out is collected. Every tensor that shares its memory holds that
-    array, so no such tensor is left then.
-    """
-
-    def __init__(self, most: int, pinned: bool) -> None:
-        self.pinned = pinned
-        self.free: deque[np.ndarray] = deque(maxlen=most)  # appended to by whichever thread collects the array
-
-    def take(self, shape: tuple[int, ...]) -> Tensor:
-        if self.pinned:  # torch keeps pinned memory itself, and knows when a copy from it has ended
-            return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
-        size = math.prod(shape)
-        try:
-            block = self.free.popleft()
-        except IndexError:
-            block = np.empty(size, dtype=np.uint8)
-        if len(block) < size:
-            block = np.empty(size, dtype=np.uint8)
-        handed_out = block[:size]
-        weakref.finalize(handed_out, self.free.append, block).atexit = False
-        return torch.from_numpy(handed_out).view(shape)
 
 
 class _Filling:

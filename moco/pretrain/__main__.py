@@ -13,13 +13,13 @@ command again with --resume auto.
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 
 import torch
 
 from moco import distributed
 from moco.builder import MoCo, compile_encoders
+from moco.commands import end_process, run_command
 from moco.data.augment import Augment
 from moco.data.augment.recipes import find_recipe
 from moco.data.loader import Loader
@@ -29,7 +29,7 @@ from moco.distributed.global_batch import GlobalBatch
 from moco.distributed.session import pick_device
 from moco.encoders import build_encoder
 from moco.encoders.files import load_trunk, read_encoder
-from moco.errors import EXIT_OK, exit_code
+from moco.errors import EXIT_OK
 from moco.evaluate.online import OnlineEvaluator
 from moco.losses.table import check_labels, make_loss
 from moco.pretrain import state as resume
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         with distributed.session(device, options.rank_timeout), Preemption() as preemption:
             return train(options, device, preemption)
 
-    return exit_code(run)
+    return run_command(run)
 
 
 def train(options: ResolvedPretrainOptions, device: torch.device, preemption: Preemption) -> int:
@@ -193,4 +193,4 @@ def online_evaluator(options: ResolvedPretrainOptions, train: Source, device: to
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

@@ -17,12 +17,12 @@ from moco.data.augment.recipes import RECIPES
 from moco.data.datasets import defaults_of
 from moco.encoders import check_arch
 from moco.encoders.batchnorm import BN_MODES
-from moco.errors import InputError
+from moco.errors import InputError, flag
 from moco.losses import PRESET_WEIGHTS
 from moco.losses.table import LOSSES, check_loss
 from moco.plugins import known_or_outside
 from moco.run import flags
-from moco.run.options import CommonOptions, at_least, check_common, evaluation, positive, result, running
+from moco.run.options import CommonOptions, at_least, check_common, check_unread, evaluation, positive, result, running
 from moco.run.saver import Every
 from moco.schedules import number_or_curve
 
@@ -162,6 +162,11 @@ def parse_pretrain(argv: list[str] | None = None, world_size: int | None = None)
     at_least(resolved, 1, "moco_dim", "accum_steps", "save_freq", "knn_k", "bn_group_size")
     at_least(resolved, 0, "warmup_epochs", "moco_k", "moco_m", "eval_freq", "max_bad_steps", "keep_last", "keep_every")
     positive(resolved, "moco_t", "moco_align_alpha", "moco_unif_t", "grad_clip", "knn_t", "rank_timeout")
+    at_least(resolved, 0, "moco_tau_plus", "moco_beta")
+    positive(resolved, "moco_hard_alpha", "moco_simple_w")
+    for name in ("moco_tau_plus", "moco_hard_alpha"):
+        if getattr(resolved, name) > 1:
+            raise InputError(f"{flag(name)} is a share, at most 1, not {getattr(resolved, name):g}")
     if resolved.moco_m > 1:
         raise InputError(f"--moco-m must lie between 0 and 1, not {resolved.moco_m:g}")
     if resolved.batch_size < world_size * resolved.accum_steps:
@@ -170,11 +175,28 @@ def parse_pretrain(argv: list[str] | None = None, world_size: int | None = None)
             f" {resolved.accum_steps} accumulation steps without an image; raise it"
         )
     check_loss(resolved)
+    check_unread(flags.typed(PretrainOptions, argv), _unread(resolved))
     check_arch(resolved.arch, resolved.arch_arg)
     if not resolved.moco_k:
         _check_without_queue(resolved)
     Every(resolved.save_every)
     return resolved
+
+
+def _unread(o: ResolvedPretrainOptions) -> dict[str, str]:
+    """Options that these settings leave without effect: option -> the setting."""
+    of_losses = {name for row in LOSSES.values() for name in row.settings.values()}
+    read_by_loss = set(LOSSES[o.loss].settings.values()) if o.loss in LOSSES else set()
+    if o.loss not in PRESET_WEIGHTS:
+        of_losses |= {"moco_unif_no_intra_batch", "unif_global"}
+    unread = dict.fromkeys(of_losses - read_by_loss, f"--loss {o.loss}")
+    if o.cos:
+        unread["schedule"] = "--cos"
+    if o.aug_plus and o.recipe != "v2":
+        unread["aug_plus"] = f"--recipe {o.recipe}"
+    if o.bn != "split":
+        unread["bn_group_size"] = f"--bn {o.bn}"
+    return unread
 
 
 def _temperature(loss: str) -> float:

@@ -20,9 +20,10 @@ import torch
 from PIL import Image
 
 from moco.data import threads as crew
+from moco.data.batch_memory import BatchMemory
 from moco.data.decode import BadImage
 from moco.data.folder import FolderPicture, FolderSource
-from moco.data.loader import MOST_BAD_IN_A_ROW, Batch, Loader, _Filling, _Memory
+from moco.data.loader import MOST_BAD_IN_A_ROW, Batch, Loader, _Filling
 from moco.data.sampler import Sampler
 from moco.data.source import ArrayPicture, ArraySource, Source
 from moco.data.threads import worker_count
@@ -389,7 +390,7 @@ def test_batches_on_a_gpu() -> None:
 
 
 def test_memory_is_used_again_only_when_no_tensor_shares_it() -> None:
-    memory = _Memory(most=2, pinned=False)
+    memory = BatchMemory(most=2, pinned=False)
     first = memory.take((4, 5))
     row = first[1]
     address = first.data_ptr()
