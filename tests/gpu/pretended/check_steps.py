@@ -15,13 +15,13 @@ from tests.reliability.pairwise import pairwise
 
 SETTINGS = {
     "loss": ["infonce", "align-uniform", "simple", "hard", "hard-simple", "debiased", "hcl", "supcon"],
-    "bn": ["shuffle", "split", "local", "sync"],
+    "bn": ["shuffle", "split --bn-group-size 2", "local", "sync"],
     "amp": ["off", "bf16", "fp16"],
     "more": ["", "--no-channels-last", "--grad-clip 1 --max-bad-steps 3"],
     "views": ["", "--symmetric", "--accum-steps 2"],
     "world": [1, 8],
 }
-QUEUE = "--moco-k 64 --bn {bn} --bn-group-size 2 --loss {loss} --amp {amp} {more} {views}"
+QUEUE = "--moco-k 64 --bn {bn} --loss {loss} --amp {amp} {more} {views}"
 FURTHER = [
     (1, "--moco-k 0 --amp bf16"),
     (8, "--moco-k 0 --amp fp16 --loss align-uniform"),
