@@ -1,8 +1,8 @@
 """BatchNorm over the batch of all ranks, without a wait for the device.
 
-torch.nn.SyncBatchNorm reads back which ranks have samples, in every layer: 106 waits in a step of a ResNet-50. Here
-each rank has samples in every batch (`Sampler` and the parser see to it), so there is nothing to ask. The kernels are
-torch's, which exist on CUDA alone.
+torch.nn.SyncBatchNorm reads back, three times in every layer, which ranks have samples. Here each rank has samples in
+every batch (`Sampler` and the parser see to it), so there is nothing to ask. The kernels are torch's, which exist on
+CUDA alone.
 """
 
 from __future__ import annotations
