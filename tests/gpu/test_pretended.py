@@ -23,7 +23,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 # in two processes, as each takes ten seconds to begin
 CHECKS = ["steps faults counts", "programs ranks"]
-LONGEST = 900  # seconds on a busy machine; 90 for all of them on two idle cores
+LONGEST = 900  # seconds, on a busy machine
 
 
 @pytest.fixture(scope="module", autouse=True)
