@@ -21,7 +21,8 @@ from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
 
-from moco.errors import InputError, exit_code
+from moco.commands import run_command
+from moco.errors import InputError
 from moco.losses.table import LOSSES
 from moco.metrics.table import LOGGED
 from moco.report import comparison, sweep_figures
@@ -116,4 +117,4 @@ def put(page: str, name: str, lines: Sequence[str]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    sys.exit(run_command(main))

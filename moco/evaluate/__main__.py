@@ -27,7 +27,6 @@ image, drawn from --seed; everything else is of the central square.
 from __future__ import annotations
 
 import dataclasses
-import sys
 import time
 from functools import partial
 from typing import Any
@@ -37,6 +36,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from moco import distributed
+from moco.commands import end_process, run_command
 from moco.data.augment import Augment
 from moco.data.augment.recipes import find_recipe
 from moco.data.source import Source, check_same_classes, labelled
@@ -44,7 +44,7 @@ from moco.distributed.session import pick_device
 from moco.encoders import build_encoder
 from moco.encoders.files import EncoderFile, load_trunk, network_of, read_encoder
 from moco.encoders.preprocessing import suited
-from moco.errors import EXIT_OK, InputError, exit_code
+from moco.errors import EXIT_OK, InputError
 from moco.evaluate.features import centre_crops, encode, extract_features, in_order
 from moco.evaluate.layers import OUTPUT, TRUNK, Layers, load_projection
 from moco.evaluate.measures import measure
@@ -167,8 +167,8 @@ def main(argv: list[str] | None = None) -> int:
                 print(table(found))
         return EXIT_OK
 
-    return exit_code(run)
+    return run_command(run)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

@@ -8,11 +8,11 @@ A run is an output folder of main_moco.py, a sweep one of launch/sweep.py. docs/
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from moco.errors import EXIT_OK, InputError, exit_code
+from moco.commands import end_process, run_command
+from moco.errors import EXIT_OK, InputError
 from moco.pretrain.options import PretrainOptions
 from moco.report import figures, page, similarities, sweep_figures
 from moco.report.comparison import accuracy_measure, correlations, temperature_curves
@@ -88,8 +88,8 @@ def main(argv: list[str] | None = None) -> int:
             print(path)
         return EXIT_OK
 
-    return exit_code(run)
+    return run_command(run)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

@@ -40,6 +40,7 @@ SHOWN: dict[str, Callable[[float], str]] = {
     **{name: _plain(name, row.console) for name, row in LOGGED.items()},
     **{name: _plain(name, form) for name, form in (("acc1", "5.1f"), ("acc5", "5.1f"), ("lr", ".4g"))},
     "images_per_s": lambda value: f"{value:.0f} img/s" if value >= 10 else f"{value:.2f} img/s",
+    "tokens_per_s": lambda value: f"{value:.0f} tokens/s",
     "data_wait": lambda value: f"data wait {value:.0%}",
     "memory_gb": lambda value: f"{value:.2f} GB",
     "save_stall_s": lambda value: f"saving {value:.2f} s",
