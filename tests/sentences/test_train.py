@@ -246,7 +246,7 @@ def test_bad_texts_are_refused(argv: list[str], text: Path, tmp_path: Path, caps
         (["-b", "1"], "--batch-size must be at least 2"),
         (["--lr", "-1"], "--lr must be greater than 0"),
         (["--save-every", "soon"], "--save-every takes steps"),
-        (["--layuot", "lines"], "unknown argument --layuot; near: --layout"),
+        (["--layuot", "lines"], "unknown argument --layuot; did you mean --layout"),
         (["--loss", "hcl"], "invalid choice: 'hcl'"),
         (["--seed", str(2**63)], "--seed must be less than"),
     ],
