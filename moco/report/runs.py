@@ -28,9 +28,13 @@ MEASURED = (DONE, COLLAPSE, OTHER)  # states whose numbers are shown
 COMPARED = (DONE, COLLAPSE)  # and those that a correlation may use
 
 PROBE, KNN = "lincls_top1", "knn_top1"
+MR, CR = "val_mr_acc1", "val_cr_acc1"  # of moco/sentences
+ACCURACIES = (PROBE, KNN, MR, CR)
 MEASURES = {
     PROBE: "linear top-1 [%]",
     KNN: "kNN top-1 [%]",
+    MR: "MR accuracy [%]",
+    CR: "CR accuracy [%]",
     "val_alignment": "alignment",
     "val_uniformity": "uniformity",
     "val_tolerance": "tolerance",
