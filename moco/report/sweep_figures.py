@@ -48,7 +48,7 @@ def plane(encoders: Sequence[Encoder], measure: str, path: str | Path) -> Path:
             axes.scatter([], [], s=62, marker=marker, facecolors=key, edgecolors=INK, linewidths=0.7, label=state)
     plain_axes(
         axes,
-        "Alignment and uniformity on validation images",
+        "Alignment and uniformity on validation data",
         "alignment  ← closer positives",
         "uniformity  ← more spread out",
     )
