@@ -8,15 +8,19 @@ average) would give other pixels wherever FFCV is not installed.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
+from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from moco.data.boxes import Box
+from moco.data.heif import ADVICE, can_read, is_heif
+from moco.data.png import SIGNATURE, without_text
 from moco.errors import InputError
 
 # pixels are only read, so it does not matter that Pillow's and mmap's arrays cannot be written to
@@ -26,6 +30,17 @@ warnings.filterwarnings("ignore", message="Palette images with Transparency")
 warnings.filterwarnings("ignore", message="Corrupt EXIF data")
 
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright, 5 to 8 swap height and width
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Pillow's other plugins may find another size while they load (ICNS, EPS, PCD, ...): those load before they are asked.
+_SIZE_IN_HEADER = frozenset(["JPEG", "MPO", "PNG", "WEBP", "TIFF", "GIF", "BMP", "DIB", "PPM", "JPEG2000", "AVIF"])
 _SIXTEEN_BITS = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -37,26 +52,67 @@ def open_image(data: bytes) -> Image.Image:
     """The image in `data`, header read and pixels not yet decoded. Raises BadImage."""
     if not data:
         raise BadImage("the file is empty")
+    if data.startswith(SIGNATURE):
+        data = without_text(data)
+    if is_heif(data) and not can_read():
+        raise BadImage(ADVICE)
     try:
         return Image.open(io.BytesIO(data))
     except UnidentifiedImageError:
         raise BadImage("the file is not an image, or of a kind that Pillow does not read") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as problem:
-        raise BadImage(f"{problem}") from None
+    except Exception as problem:  # a plugin may raise any kind for a damaged file
+        raise BadImage(_reason(problem)) from None
+
+
+def is_image(path: str | Path) -> bool:
+    """Whether the content of a file, whatever its name, is a picture that can be decoded.
+
+    Pillow recognises some formats that it cannot decode (HDF5, GRIB, EMF, MPEG; EPS without Ghostscript), so only its
+    common ones are taken by their header.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(12)
+            if head.startswith(SIGNATURE) or is_heif(head):
+                open_image(head + file.read())
+                return True
+        with Image.open(path) as image:
+            if image.format not in _SIZE_IN_HEADER:
+                image.load()
+            return True
+    except Exception:  # whatever Pillow makes of a file that never claimed to be an image
+        return False
+
+
+def _reason(problem: Exception) -> str:
+    """One line about an exception of Pillow; some of them have no message."""
+    return " ".join(str(problem).split()) or f"Pillow cannot read it ({type(problem).__name__})"
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """(height, width) after the EXIF rotation, from the header alone."""
+    """(height, width) of the pixels that `decode` gives, from the header where it can be trusted. Raises BadImage."""
+    try:
+        if image.format not in _SIZE_IN_HEADER:
+            image.load()
+    except Exception as problem:
+        raise BadImage(_reason(problem)) from None
     width, height = image.size
-    return (width, height) if _orientation(image) >= 5 else (height, width)
+    if not (width > 0 and height > 0):
+        raise BadImage(f"its header gives it a size of {width}×{height} pixels")
+    swapped = _orientation(image) >= 5
+    if isinstance(image, TiffImagePlugin.TiffImageFile):  # Pillow has swapped them by the tag already
+        swapped ^= image.tag_v2.get(_ORIENTATION) in (5, 6, 7, 8)
+    return (width, height) if swapped else (height, width)
 
 
 def _orientation(image: Image.Image) -> int:
-    try:
-        value = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # a damaged EXIF block is no reason to lose the picture, and Pillow raises many kinds for it
-        return 1
-    return value if value in range(1, 9) else 1
+    """1 to 8; of a TIFF 1 once it is loaded, because Pillow turns it then."""
+    value = None
+    for _ in range(2):  # a second call gives what was read before the damage in the EXIF block; many kinds are raised
+        with contextlib.suppress(Exception):
+            value = image.getexif().get(_ORIENTATION)
+            break
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def decode(image: Image.Image, reduction: int = 1) -> np.ndarray:
@@ -65,20 +121,28 @@ def decode(image: Image.Image, reduction: int = 1) -> np.ndarray:
     A JPEG is decoded at 1/k right away (libjpeg computes only the low frequencies); other formats in full and then
     averaged. Alpha is dropped, palettes and CMYK are converted, 16-bit grey keeps its upper eight bits.
     """
-    width, height = image.size
+    size = upright_size(image)
+    whole = image.size
     try:
         if reduction > 1:
-            image.draft(None, (max(1, width // reduction), max(1, height // reduction)))
+            image.draft(None, (max(1, whole[0] // reduction), max(1, whole[1] // reduction)))
+        reduced = image.size != whole
         image.load()
-        if reduction > 1 and image.size == (width, height):
-            image = _rgb(image).reduce(reduction)
-        if _orientation(image) != 1:
-            image = ImageOps.exif_transpose(image)
-        return np.asarray(_rgb(image))
+        pixels = _rgb(image)
+        if reduction > 1 and not reduced:
+            pixels = pixels.reduce(reduction)
+        if (turn := _TURNS.get(_orientation(image))) is not None:
+            pixels = pixels.transpose(turn)
     except BadImage:
         raise
     except Exception as problem:  # Pillow's plugins raise OSError, ValueError, SyntaxError, EOFError, struct.error, ...
-        raise BadImage(f"{problem}") from None
+        raise BadImage(_reason(problem)) from None
+    expected = (-(-size[0] // reduction), -(-size[1] // reduction))
+    if (pixels.height, pixels.width) != expected:  # the boxes were drawn in the size of the header
+        raise BadImage(
+            f"it has {pixels.height}×{pixels.width} pixels where its header says {expected[0]}×{expected[1]}"
+        )
+    return np.asarray(pixels)
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 
 from moco.data.boxes import Size
-from moco.data.decode import BadImage, decode, open_image, upright_size
+from moco.data.decode import BadImage, decode, is_image, open_image, upright_size
+from moco.data.heif import ADVICE, SUFFIXES as HEIF_SUFFIXES, can_read
 from moco.data.source import Pixels
 from moco.errors import InputError
 
@@ -50,7 +51,7 @@ class FolderSource:
         if self._foreign:
             names, more = ", ".join(self._foreign[:5]), len(self._foreign) - 5
             names += f" and {more} more" if more > 0 else ""
-            self.notes.append(f"left out {len(self._foreign)} files that are not images: {names}")
+            self.notes.append(f"left out {len(self._foreign)} files that are not images: {names}{self._advice()}")
 
     def _read_classes(self, folders: list[str]) -> None:
         paths: list[str] = []
@@ -65,20 +66,27 @@ class FolderSource:
         if empty:
             raise InputError(
                 f"no image in {len(empty)} of the {len(folders)} classes of {self.root}: {', '.join(empty[:5])}; "
-                "fill or remove these folders"
+                f"fill or remove these folders{self._advice()}"
             )
         self.paths, self.labels, self.classes = paths, np.array(labels, dtype=np.int64), folders
 
     def _read_unlabelled(self, loose: list[str], labels_required: bool) -> None:
         paths = [name for name in loose if self._is_image(self.root / name, name)]
         if not paths:
-            raise InputError(f"there are no images in {self.root}: expected {self.root}/<class>/<image>")
+            raise InputError(
+                f"there are no images in {self.root}: expected {self.root}/<class>/<image>{self._advice()}"
+            )
         if labels_required:
             raise InputError(
                 f"{self.root} has images but no class folders, and labels are needed here: "
                 f"sort them into {self.root}/<class>/<image>"
             )
         self.paths, self.labels, self.classes = paths, np.full(len(paths), -1, dtype=np.int64), []
+
+    def _advice(self) -> str:
+        """ "; ..." if a file was left out that could be read."""
+        heif = any(os.path.splitext(name)[1].lower() in HEIF_SUFFIXES for name in self._foreign)
+        return f"; {ADVICE}" if heif else ""
 
     def _images(self, folder: Path) -> list[str]:
         found = []
@@ -92,14 +100,11 @@ class FolderSource:
         return sorted(found)
 
     def _is_image(self, path: Path, shown: str) -> bool:
-        if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES:  # a million times: no Path here
+        suffix = os.path.splitext(path)[1].lower()  # a million times: no Path here
+        if suffix in IMAGE_SUFFIXES or (suffix in HEIF_SUFFIXES and can_read()) or is_image(path):
             return True
-        try:
-            with Image.open(path):
-                return True
-        except Exception:  # whatever Pillow makes of a file that never claimed to be an image
-            self._foreign.append(shown)
-            return False
+        self._foreign.append(shown)
+        return False
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -111,7 +116,7 @@ class FolderSource:
         try:
             with Image.open(self.root / self.paths[index]) as image:
                 return upright_size(image)
-        except Exception:  # the error of reading it in full says more
+        except Exception:  # the error of reading it in full says more; every plugin raises its own kinds
             return self.open(index).size
 
     def open(self, index: int) -> FolderPicture:

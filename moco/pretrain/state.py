@@ -7,6 +7,7 @@ additions under the one key `moco_run`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ from moco.run.resume import Position as Position, find as find, restore_meters, 
 FORMAT = 1
 
 
-def snapshot(step: TrainingStep, meters: list[Meter], position: Position, options: PretrainOptions) -> dict[str, Any]:
+def snapshot(
+    step: TrainingStep, meters: Sequence[Meter], position: Position, options: PretrainOptions
+) -> dict[str, Any]:
     """The checkpoint's contents. All ranks must call it: each adds its own random generators and running means."""
     of_ranks = distributed.gather_objects({"random": _random_states(), "meters": [meter.state() for meter in meters]})
     return {
@@ -61,7 +64,7 @@ def restore(
     state: dict[str, Any],
     path: Path,
     step: TrainingStep,
-    meters: list[Meter],
+    meters: Sequence[Meter],
     options: PretrainOptions,
 ) -> tuple[Position, list[str]]:
     """Puts a checkpoint's contents in place; returns the position of its run, and notes for the log.

@@ -37,6 +37,10 @@ class Shown:
     similarity: float
     uri: str
 
+    def compared_with(self, query: Shown) -> str:
+        """ "same" or "different" class; "" if one is unknown."""
+        return "" if not (self.label and query.label) else "same" if self.label == query.label else "different"
+
 
 @dataclass(frozen=True)
 class Row:
@@ -47,7 +51,8 @@ class Row:
 @torch.no_grad()
 def grid(checkpoint: Path, options: Mapping[str, Any], queries: int, count: int = 8) -> list[Row]:
     """For `queries` images, evenly spaced in the validation split (the training split where there is none), the `count`
-    nearest others of the same split by the cosine of the trunk's features, the nearest first.
+    nearest others of the same split by the cosine of the trunk's features, the nearest first. Images that cannot be
+    read are left out.
 
     options: those of the run, which say where its images are. InputError if these or the checkpoint cannot be read.
     """
@@ -58,22 +63,23 @@ def grid(checkpoint: Path, options: Mapping[str, Any], queries: int, count: int 
         raise InputError(
             f"the run's images come from --dataset {dataset}, which is not imported; leave out --neighbours"
         )
-    images = DataOptions(data=data, dataset=dataset)
-    source = images.open("val" if images.has("val") else "train", labels_required=False)
+    where = DataOptions(data=data, dataset=dataset, skip_bad_images=True)
+    source = where.open("val" if where.has("val") else "train", labels_required=False)
     size, recipe_name = suited(dataset, options)
     recipe, file = find_recipe(recipe_name), read_encoder(checkpoint)
     arch, arch_arg = network_of(file, None, [])
     encoder = build_encoder(arch, 1, image_size=size, arguments=arch_arg)
     load_trunk(encoder, file)
-    crops = centre_crops(source, recipe, size, images, torch.device("cpu"))
-    x, _ = extract_features(trunk(encoder), crops, Augment(recipe.for_evaluation(), 0))
+    images = centre_crops(source, recipe, size, where, torch.device("cpu"))
+    x, _ = extract_features(trunk(encoder), images, Augment(recipe.for_evaluation(), 0))
     x = F.normalize(x, dim=1)
+    readable = [index for index in range(len(source)) if index not in images.bad]  # the images of the rows of x
     rows = []
     for query in np.unique(np.linspace(0, len(x) - 1, queries).round().astype(int)).tolist():
         similarity = x @ x[query]
         others = [i for i in similarity.argsort(descending=True, stable=True).tolist()[: count + 1] if i != query]
-        nearest = [_shown(source, i, float(similarity[i])) for i in others[:count]]
-        rows.append(Row(_shown(source, query, 1.0), nearest))
+        nearest = [_shown(source, readable[i], float(similarity[i])) for i in others[:count]]
+        rows.append(Row(_shown(source, readable[query], 1.0), nearest))
     return rows
 
 

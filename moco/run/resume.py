@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def seed(wish: int | None, state: dict[str, Any] | None) -> int:
     return int(run["options"]["seed"]) if run else random.SystemRandom().randrange(2**31)
 
 
-def restore_meters(meters: list[Meter], of_ranks: list[list[dict[str, Any]]], device: torch.device) -> None:
+def restore_meters(meters: Sequence[Meter], of_ranks: list[list[dict[str, Any]]], device: torch.device) -> None:
     """Each rank takes over its own sums; on another number of ranks the old ones' are dealt out, so that none is
     lost."""
     for meter, old in zip(meters, zip(*of_ranks, strict=True), strict=True):

@@ -13,7 +13,6 @@ held-out sentences, where its folder is still around the checkpoint.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,9 @@ from typing import Any
 import torch
 
 from moco import distributed
+from moco.commands import end_process, run_command
 from moco.distributed.session import pick_device
-from moco.errors import EXIT_OK, InputError, exit_code
+from moco.errors import EXIT_OK, InputError
 from moco.run import checkpoint
 from moco.run.files import write_json
 from moco.run.provenance import git_state, machine
@@ -160,8 +160,8 @@ def main(argv: list[str] | None = None) -> int:
                 print(table(found))
         return EXIT_OK
 
-    return exit_code(run)
+    return run_command(run)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

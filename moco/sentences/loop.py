@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +23,7 @@ from moco.sentences.sampler import WindowSampler
 from moco.sentences.state import snapshot
 from moco.sentences.step import TrainingStep
 from moco.sentences.vocabulary import Vocabulary
+from moco.timing import stage, timeline
 
 
 @dataclass
@@ -69,13 +69,13 @@ class Training:
         """The rest of the current epoch, from `position.step` on. False if it was preempted, and saved."""
         options, position, epoch, steps = self.options, self.position, self.position.epoch, len(self.sampler)
         starts = self.sampler.starts(epoch)
+        timeline.start(self.device)
         clock, of_batch, (since_print, of_epoch) = Clock("tokens"), Meter(), self.meters
         while position.step < steps:
-            asked = time.perf_counter()
             start = int(starts[position.step])
             own = self.sampler.own(start)
-            sentences = self.text.batch(own, self.device)
-            clock.waited(asked)
+            with stage("data wait"):
+                sentences = self.text.batch(own, self.device)
             printing = (position.step + 1) % options.print_freq == 0 or position.step + 1 == steps
             losses, measured = self.step(sentences, measure=printing)
             position.step += 1

@@ -12,16 +12,16 @@ command again with --resume auto.
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from moco import distributed
+from moco.commands import end_process, run_command
 from moco.distributed.global_batch import GlobalBatch
 from moco.distributed.session import pick_device
-from moco.errors import EXIT_OK, InputError, exit_code
+from moco.errors import EXIT_OK, InputError
 from moco.run import checkpoint, resume
 from moco.run.arithmetic import set_arithmetic
 from moco.run.files import write_json
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         with distributed.session(device, options.rank_timeout), Preemption() as preemption, only_run_in(folder):
             return train(options, device, preemption)
 
-    return exit_code(run)
+    return run_command(run)
 
 
 def train(options: SentenceOptions, device: torch.device, preemption: Preemption) -> int:
@@ -145,4 +145,4 @@ def about_text(text: corpus.Corpus, options: SentenceOptions) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

@@ -407,7 +407,8 @@ class Fatal(ArraySource):
 @pytest.mark.parametrize("how", ["killed", "raises"])
 def test_a_writing_process_that_dies_ends_the_writing(tmp_path: Path, how: str) -> None:
     """Stock FFCV waits for ever."""
-    with pytest.raises(InputError, match="a writing process died with exit code"):
+    why = r"was killed \(SIGKILL\); check the free memory" if how == "killed" else "exit code 1; its error stands above"
+    with pytest.raises(InputError, match=f"a writing process .*{why}"):
         write_beton(Fatal(how), tmp_path / "x.beton", workers=2)
     assert list(tmp_path.iterdir()) == []
     assert not list(Path("/dev/shm").glob(f"psm_*{os.getpid()}*"))
@@ -488,6 +489,112 @@ def test_images_larger_than_a_page_are_refused_before_anything_is_written(tmp_pa
     with pytest.raises(InputError, match=r"x\[0\] has 7152 MiB .*--max-resolution"):
         write_beton(source, tmp_path / "x.beton", mode="raw")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("height", "width"), [(4, 65_501), (70_000, 3)])
+def test_sides_that_the_format_has_no_room_for_are_refused_before_anything_is_written(
+    tmp_path: Path, height: int, width: int
+) -> None:
+    """Stock FFCV writes 70,000 as 4,464 into its table of 16 bits, and libjpeg refuses more than 65,500."""
+    source = ArraySource([np.zeros((9, 9, 3), np.uint8), np.zeros((height, width, 3), np.uint8)], np.zeros(2), [], "x")
+    for mode in ("raw", "jpg"):
+        with pytest.raises(InputError, match=rf"x\[1\] has {width}×{height} pixels, .*65500 .*--max-resolution"):
+            write_beton(source, tmp_path / "x.beton", mode=mode)
+    assert list(tmp_path.iterdir()) == []
+    write_beton(source, tmp_path / "x.beton", mode="jpg", max_resolution=300)
+    assert len(BetonSource(tmp_path / "x.beton")) == 2
+
+
+@pytest.mark.parametrize("mode", ["raw", "jpg", "proportion"])
+@pytest.mark.parametrize("most", [1, 2, 25, 400, 999, 1000, None])
+def test_a_panorama_at_any_resolution(photo: Photo, tmp_path: Path, mode: str, most: int | None) -> None:
+    """OpenCV refuses to shrink a side to nothing, which killed a writing process."""
+    shapes = [(10, 10_000), (10_000, 10), (1, 30), (8, 8)]
+    source = ArraySource([np.asarray(photo(i, w, h)) for i, (h, w) in enumerate(shapes)], np.zeros(4), [], "x")
+    write_beton(source, tmp_path / "x.beton", mode=mode, max_resolution=most)
+    file = BetonSource(tmp_path / "x.beton")
+    for index, shape in enumerate(shapes):
+        shrink = min(1.0, (most or 10**6) / max(shape))
+        assert file.size(index) == shape
+        for side, expected in zip(file.decode(index).shape[:2], shape, strict=True):
+            assert max(1, int(expected * shrink) - 1) <= side <= max(1, expected * shrink)
+        if mode == "raw" and max(shape) <= (most or 10**6):
+            assert np.array_equal(file.decode(index), source.images[index])
+    assert find_damage(tmp_path / "x.beton") == []
+    assert joined(loader(file, size=8, batch=4).epoch(0)).crops.shape == (4, 2, 8, 8, 3)
+
+
+def test_a_resolution_of_nothing_is_refused(
+    shared_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for most in ("0", "-3"):
+        assert main(["write", str(shared_tree), str(tmp_path / "x.beton"), "--max-resolution", most]) == 2
+        assert f"--max-resolution {most} must be" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_file_is_as_large_as_its_samples(photo: Photo, tmp_path: Path) -> None:
+    """With FFCV's own placing one picture of 12 megapixels among thumbnails gave a file of 192 MiB."""
+    huge = np.asarray(photo(0, 4000, 3000))
+    small = [np.asarray(photo(i, 20, 16)) for i in range(1, 60)]
+    source = ArraySource([*small[:30], huge, *small[30:]], np.zeros(60), [], "x")
+    for mode, workers in (("jpg", 1), ("raw", 3)):
+        side = write_beton(source, tmp_path / "x.beton", mode=mode, workers=workers)
+        file = BetonFile(tmp_path / "x.beton")
+        assert file.file_bytes < file.head_bytes + file.stored_bytes.sum() * 1.001 + 60 * 64
+        pages = (file.start // (1 << 26), (file.start + file.stored_bytes - 1) // (1 << 26))
+        assert np.array_equal(*pages)
+        assert len(side.names) == 60
+        assert find_damage(tmp_path / "x.beton") == []
+        assert BetonSource(tmp_path / "x.beton").decode(30).shape == huge.shape
+
+
+def test_no_sample_crosses_a_page(tmp_path: Path) -> None:
+    """FFCV's readers take the page from a sample's first byte. Samples of 3 MiB: two to a page of 8."""
+    images = np.random.default_rng(0).integers(0, 256, (9, 1024, 1024, 3), dtype=np.uint8)
+    write_beton(ArraySource(images, np.zeros(9), [], "x"), tmp_path / "x.beton", mode="raw", workers=2)
+    file = BetonFile(tmp_path / "x.beton")
+    assert np.array_equal(file.start >> 23, (file.start + file.stored_bytes - 1) >> 23)
+    assert np.bincount(file.start >> 23).max() == 2
+    source = BetonSource(tmp_path / "x.beton")
+    assert all(np.array_equal(source.decode(i), images[i]) for i in range(9))
+    assert find_damage(tmp_path / "x.beton") == []
+
+
+def test_a_disk_that_fills_up_is_said_in_one_sentence(
+    shared_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(InputError, match=r"could not be written: No space left on device; make room"):
+        write_beton(FolderSource(shared_tree / "val"), tmp_path / "x.beton")
+    assert "Traceback" not in capfd.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_that_cannot_be_encoded_is_a_bad_image(
+    shared_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import ffcv.fields.rgb_image as theirs
+
+    encode = theirs.encode_jpeg
+
+    def fails(image: np.ndarray, quality: int) -> np.ndarray:
+        if image.shape[:2] == FolderSource(shared_tree / "val").size(4):
+            raise ValueError("Impossible to encode\nimage in jpeg")
+        return encode(image, quality)
+
+    monkeypatch.setattr(theirs, "encode_jpeg", fails)
+    source = FolderSource(shared_tree / "val")
+    bad = [i for i in range(9) if source.size(i) == source.size(4)]
+    with pytest.raises(InputError, match="cannot be encoded: Impossible to encode image in jpeg"):
+        write_beton(source, tmp_path / "x.beton")
+    assert "Traceback" not in capfd.readouterr().err
+    side = write_beton(source, tmp_path / "x.beton", skip_bad_images=True)
+    assert set(side.left_out) == {source.paths[i] for i in bad}
+    assert len(BetonSource(tmp_path / "x.beton")) == 9 - len(bad)
 
 
 def test_a_page_holds_the_largest_image(photo: Photo, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of a sweep with a collapsed, an unfinished and a failed element, and of a run with a hostile name."""
     folder = tmp_path_factory.mktemp("report")
     elements: dict[str, dict[str, Any]] = {
-        "five": {"probe": 75.0, "alignment": 0.5, "moco_t": 0.5},
+        "five": {"probe": 75.0, "alignment": 0.5, "moco_t": 0.5, "knn": 60.0},
         "nine": {"probe": 9.5, "alignment": 0.9, "moco_t": 0.05},
         "ten": {"probe": 80.0, "alignment": 0.1, "moco_t": 0.1},
         "fallen": {"probe": 10.0, "alignment": 0.0, "uniformity": 0.0},
@@ -111,6 +111,13 @@ def test_pointing_at_a_dot_shows_its_options_and_lights_its_row(shown: Browser) 
     assert shown.run("document.getElementById('tip').hidden")
 
 
+def test_pointing_at_a_curve_names_its_run(shown: Browser) -> None:
+    shown.point(".run[data-name=five]")
+    shown.until("!document.getElementById('tip').hidden")
+    assert shown.run("document.getElementById('tip').textContent") == "five"
+    assert shown.run("document.querySelector('tr.lit').dataset.name") == "five"
+
+
 def test_the_keyboard_reaches_a_dot_and_its_row(shown: Browser) -> None:
     shown.run("document.querySelector('.dot').focus()")
     shown.press("Tab")
@@ -157,9 +164,9 @@ def test_it_fits_and_follows_the_scheme(shown: Browser, page: Path, tmp_path: Pa
         .map(v => (v /= 255) <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
         .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
       const paper = light(getComputedStyle(document.body).backgroundColor);
-      return ['body', 'header p', 'svg text', 'svg text.label'].map(name => {
-        const style = getComputedStyle(document.querySelector(name));
-        const ink = light(name.startsWith('svg') ? style.fill : style.color);
+      return [...document.querySelectorAll('body, header p, svg text')].map(element => {
+        const style = getComputedStyle(element);
+        const ink = light(element.tagName === 'text' ? style.fill : style.color);
         return (Math.max(ink, paper) + .05) / (Math.min(ink, paper) + .05);
       });
     })()"""

@@ -2,7 +2,7 @@
 
 It waits for ever if one of its processes dies, which any exception does to it: an unreadable or greyscale image, a
 picture larger than a page, a full disk. Here every image is upright RGB before FFCV sees it, what cannot be read is
-noted instead of raised, and the wait ends when a process does.
+noted instead of raised, and the wait ends when a process does. Where samples lie is decided in placing.py.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import mmap
 import multiprocessing
 import multiprocessing.queues
 import signal
+import sys
 import time
 import types
 import zlib
@@ -21,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from moco.data.beton.placing import Places
 from moco.data.decode import BadImage
 from moco.data.source import Source
 from moco.randomness import Purpose, stream_key, uniform
@@ -29,6 +31,7 @@ ROWS_PER_TASK = 16
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 TODO, WRITTEN, BAD = 0, 1, 2
+PLACEHOLDER = np.zeros((1, 1, 3), np.uint8)  # of a bad image: FFCV wants something; it leaves the table at the end
 
 
 class Job:
@@ -62,10 +65,13 @@ class Job:
         try:
             pixels = self.source.decode(index)
         except BadImage as problem:
-            self.state[row] = BAD
-            self.reasons.put((index, str(problem)))
-            pixels = np.zeros((1, 1, 3), np.uint8)  # FFCV wants something; it is taken out of the table at the end
+            self._set_bad(row, str(problem))
+            pixels = PLACEHOLDER
         return pixels, int(self.source.labels[index])
+
+    def _set_bad(self, row: int, why: str) -> None:
+        self.state[row] = BAD
+        self.reasons.put((int(self.kept[row]), " ".join(why.split())))
 
     def _encode(self, field: Any, destination: np.ndarray, image: np.ndarray, malloc: Callable[[int], Any]) -> None:
         """FFCV's encoding, with the checksum of what it stores."""
@@ -78,7 +84,14 @@ class Job:
 
         row = self.at
         field.write_mode = "raw" if self.state[row] == BAD else str(self.modes[row])
-        type(field).encode(field, destination, image, remember)
+        try:
+            type(field).encode(field, destination, _shrunk(image, field.max_resolution), remember)
+        except (OSError, MemoryError):  # of the file that is written; of this process
+            raise
+        except Exception as problem:  # OpenCV's: nothing has been stored yet
+            self._set_bad(row, f"it cannot be encoded: {problem}")
+            field.write_mode = "raw"
+            type(field).encode(field, destination, PLACEHOLDER, remember)
         self.crc32[row] = zlib.crc32(stored[-1].data)
         if self.state[row] == TODO:
             self.state[row] = WRITTEN
@@ -91,12 +104,23 @@ class Job:
         return dict(sorted(self.found.items()))
 
 
+def _shrunk(image: np.ndarray, most: int | None) -> np.ndarray:
+    """`image`, or where FFCV would shrink its shorter side to nothing, the picture whose shorter side is 1 px."""
+    height, width = image.shape[:2]
+    if most is None or max(height, width) <= most or int(most / max(height, width) * min(height, width)) >= 1:
+        return image
+    import cv2
+
+    size = (most, 1) if width > height else (1, most)
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+
+
 def _shared(n: int, kind: type[np.generic]) -> np.ndarray:
     return np.frombuffer(mmap.mmap(-1, max(1, n * np.dtype(kind).itemsize)), kind, n)  # anonymous maps survive a fork
 
 
 class ProcessDied(Exception):
-    """A writing process ended early: out of memory, disk full, or killed. Its own error has been printed."""
+    """A writing process ended early; the message says why and names the fix."""
 
 
 def run_guarded(job: Job, path: Path, page_size: int, workers: int, watch: Callable[[], None]) -> None:
@@ -104,7 +128,6 @@ def run_guarded(job: Job, path: Path, page_size: int, workers: int, watch: Calla
 
     `watch` is called several times a second and may raise, which ends the writing. Raises ProcessDied, OSError.
     """
-    from ffcv.memory_allocator import MemoryAllocator
     from ffcv.writer import DatasetWriter
 
     writer = DatasetWriter(str(path), job.fields, page_size=page_size, num_workers=workers)
@@ -116,10 +139,11 @@ def run_guarded(job: Job, path: Path, page_size: int, workers: int, watch: Calla
         tasks.put([(row, row) for row in range(start, min(start + ROWS_PER_TASK, len(job)))])
     for _ in range(workers):
         tasks.put(None)
+    failures: multiprocessing.queues.SimpleQueue[str] = fork.SimpleQueue()  # what the system refused
     done = fork.Value(ctypes.c_uint64, 0)
-    allocator = MemoryAllocator(str(path), writer.data_region_start, page_size)
+    allocator = Places(path, writer.data_region_start, page_size)
     shared = (tasks, writer.metadata_sm, writer.metadata_type, writer.fields, allocator, done, allocations, job)
-    processes = [fork.Process(target=_work, args=shared, daemon=True) for _ in range(workers)]
+    processes = [fork.Process(target=_work, args=(failures, shared), daemon=True) for _ in range(workers)]
     try:
         for process in processes:
             process.start()
@@ -128,7 +152,7 @@ def run_guarded(job: Job, path: Path, page_size: int, workers: int, watch: Calla
         while waiting:
             watch()
             if dead := [process.exitcode for process in processes if process.exitcode not in (None, 0)]:
-                raise ProcessDied(f"a writing process died with exit code {dead[0]}")
+                raise ProcessDied(_why_it_died(dead[0], failures))
             if allocations.empty():
                 time.sleep(0.02)
             else:
@@ -146,13 +170,25 @@ def run_guarded(job: Job, path: Path, page_size: int, workers: int, watch: Calla
         writer.metadata_sm.unlink()
 
 
-def _work(*arguments: Any) -> None:
+def _work(failures: multiprocessing.queues.SimpleQueue[str], arguments: tuple[Any, ...]) -> None:
     """A writing process. It must not outlive its parent: it would wait for ever for somebody to read its results."""
     from ffcv.writer import worker_job_indexed_dataset
 
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
-    worker_job_indexed_dataset(*arguments)
+    try:
+        worker_job_indexed_dataset(*arguments)
+    except OSError as problem:
+        failures.put(problem.strerror or str(problem))
+        sys.exit(1)
+
+
+def _why_it_died(code: int, failures: multiprocessing.queues.SimpleQueue[str]) -> str:
+    if not failures.empty():
+        return f"{failures.get()}; make room or choose another place"
+    if code < 0:
+        return f"a writing process was killed ({signal.Signals(-code).name}); check the free memory, or lower -j"
+    return f"a writing process died with exit code {code}; its error stands above"
 
 
 def _finalize(writer: Any, entries: list[tuple[int, int, int]], good: np.ndarray) -> None:

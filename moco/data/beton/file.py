@@ -23,7 +23,7 @@ import numpy as np
 
 from moco.data.beton.side_data import SideData, side_path
 from moco.data.boxes import Size
-from moco.data.decode import BadImage
+from moco.data.decode import BadImage, open_image
 from moco.data.source import CACHES, Pixels
 from moco.errors import InputError
 
@@ -203,6 +203,8 @@ class BetonSource:
         )  # fmt: skip
         if failed:
             raise BadImage("libjpeg cannot decode it")
+        if side is None and open_image(data.tobytes()).size != (width, height):  # no checksum has found it
+            raise BadImage("it has another size than the table says, so old pixels would stand beside it")
         return pixels.reshape(shape)
 
     def _buffer(self, purpose: str, count: int) -> np.ndarray:

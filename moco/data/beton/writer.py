@@ -21,6 +21,7 @@ from moco.errors import InputError
 
 MODES = ("raw", "jpg", "proportion")
 LARGEST_PAGE = 1 << 31
+LONGEST_SIDE = 65_500  # pixels: libjpeg's limit; the table's is 65,535
 SHOWN = 10  # bad files named in a message
 
 
@@ -80,9 +81,7 @@ def write_beton(
             )
             _publish(partial, out, side)
         except ProcessDied as problem:
-            raise InputError(
-                f"{out} could not be written: {problem} (its error stands above); check the free disk space and memory"
-            ) from None
+            raise InputError(f"{out} could not be written: {problem}") from None
         except OSError as problem:
             raise InputError(f"{out} could not be written: {problem}") from None
         finally:
@@ -133,12 +132,23 @@ def _refuse(source: Source, bad: dict[int, str], skip: bool) -> None:
 
 
 def _page_size(source: Source, kept: np.ndarray, sizes: np.ndarray, max_resolution: int | None) -> int:
-    """FFCV stores a sample inside one page: the smallest allowed page that holds the largest image."""
+    """Bytes of a page: the smallest that FFCV allows, from 8 MiB on, that holds the pixels of the largest image.
+
+    A sample lies inside one page, and its table has 16 bits for a side. InputError, naming the image, for one that is
+    too large for these.
+    """
     longest = sizes.max(1).astype(float)
     shrink = np.minimum(1.0, (max_resolution or np.inf) / longest)
-    largest = (sizes.astype(float) * shrink[:, None]).prod(1) * 3
+    stored = np.maximum(1.0, sizes.astype(float) * shrink[:, None])
+    largest = stored.prod(1) * 3
     need = int(largest.max()) + (1 << 16)
     page = max(1 << 23, 1 << (need - 1).bit_length())
+    if stored.max() > LONGEST_SIDE:
+        name, (height, width) = source.name(int(kept[stored.max(1).argmax()])), sizes[stored.max(1).argmax()].tolist()
+        raise InputError(
+            f"{name} has {width}×{height} pixels, and a side in a .beton has {LONGEST_SIDE} at most: "
+            "pass --max-resolution, or remove it"
+        )
     if page > LARGEST_PAGE:
         raise InputError(
             f"{source.name(int(kept[largest.argmax()]))} has {need >> 20} MiB of pixels, too many for a .beton: "
