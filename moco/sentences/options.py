@@ -15,7 +15,7 @@ from moco.errors import InputError
 from moco.losses.neighbours import NEIGHBOUR_WEIGHTS, NeighbourLoss
 from moco.losses.weighted import Across, OneProcess
 from moco.run import flags
-from moco.run.options import at_least, evaluation, positive, result, running
+from moco.run.options import at_least, check_seed, evaluation, positive, result, running
 from moco.run.saver import Every
 from moco.sentences.text import LAYOUTS
 
@@ -99,10 +99,9 @@ def parse_sentences(argv: list[str] | None = None, world_size: int | None = None
     )
     at_least(resolved, 1, "epochs", "print_freq", "vocabulary_size", "longest", "embedding", "hidden", "save_freq")
     at_least(resolved, 2, "batch_size", "folds")
-    at_least(resolved, 0, "seed", "held_out", "grad_clip", "keep_last", "keep_every")
+    at_least(resolved, 0, "held_out", "grad_clip", "keep_last", "keep_every")
     positive(resolved, "lr", "init", "rank_timeout")
-    if resolved.seed is not None and resolved.seed >= 2**63:
-        raise InputError(f"--seed must be less than 2^63, not {resolved.seed}")
+    check_seed(resolved.seed)
     if resolved.batch_size < world_size:
         raise InputError(
             f"--batch-size {resolved.batch_size} leaves some of {world_size} ranks without a sentence; raise it"
