@@ -74,6 +74,7 @@ def test_a_row_is_all_that_a_metric_needs(good: Features, monkeypatch: pytest.Mo
 
 
 def test_names_are_those_of_the_files() -> None:
-    assert list(LOGGED) == ["lincls_top1", "knn_top1", "val_alignment", "val_uniformity", "val_tolerance", "loss"]
-    assert len(METRICS) == len(OF_FEATURES) + 2  # all but the probe's accuracy and the loss
+    accuracies = ["lincls_top1", "knn_top1", "val_mr_acc1", "val_cr_acc1"]
+    assert list(LOGGED) == [*accuracies, "val_alignment", "val_uniformity", "val_tolerance", "loss"]
+    assert len(METRICS) == len(OF_FEATURES) + 4  # all but the accuracies of classifiers and the loss
     assert METRICS["knn_top1"].heading == "kNN top-1 [%]" and METRICS["alignment"].heading == "alignment"
