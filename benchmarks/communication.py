@@ -26,7 +26,7 @@ from moco import distributed
 from moco.builder import MoCo
 from moco.data.loader import Batch
 from moco.distributed.global_batch import GlobalBatch
-from moco.losses import WeightedHead
+from moco.losses import WeightedLoss
 from moco.pretrain.reference import ReferenceMoCo
 from moco.pretrain.step import TrainingStep
 
@@ -107,7 +107,7 @@ def counted(rank: int, world: int, port: int, n: int, size: int, reference: bool
         moco = (ReferenceMoCo if reference else MoCo)(Tiny(), DIM, K=64, bn="shuffle")
         optimizer = torch.optim.SGD(moco.parameters(), 0.1, fused=True)
         wrapped = distributed.data_parallel(moco, device)
-        step = TrainingStep(wrapped, WeightedHead(1.0), optimizer, images, GlobalBatch())  # type: ignore[arg-type]
+        step = TrainingStep(wrapped, WeightedLoss(1.0), optimizer, images, GlobalBatch())  # type: ignore[arg-type]
         crops = torch.zeros(n, 2, size, size, 3, dtype=torch.uint8)
         batch = Batch(crops, torch.arange(n), torch.zeros(n, dtype=torch.long))
         with Counter() as counter:

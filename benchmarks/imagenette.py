@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""Both loss heads on real photographs, on a CPU: ResNet-18 at 64 px, a few epochs, then the linear probe.
+"""Both losses on real photographs, on a CPU: ResNet-18 at 64 px, a few epochs, then the linear probe.
 
     python benchmarks/imagenette.py DATA     # DATA: Imagenette with train/ and val/
 
-Runs the commands it prints, with one thread each and both heads side by side, and writes what they gave to
+Runs the commands it prints, with one thread each and both losses side by side, and writes what they gave to
 benchmarks/results/imagenette.json and .md. A run that was interrupted goes on where it was; delete runs/imagenette to
 start again.
 """
@@ -31,7 +31,7 @@ COMMON = "-a resnet18 --image-size 64 --seed 0 -j 1"
 PRETRAIN = f"main_moco.py {{data}} {COMMON} --mlp --aug-plus --cos -b 64 --lr 0.02 --epochs {EPOCHS} --eval-freq 1"
 # MoCo's lr of 30 is for features of small norm: on a ResNet-18 that has seen four epochs the probe diverges with it
 PROBE = f"main_lincls.py {{data}} {COMMON} --epochs {PROBE_EPOCHS} --schedule 3 4 --lr 0.1"
-HEADS = {
+LOSSES = {
     "InfoNCE": "--loss infonce --moco-t 0.1 --moco-k 1024 --moco-m 0.99",
     "align + uniform": "--loss align-uniform --moco-k 256 --moco-m 0.9",
 }
@@ -42,16 +42,16 @@ def main() -> int:
     parser.add_argument("data", help="folder of Imagenette, with train/ and val/")
     data = shlex.quote(parser.parse_args().data)
     os.chdir(ROOT)
-    folders = {"untrained": RUNS / "untrained"} | {name: RUNS / flags.split()[1] for name, flags in HEADS.items()}
+    folders = {"untrained": RUNS / "untrained"} | {name: RUNS / flags.split()[1] for name, flags in LOSSES.items()}
     pretraining = {
         name: f"{PRETRAIN.format(data=data)} {flags} --resume auto --output-dir {folders[name]}"
-        for name, flags in HEADS.items()
+        for name, flags in LOSSES.items()
     }
     side_by_side(list(pretraining.values()))
     last = f"checkpoint_{EPOCHS - 1:04d}.pth.tar"
     probes = {
         name: f"{PROBE.format(data=data)} --output-dir {folder}-probe"
-        + (f" --pretrained {folder / last}" if name in HEADS else "")
+        + (f" --pretrained {folder / last}" if name in LOSSES else "")
         for name, folder in folders.items()
     }
     side_by_side([command for name, command in probes.items() if not (RUNS / f"{folders[name].name}-probe").exists()])
@@ -60,13 +60,13 @@ def main() -> int:
     for name, folder in folders.items():
         result = json.loads((folder.with_name(f"{folder.name}-probe") / "lincls.json").read_text())
         rows[name] = {"linear_top1": result["top1"], "linear_top5": result["top5"], "probe": probes[name]}
-        if name in HEADS:
+        if name in LOSSES:
             log = read_log(folder / "log.jsonl")
             found = [record["knn_top1"] for record in log if "knn_top1" in record]
             rows[name] |= {"knn_top1_by_epoch": found, "pretraining": pretraining[name], "pretrained_at": log[0]["git"]}
     table = ["| encoder | kNN top-1 | linear top-1 | linear top-5 |", "|---|---:|---:|---:|"]
     for name, row in rows.items():
-        knn = f"{row['knn_top1_by_epoch'][-1]:.1f}" if name in HEADS else "–"
+        knn = f"{row['knn_top1_by_epoch'][-1]:.1f}" if name in LOSSES else "–"
         table.append(f"| {name} | {knn} | {row['linear_top1']:.1f} | {row['linear_top5']:.1f} |")
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "imagenette.md").write_text("\n".join(table) + "\n")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from benchmarks.measuring import Row, alternate, device_of, number, parser, ratio, report
 from benchmarks.reference_step import ReferenceStep
-from moco.losses import WeightedHead
+from moco.losses import WeightedLoss
 
 
 def peak_bytes(work: Callable[[], Any], device: torch.device) -> int:
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     k = F.normalize(torch.randn(n, dim, device=device), dim=1)
     long_queue = F.normalize(torch.randn(dim, longer, device=device), dim=0)
     queue = long_queue[:, :length].contiguous()
-    head = WeightedHead(0.0, align_w=3.0, unif_w=1.0, unif_t=3.0)
+    head = WeightedLoss(0.0, align_w=3.0, unif_w=1.0, unif_t=3.0)
     published = ReferenceStep(torch.nn.Linear(1, 1, device=device), 1, 1, weights=(0.0, 3.0, 1.0)).loss
 
     def trained(loss: Callable[[Tensor, Tensor, Tensor], Any], over: Tensor) -> Callable[[], Tensor]:

@@ -35,7 +35,7 @@ from moco.data.sampler import Sampler
 from moco.data.threads import worker_count
 from moco.distributed.global_batch import GlobalBatch
 from moco.encoders import build_encoder
-from moco.losses import WeightedHead
+from moco.losses import WeightedLoss
 from moco.pretrain.step import AMP_DTYPES, TrainingStep
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,7 +54,7 @@ class Ours:
         model = MoCo(encoder.to(memory_format=layout), K=4096, bn="local", device=device)  # type: ignore[call-overload]
         optimizer = torch.optim.SGD(model.parameters(), 0.06, momentum=0.9, fused=True)
         self.augment = Augment(recipe, 0, compile=nhwc)
-        head = WeightedHead(1.0, 0.1)
+        head = WeightedLoss(1.0, 0.1)
         self.step = TrainingStep(model, head, optimizer, self.augment, GlobalBatch(), amp=amp, channels_last=nhwc)
         self.batch, self.amp, self.device, self.epoch = batch, amp, device, 0
         self.images = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=layout)

@@ -22,7 +22,7 @@ from operator import itemgetter
 from pathlib import Path
 
 from moco.errors import InputError, exit_code
-from moco.losses.table import HEADS
+from moco.losses.table import LOSSES
 from moco.report import comparison, sweep_figures
 from moco.report.correlation import rank_correlation
 from moco.report.runs import COLLAPSE, DONE, KNN, MEASURED, PROBE, Encoder, read
@@ -72,7 +72,7 @@ def heads_table(encoders: Sequence[Encoder]) -> list[str]:
 
 def name_of(one: Encoder) -> str:
     """The loss, and those of its settings that its head reads."""
-    row = HEADS[one.options["loss"]]
+    row = LOSSES[one.options["loss"]]
     values = {name: one.option(name) for name in row.settings.values()}
     told = [f"{name.removeprefix('moco_')} {value:g}" for name, value in values.items() if value not in (None, 0)]
     return f"{one.options['loss']} ({', '.join(told)})"

@@ -25,7 +25,7 @@ from moco.data.augment.recipes import find_recipe
 from moco.data.loader import Batch
 from moco.distributed.global_batch import GlobalBatch
 from moco.encoders import build_encoder
-from moco.losses import WeightedHead
+from moco.losses import WeightedLoss
 from moco.pretrain.step import TrainingStep
 
 CPU = torch.device("cpu")
@@ -42,7 +42,7 @@ def train(rank: int, world: int, port: int, arch: str, size: int, n: int, steps:
         optimizer = torch.optim.SGD(model.parameters(), 0.03, momentum=0.9, fused=True)
         augment = Augment(find_recipe("v2"), 0)
         across, wrapped = GlobalBatch(), distributed.data_parallel(model, CPU)
-        step = TrainingStep(wrapped, WeightedHead(1.0, 0.2), optimizer, augment, across, channels_last=False)
+        step = TrainingStep(wrapped, WeightedLoss(1.0, 0.2), optimizer, augment, across, channels_last=False)
         crops = torch.randint(0, 256, (n, 2, size, size, 3), dtype=torch.uint8)
         batch = Batch(crops, torch.arange(n) + n * rank, torch.full((n,), -1))
         while turns[rank].get():

@@ -26,7 +26,7 @@ from moco.data.augment.recipes import find_recipe
 from moco.data.loader import Batch
 from moco.distributed.global_batch import GlobalBatch
 from moco.encoders import build_encoder
-from moco.losses import WeightedHead
+from moco.losses import WeightedLoss
 from moco.pretrain.step import AMP_DTYPES, TrainingStep
 from moco.timing import as_line, shares, timeline
 
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
     model = MoCo(encoder.to(memory_format=layout), K=length, device=device)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(model.parameters(), 0.03, momentum=0.9, weight_decay=1e-4, fused=True)
     prepare: Any = augment if gpu else Augmented(views)
-    step = TrainingStep(model, WeightedHead(1.0, 0.2), optimizer, prepare, GlobalBatch(), amp=amp, channels_last=gpu)
+    step = TrainingStep(model, WeightedLoss(1.0, 0.2), optimizer, prepare, GlobalBatch(), amp=amp, channels_last=gpu)
     slope = torch.randn(n, 128, device=device)
 
     def encoders() -> None:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""MoCo's pair, queue and heads inside somebody else's trainer: a LightningModule. Needs `pip install lightning`.
+"""MoCo's pair, queue and losses inside somebody else's trainer: a LightningModule. Needs `pip install lightning`.
 
     python examples/lightning_user.py
 
@@ -25,12 +25,12 @@ class MoCoModule(lightning.LightningModule):
     def __init__(self, arch: str = "smallcnn", dim: int = 64, K: int = 512, temperature: float = 0.2) -> None:
         super().__init__()
         self.model = moco.MoCo(moco.encoders.build_encoder(arch, dim), dim=dim, K=K, m=0.99)
-        self.head = moco.losses.WeightedHead(temperature=temperature)
+        self.loss = moco.losses.WeightedLoss(temperature=temperature)
 
     def training_step(self, batch: list[Tensor], batch_index: int) -> Tensor:
         self.model.update_key_encoder()
         q, self.keys = self.model(*batch)
-        loss = self.head(q, self.keys, self.model.queue).loss
+        loss = self.loss(q, self.keys, self.model.queue).loss
         self.log("loss", loss, prog_bar=True)
         return loss
 

@@ -23,13 +23,13 @@ def view(x: torch.Tensor) -> torch.Tensor:
 
 
 model = moco.MoCo(moco.encoders.build_encoder("smallcnn", 64), dim=64, K=512, m=0.99)
-head = moco.losses.WeightedHead(temperature=0.1)  # or WeightedHead(contr_w=0, align_w=3, unif_w=1)
+loss_function = moco.losses.WeightedLoss(temperature=0.1)  # or WeightedLoss(contr_w=0, align_w=3, unif_w=1)
 optimizer = torch.optim.SGD(model.encoder_q.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
 for step in range(int(sys.argv[1]) if len(sys.argv) > 1 else 60):
     batch = images[torch.randint(len(images), (128,))]
     model.update_key_encoder()
     q, k = model(view(batch), view(batch))
-    loss = head(q, k, model.queue).loss
+    loss = loss_function(q, k, model.queue).loss
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()

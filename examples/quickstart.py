@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The whole job in a few minutes on two CPU cores: pretrain with two loss heads, probe the checkpoints, compare.
+"""The whole job in a few minutes on two CPU cores: pretrain with two losses, probe the checkpoints, compare.
 
     make quickstart
 
@@ -47,7 +47,7 @@ DATA = f"--dataset digits --seed {SEED} -j 2 --print-freq 100"
 PRETRAIN = f"{DATA} -a {ARCH} --moco-dim {DIM} --batch-size 128 --lr 0.06 --cos --eval-freq 4 --knn-k 20 --save-freq 10"
 # MoCo's lr 30 is for a million images an epoch and 2048 features; these runs have 22 steps an epoch and 128
 PROBE = f"main_lincls.py {DATA} --batch-size 64 --lr 3"
-HEADS = {
+LOSSES = {
     "InfoNCE": ("infonce", "--loss infonce --moco-t 0.1 --moco-k 1024 --moco-m 0.99"),
     # A slower key encoder leaves this loss where it starts: early features are nearly parallel, and so stay its keys
     "align + uniform": ("align-uniform", "--loss align-uniform --moco-k 256 --moco-m 0.9"),
@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
     shutil.rmtree(out, ignore_errors=True)
 
     encoders = [untrained(out / "untrained")]
-    for name, (short, flags) in HEADS.items():
+    for name, (short, flags) in LOSSES.items():
         folder = out / short
         say(f"pretraining: {name}")
         run(f"{LAUNCH} {PRETRAIN} --epochs {arguments.epochs} {flags} --output-dir {folder}")
@@ -137,7 +137,8 @@ def untrained(folder: Path) -> Encoder:
     options, recipe = parse_pretrain(shlex.split(PRETRAIN)), find_recipe("digits")
     train, val = (open_split(None, "digits", split) for split in ("train", "val"))
     settle_batchnorm(encoder, train, recipe, SIZE, options, CPU)
-    values = dict(OnlineEvaluator(train, val, options, CPU)(encoder))
+    evaluate = OnlineEvaluator(train, val, options, CPU, recipe="digits", size=SIZE, seed=SEED, k=options.knn_k)
+    values = dict(evaluate(encoder))
     state = {f"module.encoder_q.{name}": tensor for name, tensor in encoder.state_dict().items()}
     folder.mkdir(parents=True)
     path = folder / "checkpoint.pth.tar"

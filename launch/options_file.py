@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from launch.job import Step
+from moco.plugins import is_outside
 from moco.pretrain.options import PretrainOptions, parse_pretrain
 from moco.probe.options import LinclsOptions, parse_lincls
 from moco.run.files import write_text
@@ -42,6 +43,10 @@ def probe(argv: list[str], pretrain: PretrainOptions, ranks: int) -> LinclsOptio
     for flag, value in given.items():
         if value is not None:
             words += [flag, str(value)]
+    for argument in pretrain.dataset_arg:
+        words += ["--dataset-arg", argument]
+    if is_outside(pretrain.arch):
+        words += ["--arch", pretrain.arch]
     with as_one_of(ranks):
         return parse_lincls([*words, *argv])
 

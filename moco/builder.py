@@ -5,7 +5,7 @@ step is
 
     model.update_key_encoder()               # k follows q: once per optimiser step, before the keys
     q, k = model(im_q, im_k)                 # unit-norm features
-    loss = head(q, k, model.queue).loss      # moco.losses
+    loss = loss_function(q, k, model.queue).loss      # moco.losses
     loss.backward(); optimizer.step()
     model.enqueue(gather_rows(k))            # after backward: the loss was taken over the queue without these keys
 """

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 EXIT_OK = 0
 EXIT_RANK = 1  # a rank was lost, as with any uncaught error: starting again with --resume auto helps
@@ -27,6 +28,17 @@ class NumericsError(Exception):
 
 class RankError(Exception):
     """A rank was killed, hangs or has failed: the message names it. The mains print it and exit with 1."""
+
+
+def flag(option: str) -> str:
+    """The spelling of an option on the command line: moco_t -> --moco-t."""
+    return "--" + option.replace("_", "-")
+
+
+def did_you_mean(name: str, known: Iterable[str], most: int = 3) -> str:
+    """'; did you mean A, B?' with the nearest of `known`; empty if none is near."""
+    near = difflib.get_close_matches(name, list(known), most)
+    return f"; did you mean {', '.join(near)}?" if near else ""
 
 
 def exit_code(run: Callable[[], int]) -> int:

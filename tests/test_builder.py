@@ -88,6 +88,7 @@ def test_split_is_the_default_of_one_process() -> None:
 
 # -- the key encoder ---------------------------------------------------------------------------------------------------
 
+
 @given(m=st.sampled_from([0.0, 0.5, 0.99, 1.0]), updates=st.integers(1, 12), seed=st.integers(0, 99))
 @settings(max_examples=20)
 def test_moving_average_in_closed_form(m: float, updates: int, seed: int) -> None:
@@ -240,6 +241,7 @@ def test_leak_through_batch_statistics_is_closed() -> None:
 
 
 # -- the queue ---------------------------------------------------------------------------------------------------------
+
 
 @given(
     K=st.integers(1, 9),

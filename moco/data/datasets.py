@@ -10,8 +10,10 @@ from PIL import Image
 
 from moco import distributed
 from moco.data.folder import FolderSource
+from moco.data.outside import open_outside
 from moco.data.source import ArraySource, Source
 from moco.errors import InputError
+from moco.plugins import is_outside
 from moco.randomness import Purpose, permutation, stream_key
 
 # image size in px, recipe of moco.data.augment.recipes
@@ -25,6 +27,13 @@ DATASET_DEFAULTS: dict[str, tuple[int, str]] = {
     "svhn": (32, "cifar"),
 }
 DATASETS = tuple(DATASET_DEFAULTS)
+
+
+def defaults_of(dataset: str) -> tuple[int, str]:
+    """(image size in px, recipe) where none is given; those of photographs for a data set from outside."""
+    return DATASET_DEFAULTS["folder" if is_outside(dataset) else dataset]
+
+
 SPLITS = ("train", "val")
 LOADERS = ("auto", "ffcv", "folder")
 DOWNLOADS = "data"  # where torchvision's data sets go if no place is given; git ignores it
@@ -39,6 +48,7 @@ def open_split(
     subset: str | None = None,
     labels_required: bool = True,
     cache: str = "os",
+    arguments: Sequence[str] = (),
 ) -> Source:
     """The source of one split. Raises InputError with the fix if it is not there.
 
@@ -46,8 +56,14 @@ def open_split(
     torchvision's data sets where they are (downloaded to if they are not). `subset`: "imagenet100" or a file of class
     names, one a line, which also gives the order of the labels. `labels_required` False is for pretraining:
     unlabelled images are welcome, and STL-10 gives train + unlabeled. `loader` insists on FFCV or on a folder;
-    `cache` (ram, os, none) is for .beton files.
+    `cache` (ram, os, none) is for .beton files. `dataset` module:factory comes from outside; `arguments` are its
+    --dataset-arg words.
     """
+    if is_outside(dataset):
+        found = open_outside(data, dataset, split, arguments, labels_required)
+        if found is None:
+            raise InputError(f"--dataset {dataset} gives None for the split {split}, which is needed here")
+        return found
     if dataset not in DATASETS:
         raise InputError(f"unknown data set {dataset!r}: choose one of {', '.join(DATASETS)}")
     if split not in SPLITS:
@@ -104,8 +120,10 @@ def split_folder(data: str, split: str, labels_required: bool = True) -> Path:
     raise InputError(f"there is no {root / split}: expected {root}/{split}/<class>/<image>")
 
 
-def has_split(data: str | None, dataset: str, split: str) -> bool:
+def has_split(data: str | None, dataset: str, split: str, arguments: Sequence[str] = ()) -> bool:
     """Whether there is something to open; a broken split still counts as there."""
+    if is_outside(dataset):
+        return open_outside(data, dataset, split, arguments, labels_required=False) is not None
     if data is not None and (beton := find_beton(data, split)) is not None:
         return beton.exists()
     return dataset in _IN_MEMORY or (data is not None and (Path(data) / split).is_dir())

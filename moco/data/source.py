@@ -165,7 +165,9 @@ def share_of_classes(source: Source, share: float, seed: int) -> Subset:
         if count < 1:
             raise InputError(
                 f"--train-fraction {share:g} leaves no image of class {name!r}, which has {len(members)}: take"
-                f" {1 / len(members):.2g} or more" if len(members) else f"class {name!r} has no image to train on"
+                f" {1 / len(members):.2g} or more"
+                if len(members)
+                else f"class {name!r} has no image to train on"
             )
         chosen.append(members[permutation(stream_key(seed, label, Purpose.LABEL_SHARE), len(members))[:count]])
     return Subset(source, np.sort(np.concatenate(chosen)))

@@ -1,12 +1,12 @@
 """Encoders by name, and out of other projects' checkpoints (`files`)."""
 
 from moco.encoders.networks import (
-    SmallAlexNet as SmallAlexNet,
-    SmallCNN as SmallCNN,
     available as available,
     build_encoder as build_encoder,
+    check_arch as check_arch,
     classifier_name as classifier_name,
     feature_dim as feature_dim,
     torchvision_arguments as torchvision_arguments,
     trunk as trunk,
 )
+from moco.encoders.own import SmallAlexNet as SmallAlexNet, SmallCNN as SmallCNN

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from moco.encoders.containers import open_weights
 from moco.encoders.networks import build_encoder, classifier_name, trunk
 from moco.encoders.preprocessing import Preprocessing
 from moco.errors import InputError
+from moco.plugins import is_outside
 
 # (prefix of the encoder's keys, who writes it); the first one found is taken, so the special ones come first.
 LAYOUTS: tuple[tuple[str, str], ...] = (
@@ -77,6 +79,25 @@ class Loaded:
         if self.others:
             text += f", {self.others} of other parts not read"
         return text + (f", {len(self.missing)} counters not in the file" if self.missing else "")
+
+
+def network_of(file: EncoderFile, arch: str | None, arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """The network that `file` holds, and the arguments that it is built with, if it is from outside.
+
+    arch, arguments: those of the command line, which win. InputError if nobody says the network. InputError also for a
+    network from outside that only the file names: a checkpoint must not decide what code is imported.
+    """
+    if arch is None and file.arch is None:
+        raise InputError(f"{file.path} does not say which network it holds; pass --arch")
+    if arch is None and is_outside(file.arch):
+        raise InputError(
+            f"{file.path} holds the network {file.arch}, which is not part of this program; pass --arch {file.arch} to"
+            " import it"
+        )
+    name = arch or file.arch or ""
+    if is_outside(name) and not arguments:
+        arguments = file.options.get("arch_arg", [])
+    return name, list(arguments)
 
 
 def read_encoder(path: str | Path) -> EncoderFile:

@@ -1,22 +1,22 @@
 """Encoders by name: networks whose classifier is the projection head, as MoCo builds them (`num_classes` = dimension).
 
 What `build_encoder` returns is the plain torchvision or timm module, so that its state keys are those of the library
-(`conv1.weight`, ..., `fc.weight`) and checkpoints travel. Three families are not in those libraries: the small-image
-ResNets (3x3 stem of stride 1, no max-pool) of MoCo's CIFAR demo and Wang & Liu, the SmallAlexNet of Wang & Isola's
-STL-10 runs, and a four-layer net for images of 32 pixels.
+(`conv1.weight`, ..., `fc.weight`) and checkpoints travel. What those libraries lack is in `own`.
 """
 
 from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision import models
 
+from moco import plugins
+from moco.encoders.own import OWN
 from moco.errors import InputError
 
 _TIMM = "timm:"
@@ -24,82 +24,25 @@ _TIMM = "timm:"
 _WITHOUT_LINEAR = ("squeezenet1_0", "squeezenet1_1")
 
 
-class SmallAlexNet(nn.Module):
-    """AlexNet for 64 x 64 images with BatchNorm and half the channels (Wang & Isola, ICML 2020, STL-10 and NYU-Depth).
-
-    `[N, 3, 64, 64] -> [N, num_classes]`. `blocks[i]` is layer i + 1 of the paper (conv1 ... conv5, fc6, fc7), `fc` fc8.
-    """
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-
-        def conv(c_in: int, c_out: int, pool: bool) -> nn.Sequential:
-            layers = [nn.Conv2d(c_in, c_out, 3, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True)]
-            return nn.Sequential(*layers, *([nn.MaxPool2d(3, 2)] if pool else []))
-
-        def dense(d_in: int, d_out: int) -> list[nn.Module]:
-            return [nn.Linear(d_in, d_out, bias=False), nn.BatchNorm1d(d_out), nn.ReLU(inplace=True)]
-
-        self.blocks = nn.Sequential(
-            conv(3, 96, pool=True),
-            conv(96, 192, pool=True),
-            conv(192, 384, pool=False),
-            conv(384, 384, pool=False),
-            conv(384, 192, pool=True),
-            nn.Sequential(nn.Flatten(), *dense(192 * 7 * 7, 4096)),  # 64 -> 31 -> 15 -> 7 pixels
-            nn.Sequential(*dense(4096, 4096)),
-        )
-        self.fc = nn.Linear(4096, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.blocks(x))
-
-
-class SmallCNN(nn.Module):
-    """Four 3x3 convolutions with BatchNorm and ReLU, the first three of stride 2, then the mean over all places.
-
-    `[N, 3, S, S] -> [N, num_classes]`, S = 32 in mind; quick enough to pretrain on the digits with two CPU cores.
-    """
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        for c_in, c_out, stride in ((3, 32, 2), (32, 64, 2), (64, 128, 2), (128, 128, 1)):
-            layers += [nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True)]
-        self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.fc = nn.Linear(128, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.features(x))
-
-
-def _small_resnet(name: str) -> Callable[[int], nn.Module]:
-    def build(num_classes: int) -> nn.Module:
-        encoder = models.get_model(name, weights=None, num_classes=num_classes)
-        encoder.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
-        nn.init.kaiming_normal_(encoder.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's own convs
-        encoder.maxpool = nn.Identity()
-        return encoder
-
-    return build
-
-
-_OWN: dict[str, Callable[[int], nn.Module]] = {
-    "resnet18_small": _small_resnet("resnet18"),
-    "resnet34_small": _small_resnet("resnet34"),
-    "resnet50_small": _small_resnet("resnet50"),
-    "smallalexnet": SmallAlexNet,
-    "smallcnn": SmallCNN,
-}
-
-
 def available() -> list[str]:
     """Names that `build_encoder` takes, beside `timm:NAME` for every name that timm knows."""
-    return sorted([*_OWN, *(name for name in models.list_models(module=models) if name not in _WITHOUT_LINEAR)])
+    return sorted([*OWN, *(name for name in models.list_models(module=models) if name not in _WITHOUT_LINEAR)])
 
 
-def build_encoder(arch: str, num_classes: int, mlp: bool = False, image_size: int | None = None) -> nn.Module:
+def check_arch(arch: str | None, arguments: Sequence[str]) -> None:
+    """InputError if a network from outside cannot be found, or if a built-in one is given arguments."""
+    plugins.check_unused("--arch", arch, arguments)
+    if arch is not None and plugins.is_outside(arch):
+        plugins.find("--arch", arch, arguments, 1)
+
+
+def build_encoder(
+    arch: str, num_classes: int, mlp: bool = False, image_size: int | None = None, arguments: Sequence[str] = ()
+) -> nn.Module:
     """The network `arch`, untrained, `[N, 3, S, S] -> [N, num_classes]`.
+
+    arch module:factory is called as `factory(num_classes, **arguments)`; its last linear layer is the classifier.
+    arguments: the --arch-arg words.
 
     `mlp` makes its classifier Linear(d, d)-ReLU-Linear(d, num_classes), without BatchNorm (MoCo v2). `image_size` S is
     given to the networks that are built for one size (ViT, MaxViT), and the network is tried on one blank image of it.
@@ -108,7 +51,7 @@ def build_encoder(arch: str, num_classes: int, mlp: bool = False, image_size: in
     if num_classes < 1:
         raise InputError(f"the encoder's output needs at least 1 dimension, not {num_classes}")
     try:
-        encoder = _build_plain(arch, num_classes, image_size)
+        encoder = _build_plain(arch, num_classes, image_size, arguments)
     except (RuntimeError, AssertionError, ValueError) as error:
         raise InputError(
             f"--arch {arch} cannot be built for images of {image_size} px: {_first_line(error)}"
@@ -161,11 +104,16 @@ def _shallow_copy(module: nn.Module) -> nn.Module:
     return view
 
 
-def _build_plain(arch: str, num_classes: int, image_size: int | None) -> nn.Module:
+def _build_plain(arch: str, num_classes: int, image_size: int | None, arguments: Sequence[str]) -> nn.Module:
+    if plugins.is_outside(arch):
+        encoder = plugins.find("--arch", arch, arguments, num_classes)()
+        if not isinstance(encoder, nn.Module):
+            raise InputError(f"--arch {arch} gives a {type(encoder).__name__}, not a torch.nn.Module")
+        return encoder
     if arch.startswith(_TIMM):
         return _build_timm(arch.removeprefix(_TIMM), num_classes, image_size)
-    if arch in _OWN:
-        return _OWN[arch](num_classes)
+    if arch in OWN:
+        return OWN[arch](num_classes)
     if arch in _WITHOUT_LINEAR:
         raise InputError(
             f"--arch {arch} has no linear classifier, so it cannot carry a projection head: choose another one"
@@ -210,7 +158,7 @@ def _unknown(arch: str) -> InputError:
     hint = (
         f"did you mean {', '.join(near)}?"
         if near
-        else f"take a torchvision classification name, timm:NAME or one of {', '.join(_OWN)}"
+        else f"take a torchvision classification name, timm:NAME or one of {', '.join(OWN)}"
     )
     return InputError(f"unknown --arch {arch!r}; {hint}")
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from moco.data.augment.recipes import IMAGENET_MEAN, IMAGENET_STD, RECIPES, Triple, find_recipe
 from moco.data.boxes import centre_box
-from moco.data.datasets import DATASET_DEFAULTS
+from moco.data.datasets import defaults_of
 from moco.data.decode import decode, resample
 
 _WHOLE = ("digits", "cifar")  # pictures made to size are shown whole, as moco.evaluate.features does
@@ -59,7 +59,7 @@ class Preprocessing:
 def suited(dataset: str, options: Mapping[str, Any]) -> tuple[int, str]:
     """(image size, recipe) of the run with these `options` if it was on `dataset`, else the data set's own: what suits
     one data set need not suit another."""
-    size, recipe = DATASET_DEFAULTS[dataset]
+    size, recipe = defaults_of(dataset)
     if options.get("dataset") == dataset:
         size = options.get("image_size") or size
         recipe = options["recipe"] if options.get("recipe") in RECIPES else recipe

@@ -26,8 +26,7 @@ image, drawn from --seed; everything else is of the central square.
 
 from __future__ import annotations
 
-import argparse
-import math
+import dataclasses
 import sys
 import time
 from typing import Any
@@ -39,16 +38,16 @@ from torch import nn
 from moco import distributed
 from moco.data.augment import Augment
 from moco.data.augment.recipes import find_recipe
-from moco.data.datasets import DATASETS, has_split, open_split
 from moco.data.source import Source, check_same_classes, labelled
 from moco.distributed.session import pick_device
 from moco.encoders import build_encoder
-from moco.encoders.files import EncoderFile, load_trunk, read_encoder
+from moco.encoders.files import EncoderFile, load_trunk, network_of, read_encoder
 from moco.encoders.preprocessing import suited
 from moco.errors import EXIT_OK, InputError, exit_code
 from moco.evaluate.features import centre_crops, encode, extract_features, in_order
 from moco.evaluate.layers import OUTPUT, TRUNK, Layers, load_projection
 from moco.evaluate.measures import Features, measure
+from moco.evaluate.options import EvaluateOptions, parse_evaluate
 from moco.run.files import write_json
 from moco.run.provenance import git_state, machine
 
@@ -68,12 +67,10 @@ TITLES = {
 }
 
 
-def network(file: EncoderFile, o: argparse.Namespace) -> tuple[nn.Module, list[str]]:
+def network(file: EncoderFile, o: EvaluateOptions) -> tuple[nn.Module, list[str]]:
     """The encoder in `file`, and the names of its features to measure."""
-    arch = o.arch or file.arch
-    if arch is None:
-        raise InputError(f"{file.path} does not say which network it holds: pass --arch")
-    encoder = build_encoder(arch, 1, image_size=o.image_size)
+    arch, arch_arg = network_of(file, o.arch, o.arch_arg)
+    encoder = build_encoder(arch, 1, image_size=o.image_size, arguments=arch_arg)
     load_trunk(encoder, file)
     projected = load_projection(encoder, file)
     names = list(dict.fromkeys(o.features_from or [TRUNK, OUTPUT][: 1 + projected]))
@@ -82,28 +79,29 @@ def network(file: EncoderFile, o: argparse.Namespace) -> tuple[nn.Module, list[s
     return encoder.requires_grad_(False).eval(), names
 
 
-def evaluate(file: EncoderFile, o: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """The content of the JSON file. `o`: the options of `main`; image_size and recipe None are found out here."""
+def evaluate(file: EncoderFile, o: EvaluateOptions, device: torch.device) -> dict[str, Any]:
+    """The content of the JSON file. Image size and recipe are the run's where `o` has None."""
     started = time.monotonic()
-    size, recipe_name = suited(o.dataset, file.options)
-    o.image_size, o.recipe = o.image_size or size, o.recipe or recipe_name
-    recipe = find_recipe(o.recipe)
+    usual_size, usual_recipe = suited(o.dataset, file.options)
+    size = o.image_size or usual_size
+    o = dataclasses.replace(o, image_size=size, recipe=o.recipe or usual_recipe)
+    recipe = find_recipe(o.recipe or usual_recipe)
     encoder, names = network(file, o)
-    val = open_split(o.data, o.dataset, "val", loader=o.loader, labels_required=False)
+    val = o.open("val", labels_required=False)
     bank: Source | None = None
-    if (val.labels >= 0).any() and has_split(o.data, o.dataset, "train"):
-        train = open_split(o.data, o.dataset, "train", loader=o.loader, labels_required=False)
+    if (val.labels >= 0).any() and o.has("train"):
+        train = o.open("train", labels_required=False)
         bank = labelled(train) if (train.labels >= 0).any() else None
         if bank is not None:
             check_same_classes(train, val)
-    layers = Layers(encoder.to(device), names, o.image_size)
+    layers = Layers(encoder.to(device), names, size)
     plain = Augment(recipe.for_evaluation(), o.seed)
-    x, labels = extract_features(layers, centre_crops(val, recipe, o.image_size, o, device), plain)
-    pairs = in_order(val, o.image_size, o, device, views=2, scale=recipe.scale, ratio=recipe.ratio, seed=o.seed)
+    x, labels = extract_features(layers, centre_crops(val, recipe, size, o, device), plain)
+    pairs = in_order(val, size, o, device, views=2, scale=recipe.scale, ratio=recipe.ratio, seed=o.seed)
     views, _ = encode(layers, pairs, Augment(recipe, o.seed))
     of_bank = None
     if bank is not None:
-        of_bank = extract_features(layers, centre_crops(bank, recipe, o.image_size, o, device), plain)
+        of_bank = extract_features(layers, centre_crops(bank, recipe, size, o, device), plain)
     spaces, start = {}, 0
     for name, width in zip(names, layers.widths, strict=True):
         part, start = slice(start, start + width), start + width
@@ -165,33 +163,8 @@ def _cell(space: dict[str, Any], name: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="moco-evaluate", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("checkpoint", help="file of any layout that main_lincls.py --pretrained reads")
-    parser.add_argument("data", nargs="?", help="as for main_lincls.py: a folder with train/ and val/, a .beton file")
-    parser.add_argument("--dataset", default="folder", choices=DATASETS, help="which data (%(default)s)")
-    parser.add_argument("--features-from", nargs="+", metavar="WHICH", help="trunk, output, names of layers")
-    parser.add_argument("--json", metavar="FILE", help="write everything measured there, histograms included")
-    parser.add_argument("--knn-k", type=int, default=200, help="neighbours that vote (%(default)s)")
-    parser.add_argument("--knn-t", type=float, default=0.1, help="temperature of their weights (%(default)s)")
-    parser.add_argument("--align-alpha", type=float, default=2.0, help="exponent of alignment (%(default)s)")
-    parser.add_argument("--unif-t", type=float, default=2.0, help="t of uniformity (%(default)s)")
-    parser.add_argument("--bins", type=int, default=100, help="of the histograms (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the augmented views (%(default)s)")
-    parser.add_argument("-a", "--arch", help="the network, where the checkpoint does not say")
-    parser.add_argument("--image-size", type=int, help="side in pixels; default: the run's, or the data set's")
-    parser.add_argument("--recipe", help="augmentations of the views, and normalisation; default: the run's")
-    parser.add_argument("--loader", default="auto", choices=("auto", "ffcv", "folder"), help="(%(default)s)")
-    parser.add_argument("-j", "--workers", type=int, help="decoding threads (default: all cores it may use)")
-    parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"), help="(%(default)s)")
-    parser.add_argument("--skip-bad-images", action="store_true", help="leave out images that cannot be read")
-
     def run() -> int:
-        options = parser.parse_args(argv)
-        if options.dataset in ("folder", "imagenet100") and options.data is None:
-            raise InputError("say where the images are: a folder with val/, or --dataset digits for the embedded data")
-        for name in ("knn_k", "knn_t", "align_alpha", "unif_t", "bins", "image_size", "workers"):
-            if (value := getattr(options, name)) is not None and not 0 < value < math.inf:
-                raise InputError(f"--{name.replace('_', '-')} must be greater than 0, not {value:g}")
+        options = parse_evaluate(argv)
         device = pick_device(options.device)
         with distributed.session(device):
             found = evaluate(read_encoder(options.checkpoint), options, device)

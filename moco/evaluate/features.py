@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ from moco.data.source import Source
 from moco.distributed import broadcast_buffers, gather_objects, gather_rows, rank, world_size
 from moco.encoders import classifier_name, feature_dim, trunk
 from moco.errors import NumericsError
+from moco.run.options import DataOptions
 
 
 @contextlib.contextmanager
@@ -95,44 +96,32 @@ class TrunkAndOutput(nn.Module):
         return torch.cat([features, self.head(features)], dim=1)
 
 
-class Settings(Protocol):
-    """The options that say where the images are and how they are read; those of both mains have them."""
-
-    @property
-    def data(self) -> str | None: ...
-    @property
-    def dataset(self) -> str: ...
-    @property
-    def loader(self) -> str: ...
-    @property
-    def cache(self) -> str: ...
-    @property
-    def workers(self) -> int | None: ...
-    @property
-    def skip_bad_images(self) -> bool: ...
-
-
 def in_order(
-    source: Source, size: int, settings: Settings, device: torch.device, sampler: Sampler | None = None, **crops: Any
+    source: Source, size: int, options: DataOptions, device: torch.device, sampler: Sampler | None = None, **crops: Any
 ) -> Loader:
     """A loader of every sample once, in the data set's (or the sampler's) order; `crops` is for the Loader."""
     in_turn = dict(shuffle=False, drop_last=False, rank=rank(), world_size=world_size())
     sampler = sampler or Sampler(len(source), max(256, world_size()), 0, **in_turn)  # type: ignore[arg-type]
-    how = dict(workers=settings.workers, device=device, skip_bad_images=settings.skip_bad_images)
+    how = dict(workers=options.workers, device=device, skip_bad_images=options.skip_bad_images)
     return Loader(source, sampler, size=size, **how, **crops)  # type: ignore[arg-type]
 
 
 def centre_crops(
-    source: Source, recipe: Recipe, size: int, settings: Settings, device: torch.device, sampler: Sampler | None = None
+    source: Source,
+    recipe: Recipe,
+    size: int,
+    options: DataOptions,
+    device: torch.device,
+    sampler: Sampler | None = None,
 ) -> Loader:
     """One view: the central square, of 7/8 of the shorter side (as 224 of 256); small pictures, made to size, whole."""
     share_of_side = 1.0 if recipe.name in ("digits", "cifar") else 0.875
-    return in_order(source, size, settings, device, sampler, views=1, eval_crop=share_of_side)
+    return in_order(source, size, options, device, sampler, views=1, eval_crop=share_of_side)
 
 
 @torch.no_grad()
 def settle_batchnorm(
-    encoder: nn.Module, source: Source, recipe: Recipe, size: int, settings: Settings, device: torch.device
+    encoder: nn.Module, source: Source, recipe: Recipe, size: int, options: DataOptions, device: torch.device
 ) -> bool:
     """Gives an untrained encoder the BatchNorm statistics of the data; False if it has no BatchNorm layer.
 
@@ -142,7 +131,7 @@ def settle_batchnorm(
     """
     layers = [m for m in encoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     sampler = Sampler(len(source), min(256, len(source)), 0)
-    batches = centre_crops(source, recipe, size, settings, device, sampler).epoch(0)
+    batches = centre_crops(source, recipe, size, options, device, sampler).epoch(0)
     augment = Augment(recipe.for_evaluation(), 0)
     momenta = [layer.momentum for layer in layers]
     with eval_mode(encoder), contextlib.closing(batches):
@@ -154,5 +143,3 @@ def settle_batchnorm(
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.eval().momentum = momentum
     return bool(layers)
-
-

@@ -6,7 +6,6 @@ All ranks work together. The evaluator yields (name, value); accuracies are in p
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,28 +14,11 @@ from torch import Tensor, nn
 from moco import metrics
 from moco.data.augment import Augment
 from moco.data.augment.recipes import find_recipe
-from moco.data.datasets import has_split, open_split
 from moco.data.source import Source, check_same_classes, labelled
 from moco.distributed import all_reduce_sum, share
 from moco.encoders import feature_dim, trunk
-from moco.evaluate.features import Settings, TrunkAndOutput, centre_crops, encode, extract_features, in_order
-
-
-class OnlineSettings(Settings, Protocol):
-    """Further options of the online evaluation of a pretraining run."""
-
-    @property
-    def image_size(self) -> int | None: ...
-    @property
-    def recipe(self) -> str | None: ...
-    @property
-    def seed(self) -> int | None: ...
-    @property
-    def eval_freq(self) -> int | None: ...
-    @property
-    def knn_k(self) -> int: ...
-    @property
-    def knn_t(self) -> float: ...
+from moco.evaluate.features import TrunkAndOutput, centre_crops, encode, extract_features, in_order
+from moco.run.options import DataOptions
 
 
 class OnlineEvaluator:
@@ -46,31 +28,32 @@ class OnlineEvaluator:
     """
 
     def __init__(
-        self, train: Source, val: Source, settings: OnlineSettings, device: torch.device, every: int = 1
+        self,
+        train: Source,
+        val: Source,
+        options: DataOptions,
+        device: torch.device,
+        *,
+        recipe: str,
+        size: int,
+        seed: int = 0,
+        k: int = 200,
+        t: float = 0.1,
+        every: int = 1,
     ) -> None:
-        assert settings.image_size is not None  # resolved
-        recipe, size, seed = find_recipe(settings.recipe or "v1"), settings.image_size, settings.seed or 0
-        self.every, self.k, self.t = every, settings.knn_k, settings.knn_t  # every so many epochs
+        """recipe, size: of the crops. seed: of the views. k, t: neighbours and temperature of kNN. every: in epochs."""
+        of_views = find_recipe(recipe)
+        self.every, self.k, self.t = every, k, t
         self.labelled = bool((train.labels >= 0).any() and (val.labels >= 0).all())
         if self.labelled:
             check_same_classes(train, val)
         self.classes = len(val.classes)
-        self.plain, self.augment = Augment(recipe.for_evaluation(), seed), Augment(recipe, seed)
-        self.bank = centre_crops(labelled(train), recipe, size, settings, device) if self.labelled else None
-        self.centre = centre_crops(val, recipe, size, settings, device)
-        self.pairs = in_order(val, size, settings, device, views=2, scale=recipe.scale, ratio=recipe.ratio, seed=seed)
-
-    @classmethod
-    def for_pretraining(cls, settings: OnlineSettings, train: Source, device: torch.device) -> OnlineEvaluator | None:
-        """None if `--eval-freq` is 0, or is not given where there is no val split. InputError as `open_split`."""
-        default = 10 if has_split(settings.data, settings.dataset, "val") else 0
-        every = default if settings.eval_freq is None else settings.eval_freq
-        if every == 0:
-            return None
-        val = open_split(
-            settings.data, settings.dataset, "val", loader=settings.loader, cache=settings.cache, labels_required=False
+        self.plain, self.augment = Augment(of_views.for_evaluation(), seed), Augment(of_views, seed)
+        self.bank = centre_crops(labelled(train), of_views, size, options, device) if self.labelled else None
+        self.centre = centre_crops(val, of_views, size, options, device)
+        self.pairs = in_order(
+            val, size, options, device, views=2, scale=of_views.scale, ratio=of_views.ratio, seed=seed
         )
-        return cls(train, val, settings, device, every)
 
     def __call__(self, encoder: nn.Module) -> Iterator[tuple[str, float]]:
         """(name, value) of `knn_top1` in percent, `val_alignment` (α = 2, of two augmented views), `val_uniformity`

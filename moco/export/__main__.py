@@ -17,6 +17,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from torch import Tensor
 
 from moco.encoders import build_encoder, classifier_name, feature_dim
 from moco.encoders.containers import METADATA
-from moco.encoders.files import EncoderFile, load_trunk, read_encoder
+from moco.encoders.files import EncoderFile, load_trunk, network_of, read_encoder
 from moco.encoders.preprocessing import Preprocessing
 from moco.errors import EXIT_OK, InputError, exit_code
 from moco.export.formats import FORMATS, Exported
@@ -66,19 +67,18 @@ def prepare(
     file: EncoderFile,
     *,
     arch: str | None = None,
+    arch_arg: Sequence[str] = (),
     image_size: int | None = None,
     recipe: str | None = None,
     classifier: bool = True,
     licence: str = "other",
 ) -> Exported:
     """The network in `file`, and what is known about it. The arguments say what the file does not, and win over it."""
-    arch = arch or file.arch
-    if arch is None:
-        raise InputError(f"{file.path} does not say which network it holds: pass --arch")
+    arch, arch_arg = network_of(file, arch, arch_arg)
     how = Preprocessing.of_run(file.options, image_size, recipe)
     options = file.options | {"image_size": how.size} | ({"recipe": recipe} if recipe else {})
     classes = _classes(file) if classifier else None
-    encoder = build_encoder(arch, len(classes or "1"), image_size=how.size)
+    encoder = build_encoder(arch, len(classes or "1"), image_size=how.size, arguments=arch_arg)
     load_trunk(encoder, file)
     if classes:
         prefix = classifier_name(encoder) + "."
@@ -98,7 +98,7 @@ def prepare(
         "preprocessing": how.as_dict(),
         "options": {key: value for key, value in options.items() if key not in _PRIVATE and value is not None},
     }
-    return Exported(arch, encoder.eval(), classes, how, about)
+    return Exported(arch, encoder.eval(), classes, how, about, arch_arg)
 
 
 def _classes(file: EncoderFile) -> list[str] | None:
@@ -165,6 +165,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--to", required=True, choices=tuple(FORMATS))
     parser.add_argument("--output-dir", help="new folder; default: one beside the checkpoint")
     parser.add_argument("-a", "--arch", help="the network, where the checkpoint does not say")
+    parser.add_argument("--arch-arg", action="append", default=[], metavar="NAME=VALUE", help="of your own --arch")
     parser.add_argument("--image-size", type=int, help="side of its images in pixels; default: the run's, else 224")
     parser.add_argument("--recipe", help="recipe whose mean and std it was trained with; default: the run's")
     parser.add_argument("--no-classifier", action="store_true", help="leave out the classifier of main_lincls.py")
@@ -175,6 +176,7 @@ def main(argv: list[str] | None = None) -> int:
         x = prepare(
             read_encoder(arguments.checkpoint),
             arch=arguments.arch,
+            arch_arg=arguments.arch_arg,
             image_size=arguments.image_size,
             recipe=arguments.recipe,
             classifier=not arguments.no_classifier,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,6 +40,7 @@ class Exported:
     classes: list[str] | None
     preprocessing: Preprocessing
     about: dict[str, Any]  # the metadata
+    arch_arg: list[str] = field(default_factory=list)  # of a network from outside
 
     @property
     def network(self) -> nn.Module:
@@ -86,7 +87,7 @@ def _strictly(network: nn.Module, state: dict[str, Tensor], allowed: str = "") -
 
 def _ours(x: Exported, state: dict[str, Tensor]) -> Outputs:
     """A fresh network of ours with `state`: for formats that keep tensors and leave the network to the reader."""
-    encoder = build_encoder(x.arch, x.outputs or 1, image_size=x.preprocessing.size)
+    encoder = build_encoder(x.arch, x.outputs or 1, image_size=x.preprocessing.size, arguments=x.arch_arg)
     _strictly(encoder, state, "" if x.classes else classifier_name(encoder) + ".")
     return (encoder if x.classes else trunk(encoder)).eval()
 

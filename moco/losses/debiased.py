@@ -45,7 +45,7 @@ def _log_rest(gap: Tensor) -> Tensor:
 
 
 @dataclass
-class DebiasedHead:
+class DebiasedLoss:
     """`debiased_loss`. The papers' defaults: T .5, τ⁺ .1; β 1 for HCL, 0 for the debiased loss."""
 
     temperature: float = 0.5

@@ -85,7 +85,7 @@ def _check_share(share: float) -> None:
 
 
 @dataclass
-class HardContrastiveHead:
+class HardContrastiveLoss:
     """`hard_contrastive_loss`. share .0819 is the paper's for CIFAR: 4,095 of 50,000."""
 
     temperature: float = 0.07
@@ -103,7 +103,7 @@ class HardContrastiveHead:
 
 
 @dataclass
-class SimpleHead:
+class SimpleLoss:
     """`simple_loss`: over all negatives, or with a share below 1 over the hard ones."""
 
     weight: float = 1.0

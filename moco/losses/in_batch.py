@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moco.errors import InputError
-from moco.losses.weighted import Across, WeightedHead
+from moco.losses.weighted import Across, WeightedLoss
 
 
 def in_batch_contrastive_loss(q: Tensor, k: Tensor, temperature: float, across: Across) -> Tensor:
@@ -45,8 +45,8 @@ def in_batch_uniform_loss(x: Tensor, t: float, across: Across) -> Tensor:
 
 
 @dataclass
-class InBatchHead(WeightedHead):
-    """WeightedHead's three terms without a queue: SimCLR is (1, 0, 0), Wang & Isola's STL-10 loss (0, .98, .96).
+class InBatchLoss(WeightedLoss):
+    """WeightedLoss's three terms without a queue: SimCLR is (1, 0, 0), Wang & Isola's STL-10 loss (0, .98, .96).
 
     Uniformity is the mean of that of each view. The queue it is called with is not looked at.
     """

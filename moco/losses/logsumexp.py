@@ -1,4 +1,4 @@
-"""The log-sum-exp over a queue that never holds all similarities: the one primitive under every loss head."""
+"""The log-sum-exp over a queue that never holds all similarities: the primitive of every loss."""
 
 from __future__ import annotations
 

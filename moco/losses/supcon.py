@@ -13,9 +13,7 @@ from moco.losses.weighted import LossOutput, check_positive, full_precision
 
 
 @torch.no_grad()
-def sum_of_same_label(
-    labels: Tensor, queue: Tensor, queue_labels: Tensor, chunk: int = 8192
-) -> tuple[Tensor, Tensor]:
+def sum_of_same_label(labels: Tensor, queue: Tensor, queue_labels: Tensor, chunk: int = 8192) -> tuple[Tensor, Tensor]:
     """(sum of the queue entries that have each sample's label [N, C], their number [N]). -1 matches nothing."""
     labels = torch.where(labels < 0, -2, labels)
     total, count = queue.new_zeros((len(labels), len(queue))), queue.new_zeros(len(labels))
@@ -44,7 +42,7 @@ def supcon_loss(
 
 
 @dataclass
-class SupConHead:
+class SupConLoss:
     """`supcon_loss`."""
 
     temperature: float = 0.07

@@ -1,4 +1,8 @@
-"""The head table: every `--loss` by name. A new head is a class with `Head`'s call, anywhere, and a row here."""
+"""The losses by name: one row each.
+
+A new loss is a class with the call of `moco.losses.Loss`, in a file of its own, and a row here. Outside this project it
+needs no row: `--loss module:Class`.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +12,25 @@ from typing import Any
 
 import numpy as np
 
+from moco import plugins
 from moco.errors import InputError
-from moco.losses.debiased import DebiasedHead
-from moco.losses.hard import HardContrastiveHead, SimpleHead
-from moco.losses.in_batch import InBatchHead
-from moco.losses.supcon import SupConHead
-from moco.losses.weighted import PRESET_WEIGHTS, Across, Head, OneProcess, WeightedHead
+from moco.losses.debiased import DebiasedLoss
+from moco.losses.hard import HardContrastiveLoss, SimpleLoss
+from moco.losses.in_batch import InBatchLoss
+from moco.losses.supcon import SupConLoss
+from moco.losses.weighted import PRESET_WEIGHTS, Across, Loss, OneProcess, WeightedLoss
 from moco.schedules import value_at
 
 
 @dataclass(frozen=True)
 class Row:
-    """head: its class. settings: its argument -> the option that says it. in_batch: its form for --moco-k 0, if any.
-    temperature: what --moco-t is if it is not given. labels: it compares them."""
+    """A loss and its options.
 
-    head: type
+    loss: its class. settings: argument of the class -> option of main_moco.py. in_batch: the class for --moco-k 0, if
+    there is one. temperature: the default of --moco-t. labels: whether it compares labels.
+    """
+
+    loss: type
     settings: Mapping[str, str] = field(default_factory=dict)
     in_batch: type | None = None
     temperature: float = 0.07
@@ -40,36 +48,71 @@ _MIX = {
 _T, _HARD = {"temperature": "moco_t"}, {"share": "moco_hard_alpha"}
 _DEBIASED = {**_T, "prior": "moco_tau_plus"}
 
-HEADS: dict[str, Row] = {
-    **{name: Row(WeightedHead, _MIX, in_batch=InBatchHead) for name in PRESET_WEIGHTS},
-    "simple": Row(SimpleHead, {"weight": "moco_simple_w"}),
-    "hard": Row(HardContrastiveHead, _T | _HARD),
-    "hard-simple": Row(SimpleHead, {"weight": "moco_simple_w"} | _HARD),
-    "debiased": Row(DebiasedHead, _DEBIASED, temperature=0.5),
-    "hcl": Row(DebiasedHead, _DEBIASED | {"beta": "moco_beta"}, temperature=0.5),
-    "supcon": Row(SupConHead, _T, labels=True),
+LOSSES: dict[str, Row] = {
+    **{name: Row(WeightedLoss, _MIX, in_batch=InBatchLoss) for name in PRESET_WEIGHTS},
+    "simple": Row(SimpleLoss, {"weight": "moco_simple_w"}),
+    "hard": Row(HardContrastiveLoss, _T | _HARD),
+    "hard-simple": Row(SimpleLoss, {"weight": "moco_simple_w"} | _HARD),
+    "debiased": Row(DebiasedLoss, _DEBIASED, temperature=0.5),
+    "hcl": Row(DebiasedLoss, _DEBIASED | {"beta": "moco_beta"}, temperature=0.5),
+    "supcon": Row(SupConLoss, _T, labels=True),
 }
 
 
-def make_head(options: Any, epoch: int = 0, across: Across | None = None) -> Head:
-    """The head of a 0-based epoch that `options` (of main_moco.py) describe. InputError for what has no meaning.
+def make_loss(options: Any, across: Across | None = None) -> Loss:
+    """The loss that the options of main_moco.py describe, as in epoch 0. InputError if they make no sense together.
 
-    across: the other ranks, for a uniformity over all of them (`unif_global`) and for the heads without a queue.
+    across: the other ranks, for a uniformity over all of them (`unif_global`) and for the losses without a queue.
     """
-    row = HEADS[options.loss]
-    settings: dict[str, Any] = {a: value_at(getattr(options, name), epoch) for a, name in row.settings.items()}
-    kind = row.head if options.moco_k else row.in_batch
+    if plugins.is_outside(options.loss):
+        return _outside(options)
+    row = LOSSES[options.loss]
+    settings: dict[str, Any] = {
+        argument: value_at(getattr(options, name), 0) for argument, name in row.settings.items()
+    }
+    kind = row.loss if options.moco_k else row.in_batch
     if kind is None:
-        with_batch = " or ".join(name for name, other in HEADS.items() if other.in_batch)
+        with_batch = " or ".join(name for name, other in LOSSES.items() if other.in_batch)
         raise InputError(
             f"--loss {options.loss} takes its negatives from the queue, so --moco-k must be at least 1; --moco-k 0 goes"
             f" with {with_batch}"
         )
-    if issubclass(kind, WeightedHead):
-        wanted = kind is InBatchHead or options.unif_global
+    if issubclass(kind, WeightedLoss):
+        wanted = kind is InBatchLoss or options.unif_global
         settings["across"] = across if across is not None and wanted else OneProcess()
         settings["intra_batch"] = not options.moco_unif_no_intra_batch
     return kind(**settings)
+
+
+def _outside(options: Any) -> Loss:
+    loss = plugins.find("--loss", options.loss, options.loss_arg)()
+    if not callable(loss):
+        raise InputError(f"--loss {options.loss} gives a {type(loss).__name__}, which cannot be called as a loss")
+    return loss
+
+
+def check_loss(options: Any) -> None:
+    """InputError if the options describe no loss. A loss from outside is looked up, not built."""
+    plugins.check_unused("--loss", options.loss, options.loss_arg)
+    if plugins.is_outside(options.loss):
+        plugins.find("--loss", options.loss, options.loss_arg)
+    else:
+        make_loss(options)
+
+
+def set_epoch(loss: Loss, options: Any, epoch: int) -> None:
+    """Gives the loss its settings of a 0-based epoch: those that are curves over epochs.
+
+    A loss from outside that has a method `set_epoch(epoch)` is told the epoch.
+    """
+    if plugins.is_outside(options.loss):
+        if hasattr(loss, "set_epoch"):
+            loss.set_epoch(epoch)
+        return
+    for argument, name in LOSSES[options.loss].settings.items():
+        setting = getattr(options, name)
+        if isinstance(setting, str):
+            setattr(loss, argument, value_at(setting, epoch))
 
 
 def curves(options: Any, epoch: int) -> dict[str, float]:
@@ -79,8 +122,8 @@ def curves(options: Any, epoch: int) -> dict[str, float]:
 
 
 def check_labels(loss: str, labels: np.ndarray) -> None:
-    """InputError if the head compares labels (int64 [n], -1 for none) and the data set has none."""
-    if HEADS[loss].labels and not (labels >= 0).any():
+    """InputError if the loss compares labels (int64 [n], -1 for none) and the data set has none."""
+    if loss in LOSSES and LOSSES[loss].labels and not (labels >= 0).any():
         raise InputError(
             f"--loss {loss} compares labels and these images have none: give a train folder with a folder per class, or"
             " take another --loss"

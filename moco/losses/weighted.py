@@ -1,7 +1,7 @@
-"""The loss heads: what is done with queries, their keys and the queue. Pure maths: no ranks, no devices, no options.
+"""InfoNCE, alignment and uniformity over a queue, and their weighted sum.
 
-On the unit sphere ‖a - b‖² = 2 - 2a·b, so every head is a term in the positives q·k plus a log-sum-exp of scaled
-similarities to the queue. `queue_logsumexp` is that log-sum-exp; the rest of the file combines it.
+A loss knows nothing of ranks, devices or options. On the unit sphere ‖a - b‖² = 2 - 2a·b. So every loss is a term in
+the positives q·k plus a log-sum-exp of scaled similarities to the queue, which is `queue_logsumexp`.
 
 Shapes throughout: q, k [N, C] unit-norm queries and keys; queue [C, K] unit-norm columns, a constant (no gradient flows
 to it). Computed in fp32 at least, whatever the dtype of the inputs and whether or not autocast is on.
@@ -29,9 +29,11 @@ class LossOutput(NamedTuple):
     logs: dict[str, Tensor]
 
 
-class Head(Protocol):
-    """What the trainer calls. `labels` [N] and `queue_labels` [K] are int64, -1 where unknown; heads that need none
-    ignore them."""
+class Loss(Protocol):
+    """The call of every loss.
+
+    labels [N] and queue_labels [K] are int64, -1 where unknown. A loss that compares no labels ignores them.
+    """
 
     def __call__(
         self, q: Tensor, k: Tensor, queue: Tensor, labels: Tensor | None = None, queue_labels: Tensor | None = None
@@ -56,14 +58,14 @@ class OneProcess:
         return x
 
 
-def full_precision(head: Callable[..., LossOutput]) -> Callable[..., LossOutput]:
+def full_precision(loss: Callable[..., LossOutput]) -> Callable[..., LossOutput]:
     """Casts bf16 and fp16 features to fp32 and switches autocast off: exp(q·k/0.07) has no bits to give away."""
 
-    @functools.wraps(head)
+    @functools.wraps(loss)
     def wrapped(self: Any, q: Tensor, k: Tensor, queue: Tensor, *args: Any, **kwargs: Any) -> LossOutput:
         with torch.autocast(q.device.type, enabled=False):
             wide = torch.promote_types(q.dtype, torch.float32)
-            return head(self, q.to(wide), k.to(wide), queue.detach().to(wide), *args, **kwargs)
+            return loss(self, q.to(wide), k.to(wide), queue.detach().to(wide), *args, **kwargs)
 
     return wrapped
 
@@ -115,7 +117,7 @@ def uniform_loss(
 
 
 @dataclass
-class WeightedHead:
+class WeightedLoss:
     """contr_w · InfoNCE(temperature) + align_w · align(align_alpha) + unif_w · uniform(unif_t): Wang & Isola's whole
     family.
 

@@ -1,7 +1,7 @@
 """Momentum-contrast pretraining.
 
     torchrun --nproc_per_node=8 main_moco.py --mlp --aug-plus --cos --moco-t 0.2 /data/imagenet  # MoCo v2
-    torchrun --nproc_per_node=8 main_moco.py --loss align-uniform imagenet100.beton  # another head, another loader
+    torchrun --nproc_per_node=8 main_moco.py --loss align-uniform imagenet100.beton  # another loss, another loader
     python main_moco.py --dataset digits -a smallcnn --resume auto                   # one process, any device
 
 `train` builds and resumes; the loop is moco/pretrain/loop.py, one step moco/pretrain/step.py, the model
@@ -22,9 +22,9 @@ from moco import distributed
 from moco.builder import MoCo, compile_encoders
 from moco.data.augment import Augment
 from moco.data.augment.recipes import find_recipe
-from moco.data.datasets import open_split
 from moco.data.loader import Loader
 from moco.data.sampler import Sampler
+from moco.data.source import Source
 from moco.distributed.global_batch import GlobalBatch
 from moco.distributed.session import pick_device
 from moco.encoders import build_encoder
@@ -32,11 +32,12 @@ from moco.encoders.files import load_trunk, read_encoder
 from moco.errors import EXIT_OK, exit_code
 from moco.evaluate.online import OnlineEvaluator
 from moco.losses.logsumexp import whole
-from moco.losses.table import check_labels
+from moco.losses.table import check_labels, make_loss
 from moco.pretrain import state as resume
 from moco.pretrain.hints import first_losses, next_command
 from moco.pretrain.loop import Training
-from moco.pretrain.options import PretrainOptions, loss_head, parse_pretrain
+from moco.pretrain.loss_state import LossState
+from moco.pretrain.options import PretrainOptions, parse_pretrain
 from moco.pretrain.reference import ReferenceMoCo
 from moco.pretrain.step import TrainingStep
 from moco.run import checkpoint
@@ -79,9 +80,7 @@ def train(options: PretrainOptions, device: torch.device, preemption: Preemption
     # resolved by the parser
     assert options.image_size is not None and options.recipe is not None and options.loss is not None
     # Data: uint8 crops from threads; everything photometric happens on the device.
-    source = open_split(
-        options.data, options.dataset, "train", loader=options.loader, cache=options.cache, labels_required=False
-    )
+    source = options.open("train", labels_required=False)
     check_labels(options.loss, source.labels)
     recipe = find_recipe(options.recipe)
     loader = Loader(
@@ -95,16 +94,16 @@ def train(options: PretrainOptions, device: torch.device, preemption: Preemption
         seed=seed,
         skip_bad_images=options.skip_bad_images,
     )
-    evaluate = OnlineEvaluator.for_pretraining(options, source, device)
+    evaluate = online_evaluator(options, source, device)
     if evaluate is None and options.eval_freq is None:
         notes.append("no val split: training goes without online evaluation")
 
     # Model, loss, optimiser.
-    encoder = build_encoder(options.arch, options.moco_dim, mlp=options.mlp, image_size=options.image_size)
+    encoder = build_encoder(options.arch, options.moco_dim, options.mlp, options.image_size, options.arch_arg)
     check_deterministic(encoder, options.arch, options.deterministic, device)
     if options.init_from and saved is None:
         file = read_encoder(options.init_from)
-        notes.append(f"{file.path}: {file.layout}, {load_trunk(encoder, file)}; head and queue start afresh")
+        notes.append(f"{file.path}: {file.layout}, {load_trunk(encoder, file)}; projection head and queue start afresh")
     channels_last = device.type == "cuda" if options.channels_last is None else options.channels_last
     if channels_last:
         encoder = encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -121,13 +120,18 @@ def train(options: PretrainOptions, device: torch.device, preemption: Preemption
     if options.compile:
         compile_encoders(model)
     across = GlobalBatch()
+    loss = make_loss(options, across)
+    if isinstance(loss, torch.nn.Module):
+        loss.to(device)
     # the key encoder's parameters are listed, as in MoCo's files; they never have a gradient
     optimizer = torch.optim.SGD(
         model.parameters(), options.lr, momentum=options.momentum, weight_decay=options.weight_decay, fused=True
     )
+    if of_loss := LossState(loss).parameters:
+        optimizer.add_param_group({"params": of_loss})
     step = TrainingStep(
         distributed.data_parallel(model, device),
-        loss_head(options, across),
+        loss,
         optimizer,
         Augment(recipe, seed, compile=device.type == "cuda"),
         across,
@@ -170,6 +174,26 @@ def train(options: PretrainOptions, device: torch.device, preemption: Preemption
         if code == EXIT_OK:
             log.say(next_command(options))
         return code
+
+
+def online_evaluator(options: PretrainOptions, train: Source, device: torch.device) -> OnlineEvaluator | None:
+    """None if --eval-freq is 0, or is not given where there is no val split. InputError as `open_split`."""
+    default = 10 if options.has("val") else 0
+    every = default if options.eval_freq is None else options.eval_freq
+    if every == 0:
+        return None
+    return OnlineEvaluator(
+        train,
+        options.open("val", labels_required=False),
+        options,
+        device,
+        recipe=options.recipe or "v1",
+        size=options.image_size or 224,
+        seed=options.seed or 0,
+        k=options.knn_k,
+        t=options.knn_t,
+        every=every,
+    )
 
 
 if __name__ == "__main__":

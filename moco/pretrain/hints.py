@@ -6,7 +6,7 @@ import math
 import shlex
 from pathlib import Path
 
-from moco.data.datasets import has_split
+from moco.plugins import is_outside
 from moco.pretrain.options import PretrainOptions
 from moco.run.checkpoint import checkpoint_name
 
@@ -25,9 +25,15 @@ def first_losses(options: PretrainOptions, steps_done: int) -> list[str]:
 def next_command(options: PretrainOptions) -> str:
     """The linear probe of the last checkpoint; its export where there are no validation images."""
     path = Path(options.output_dir) / checkpoint_name(options.epochs - 1)
-    if not has_split(options.data, options.dataset, "val"):
+    if not options.has("val"):
         return f"done; next, for other programs: {shlex.join(['python', '-m', 'moco.export', str(path)])}"
     words = ["python", "main_lincls.py", "--pretrained", str(path)]
     if options.dataset != "folder":
         words += ["--dataset", options.dataset]
-    return f"done; next, the linear probe: {shlex.join([*words, *([options.data] if options.data else [])])}"
+    for argument in options.dataset_arg:
+        words += ["--dataset-arg", argument]
+    if is_outside(options.arch):
+        words += ["--arch", options.arch]
+    if options.data is not None:
+        words.append(options.data)
+    return f"done; next, the linear probe: {shlex.join(words)}"

@@ -13,9 +13,9 @@ from moco.builder import MoCo
 from moco.data.loader import Loader
 from moco.errors import EXIT_OK, EXIT_PREEMPTED
 from moco.evaluate.online import OnlineEvaluator
-from moco.losses.table import curves
+from moco.losses.table import curves, set_epoch
 from moco.pretrain import state as resume
-from moco.pretrain.options import PretrainOptions, loss_head
+from moco.pretrain.options import PretrainOptions
 from moco.pretrain.step import TrainingStep
 from moco.pretrain.watch import Watch
 from moco.run import checkpoint
@@ -70,11 +70,9 @@ class Training:
     def one_epoch(self) -> bool:
         """The rest of the current epoch, from `position.step` on. False if it was preempted, and saved."""
         options, position, epoch, steps = self.options, self.position, self.position.epoch, len(self.loader)
-        for group in self.step.optimizer.param_groups:
-            group["lr"] = learning_rate(
-                epoch, options.lr, options.epochs, options.schedule, options.cos, options.warmup_epochs
-            )
-        self.step.head = loss_head(options, self.step.across, epoch)
+        lr = learning_rate(epoch, options.lr, options.epochs, options.schedule, options.cos, options.warmup_epochs)
+        self.step.guard.set_lr(lr)
+        set_epoch(self.step.loss, options, epoch)
         self.model.train()
         clock, of_batch, (since_print, of_epoch), began = Clock(), Meter(), self.meters, timeline.totals()
         with contextlib.closing(self.loader.epoch(epoch, position.step)) as batches:
@@ -94,7 +92,7 @@ class Training:
                 if printing:
                     self.watch.agreement(position)
                     of_batch.add(measured, len(batch.index))
-                    self.values = {**since_print.read(), **of_batch.read(), "lr": group["lr"], **curves(options, epoch)}
+                    self.values = {**since_print.read(), **of_batch.read(), "lr": lr, **curves(options, epoch)}
                     timeline.totals()
                     timing = clock.lap(self.device, (options.epochs - epoch) * steps - position.step)
                     if self.save_stall:

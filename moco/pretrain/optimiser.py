@@ -1,4 +1,4 @@
-"""The state of an optimiser: momentum from the start, and layouts that fit the parameters.
+"""The optimiser of a run: it leaves out a step whose gradient is not finite, and keeps its state in the right layout.
 
 torch's fused kernels read parameter, gradient and state in the order of memory. On a GPU they refuse tensors whose
 strides differ; on a CPU they pair wrong entries without an error. So a state in another memory format is converted.
@@ -6,11 +6,98 @@ strides differ; on a CPU they pair wrong entries without an error. So a state in
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from moco.distributed import all_reduce_sum
+
+
+class GuardedOptimizer:
+    """An optimiser that does not apply a step whose gradient is not finite. Nothing here waits for the device.
+
+    trained: the parameters whose gradients count. amp: 'fp16' scales the loss. grad_clip: largest gradient norm.
+    keep: buffers that the forward pass changes and that such a step must not change, BatchNorm's statistics.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        trained: Iterable[nn.Parameter],
+        device: torch.device,
+        *,
+        amp: str = "off",
+        grad_clip: float | None = None,
+        keep: Iterable[Tensor] = (),
+    ) -> None:
+        self.optimizer = optimizer
+        self.trained = list(trained)
+        self.grad_clip = grad_clip
+        self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
+        self.bad_steps = torch.zeros((), dtype=torch.long, device=device)
+        self.first_bad = torch.zeros((), dtype=torch.long, device=device)  # number of a step, from 1; 0: none
+        self._kept = [(buffer, torch.empty_like(buffer)) for buffer in keep]
+        self._layouts_checked = False
+        zero_momentum(optimizer)
+
+    def begin(self) -> None:
+        """Before the forward pass of a step."""
+        for buffer, before in self._kept:
+            before.copy_(buffer)
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradient of `loss`."""
+        self.scaler.scale(loss).backward()
+
+    def step(self, loss: Tensor, number: int) -> None:
+        """Applies the step, or counts it as not applied. loss: its value. number: of the step, from 1."""
+        if not self._layouts_checked:  # once: what a resume has loaded does not change its layout later
+            check_layouts(self.optimizer)
+            self._layouts_checked = True
+        if self.scaler.is_enabled():
+            self.scaler.unscale_(self.optimizer)
+        parameters = [parameter for parameter in self.trained if parameter.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self.grad_clip is not None:
+            nn.utils.clip_grads_with_norm_(parameters, self.grad_clip, norm)
+        if self.scaler.is_enabled():
+            bad = ~all_reduce_sum(loss).isfinite()  # a gradient alone may overflow: that only lowers the scale
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            bad = ~norm.isfinite()
+            self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # a fused step that finds 1 here changes nothing
+            self.optimizer.step()
+        self.first_bad = torch.where((self.first_bad == 0) & bad, number, self.first_bad)
+        self.bad_steps += bad
+        for buffer, before in self._kept:
+            buffer.copy_(torch.where(bad, before, buffer))
+
+    def not_applied(self) -> tuple[int, int]:
+        """(steps not applied since the run began, the first one since the last call or 0).
+
+        Waits for the device. The answers of all ranks agree.
+        """
+        first = int(self.first_bad)
+        self.first_bad.zero_()
+        return int(self.bad_steps), first
+
+    def set_lr(self, lr: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
+    def state(self) -> dict[str, Any]:
+        """The part of its state that is not the optimiser's own `state_dict`."""
+        return {"scaler": self.scaler.state_dict(), "bad_steps": self.bad_steps}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        if state["scaler"]:  # empty without fp16
+            self.scaler.load_state_dict(state["scaler"])
+        self.bad_steps.copy_(state["bad_steps"])
 
 
 def zero_momentum(optimizer: Optimizer) -> None:
@@ -29,9 +116,7 @@ def load_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
 
     Tensors of a parameter's shape take its memory format. ValueError if the state is of other parameters.
     """
-    settings = [
-        {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
-    ]
+    settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
     for group, asked in zip(optimizer.param_groups, settings, strict=True):
         group.update(asked)

@@ -10,16 +10,17 @@ import argparse
 import dataclasses
 import os
 from dataclasses import dataclass
-from typing import Any
 
 from moco import distributed
 from moco.builder import choose_bn
 from moco.data.augment.recipes import RECIPES
-from moco.data.datasets import DATASET_DEFAULTS
+from moco.data.datasets import defaults_of
+from moco.encoders import check_arch
 from moco.encoders.batchnorm import BN_MODES
 from moco.errors import InputError
-from moco.losses import PRESET_WEIGHTS, Across
-from moco.losses.table import HEADS, make_head
+from moco.losses import PRESET_WEIGHTS
+from moco.losses.table import LOSSES, check_loss
+from moco.plugins import known_or_outside
 from moco.run import flags
 from moco.run.options import CommonOptions, at_least, check_common, evaluation, positive, result, running
 from moco.run.saver import Every
@@ -31,10 +32,14 @@ class PretrainOptions(CommonOptions):
     """Options of main_moco.py."""
 
     arch: str = result(
-        "resnet50", "encoder: a torchvision name, timm:NAME, resnet18_small, smallalexnet, smallcnn", "-a"
+        "resnet50", "encoder: a torchvision name, timm:NAME, resnet18_small, smallalexnet, smallcnn, or your own"
+        " module:factory", "-a",
+    )  # fmt: skip
+    arch_arg: list[str] = result(
+        [], "argument of an encoder of your own; may be repeated (new)", action="append", metavar="NAME=VALUE"
     )
     init_from: str | None = result(
-        None, "start from this checkpoint's encoder, of any layout that --pretrained reads, with a new head (new)"
+        None, "start from this checkpoint's encoder with a new projection head; layouts as for --pretrained (new)"
     )
     epochs: int = result(200, "epochs to train")
     start_epoch: int = result(0, "epoch to start counting at")
@@ -56,15 +61,22 @@ class PretrainOptions(CommonOptions):
         None, "temperature; a curve over epochs: 0:0.5,100:0.07; default: 0.07, debiased and hcl 0.5",
         "--moco-contr-tau", type=number_or_curve,
     )  # fmt: skip
-    mlp: bool = result(False, "MLP head (MoCo v2)")
+    mlp: bool = result(False, "MLP projection head (MoCo v2)")
     aug_plus: bool = result(False, "MoCo v2's augmentations")
     recipe: str | None = result(
         None, "augmentations by name; default: the data set's, or v1/v2 (new)", choices=tuple(RECIPES)
     )
     loss: str | None = result(
-        None, "the head; infonce and align-uniform preset the three weights to 1/0/0 and 0/3/1 (new; default infonce)",
-        choices=tuple(HEADS),
+        None, "infonce, align-uniform (they preset the three weights to 1/0/0 and 0/3/1), simple, hard, hard-simple,"
+        " debiased, hcl, supcon, or your own module:Class (new; default infonce)",
+        type=known_or_outside("--loss", tuple(LOSSES)), metavar="NAME",
     )  # fmt: skip
+    loss_arg: list[str] = result(
+        [],
+        "argument of a loss of your own; may be repeated (new)",
+        action="append",
+        metavar="NAME=VALUE",
+    )
     symmetric: bool = result(False, "both views as queries: mean of two losses, both views' keys are queued (new)")
     moco_contr_w: float | None = result(None, "weight of the contrastive term")
     moco_align_w: float | None = result(None, "weight of the alignment term")
@@ -109,7 +121,7 @@ class PretrainOptions(CommonOptions):
 def parse_pretrain(argv: list[str] | None = None) -> PretrainOptions:
     """The options of main_moco.py, checked and resolved: no None is left but where None means "none"."""
     o = flags.parse(PretrainOptions, "Momentum-contrast pretraining.", argv)
-    size, recipe = DATASET_DEFAULTS[o.dataset]
+    size, recipe = defaults_of(o.dataset)
     given = (o.moco_contr_w, o.moco_align_w, o.moco_unif_w)
     # weights without --loss are a command of the fork, whose defaults are 0/3/1
     loss = o.loss or ("align-uniform" if any(w is not None for w in given) else "infonce")
@@ -125,12 +137,12 @@ def parse_pretrain(argv: list[str] | None = None) -> PretrainOptions:
         image_size=size if o.image_size is None else o.image_size,
         recipe=o.recipe or ("v2" if o.aug_plus else recipe),
         loss=loss,
-        moco_t=HEADS[loss].temperature if o.moco_t is None else o.moco_t,
+        moco_t=_temperature(loss) if o.moco_t is None else o.moco_t,
         moco_contr_w=weights[0],
         moco_align_w=weights[1],
         moco_unif_w=weights[2],
         bn=choose_bn(o.bn, o.moco_k),
-        output_dir=o.output_dir or os.path.join("runs", f"{o.dataset}-{o.arch.replace(':', '-')}-{loss}"),
+        output_dir=o.output_dir or os.path.join("runs", f"{o.dataset}-{o.arch}-{loss}".replace(":", "-")),
     )
     check_common(resolved)
     at_least(resolved, 1, "moco_dim", "accum_steps", "save_freq", "knn_k", "bn_group_size")
@@ -143,17 +155,16 @@ def parse_pretrain(argv: list[str] | None = None) -> PretrainOptions:
             f"--batch-size {resolved.batch_size} leaves some of {distributed.world_size()} ranks ×"
             f" {resolved.accum_steps} accumulation steps without an image; raise it"
         )
-    loss_head(resolved)  # its own checks, before anything is built
+    check_loss(resolved)
+    check_arch(resolved.arch, resolved.arch_arg)
     if not resolved.moco_k:
         _check_without_queue(resolved)
     Every(resolved.save_every)
     return resolved
 
 
-def loss_head(o: PretrainOptions, across: Across | None = None, epoch: int = 0) -> Any:
-    """The head that the options describe in a 0-based epoch. `across`: the other ranks
-    (`moco.losses.table.make_head`)."""
-    return make_head(o, epoch, across)
+def _temperature(loss: str) -> float:
+    return LOSSES[loss].temperature if loss in LOSSES else 0.07
 
 
 def _check_without_queue(o: PretrainOptions) -> None:

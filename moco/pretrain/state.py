@@ -17,7 +17,7 @@ from torch import Tensor
 
 from moco import distributed
 from moco.encoders.files import STATELESS
-from moco.errors import InputError
+from moco.errors import InputError, flag
 from moco.pretrain.optimiser import load_state
 from moco.pretrain.options import PretrainOptions
 from moco.pretrain.step import TrainingStep
@@ -51,8 +51,8 @@ def snapshot(step: TrainingStep, meters: list[Meter], position: Position, option
             "step_in_epoch": position.step,
             "global_step": position.global_step,
             "queue_state": step.moco.queue_state(),
-            "scaler": step.scaler.state_dict(),
-            "bad_steps": step.bad_steps,
+            **step.guard.state(),
+            "loss": step.loss_state.state_dict(),
             "ranks": of_ranks,
             "options": as_dict(options),
             "git": git_state(),
@@ -99,41 +99,17 @@ def restore(
     meters: list[Meter],
     options: PretrainOptions,
 ) -> tuple[Position, list[str]]:
-    """Puts a checkpoint's contents in place; returns where its run was, and what should be said about it.
+    """Puts a checkpoint's contents in place; returns the position of its run, and notes for the log.
 
-    A checkpoint of facebookresearch/moco goes on too, at its next epoch, with what it holds.
+    A checkpoint of facebookresearch/moco goes on too, at its next epoch, with what it holds. InputError if the file
+    does not fit this run.
     """
-    if "state_dict" not in state or "epoch" not in state:
-        raise InputError(
-            f"{path} is no checkpoint of a MoCo run (no 'state_dict' or no 'epoch'); to start from an encoder's weights"
-            " pass --init-from"
-        )
-    arch = state.get("arch", options.arch)
-    if arch != options.arch:
-        raise InputError(f"{path} holds a {arch}, not a {options.arch}; pass --arch {arch} or another --resume")
-    weights = {name.removeprefix("module."): value for name, value in state["state_dict"].items()}
-    known = [name for name in STATELESS if weights.pop(name, None) is not None]
-    notes = [f"left out {name} of {path}, a buffer that holds no state" for name in known]
-    wanted = step.moco.state_dict()
-    if "queue" in weights and weights["queue"].shape != wanted["queue"].shape:
-        dim, length = weights["queue"].shape
-        raise InputError(f"{path} was trained with --moco-dim {dim} --moco-k {length}; pass the same to resume it")
-    odd = sorted(name for name in wanted.keys() | weights.keys()
-                 if name not in weights or name not in wanted or weights[name].shape != wanted[name].shape)  # fmt: skip
-    if odd:
-        raise InputError(
-            f"{path} does not fit this model (arch, --mlp?): {len(odd)} entries differ, the first is {odd[0]};"
-            " to start a new run from its encoder alone pass --init-from"
-        )
+    weights, notes = _fitting_weights(state, path, step, options)
     run = state.get("moco_run")
-    before, now = run["options"] if run else {}, as_dict(options)
-    changed = [name for name in result_options(PretrainOptions) if name in before and before[name] != now[name]]
-    cut = [name for name in changed if name in ("batch_size", "seed")]
-    if run and run["step_in_epoch"] and cut:
-        raise InputError(
-            f"{path} was saved inside an epoch of --{cut[0].replace('_', '-')} {before[cut[0]]}, which another value"
-            " cannot finish; pass the same, or resume from a checkpoint at an epoch's end"
-        )
+    changed = _changed_options(run["options"], options) if run else {}
+    if run and run["step_in_epoch"]:
+        _check_same_batches(path, changed)
+
     step.moco.load_state_dict(weights)
     if "optimizer" in state:
         try:
@@ -148,22 +124,73 @@ def restore(
         )
         return Position(epoch=int(state["epoch"])), notes
     step.moco.load_queue_state(run["queue_state"])
-    if run["scaler"]:  # empty without fp16
-        step.scaler.load_state_dict(run["scaler"])
-    step.bad_steps.copy_(run["bad_steps"])
+    step.guard.load_state(run)
+    step.loss_state.load_state_dict(run.get("loss", {}))
     _restore_meters(meters, [old["meters"] for old in run["ranks"]], step.device)
-    if len(run["ranks"]) == distributed.world_size():
-        mine = run["ranks"][distributed.rank()]
-        torch.set_rng_state(mine["random"]["cpu"])
-        if "cuda" in mine["random"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state(mine["random"]["cuda"])
-    else:
-        notes.append(
-            f"{path} was written by {len(run['ranks'])} ranks, this run has {distributed.world_size()}: the samples"
-            " stay the same, sums over ranks round differently from here on"
-        )
-    notes += [f"--{name.replace('_', '-')} was {before[name]} and is {now[name]} from here on" for name in changed]
+    notes += _restore_generators(path, [old["random"] for old in run["ranks"]])
+    notes += [f"{flag(name)} was {before} and is {now} from here on" for name, (before, now) in changed.items()]
     return Position(int(state["epoch"]), int(run["step_in_epoch"]), int(run["global_step"])), notes
+
+
+def _fitting_weights(
+    state: dict[str, Any], path: Path, step: TrainingStep, options: PretrainOptions
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights in the checkpoint, by the model's names, and notes. InputError if they are not this model's."""
+    if "state_dict" not in state or "epoch" not in state:
+        raise InputError(
+            f"{path} is no checkpoint of a MoCo run (no 'state_dict' or no 'epoch'); to start from an encoder's weights"
+            " pass --init-from"
+        )
+    arch = state.get("arch", options.arch)
+    if arch != options.arch:
+        raise InputError(f"{path} holds a {arch}, not a {options.arch}; pass --arch {arch} or another --resume")
+    weights = {name.removeprefix("module."): value for name, value in state["state_dict"].items()}
+    stateless = [name for name in STATELESS if weights.pop(name, None) is not None]
+    wanted = step.moco.state_dict()
+    if "queue" in weights and weights["queue"].shape != wanted["queue"].shape:
+        dim, length = weights["queue"].shape
+        raise InputError(f"{path} was trained with --moco-dim {dim} --moco-k {length}; pass the same to resume it")
+    odd = sorted(
+        name
+        for name in wanted.keys() | weights.keys()
+        if name not in weights or name not in wanted or weights[name].shape != wanted[name].shape
+    )
+    if odd:
+        raise InputError(
+            f"{path} does not fit this model (arch, --mlp?): {len(odd)} entries differ, the first is {odd[0]};"
+            " to start a new run from its encoder alone pass --init-from"
+        )
+    return weights, [f"left out {name} of {path}, a buffer that holds no state" for name in stateless]
+
+
+def _changed_options(before: dict[str, Any], options: PretrainOptions) -> dict[str, tuple[Any, Any]]:
+    """Options that change results: name -> (their value in the checkpoint, their value now), where these differ."""
+    now = as_dict(options)
+    names = [name for name in result_options(PretrainOptions) if name in before and before[name] != now[name]]
+    return {name: (before[name], now[name]) for name in names}
+
+
+def _check_same_batches(path: Path, changed: dict[str, tuple[Any, Any]]) -> None:
+    for name in ("batch_size", "seed"):
+        if name in changed:
+            raise InputError(
+                f"{path} was saved inside an epoch of {flag(name)} {changed[name][0]}, which another value cannot"
+                " finish; pass the same, or resume from a checkpoint at an epoch's end"
+            )
+
+
+def _restore_generators(path: Path, of_ranks: list[dict[str, Tensor]]) -> list[str]:
+    """Each rank takes its own generators' states; on another number of ranks none, with a note."""
+    if len(of_ranks) != distributed.world_size():
+        return [
+            f"{path} was written by {len(of_ranks)} ranks, this run has {distributed.world_size()}: the samples"
+            " stay the same, sums over ranks round differently from here on"
+        ]
+    own_states = of_ranks[distributed.rank()]
+    torch.set_rng_state(own_states["cpu"])
+    if "cuda" in own_states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(own_states["cuda"])
+    return []
 
 
 def _restore_meters(meters: list[Meter], of_ranks: list[list[dict[str, Any]]], device: torch.device) -> None:

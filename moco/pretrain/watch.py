@@ -38,12 +38,12 @@ class Watch:
     def numbers(self, at: Position, values: Mapping[str, float]) -> None:
         """A step that was not applied is written down, and ends the run unless --max-bad-steps lets it pass. Waits for
         the device."""
-        bad, first = self.step.not_applied()
+        bad, first = self.step.guard.not_applied()
         if not first:
             return
         options = self.options
         step = at.step - 1 - (at.global_step - first)
-        details = {"loss_scale": self.step.scaler.get_scale(), "git": git_state(), "options": as_dict(options)}
+        details = {"loss_scale": self.step.guard.scaler.get_scale(), "git": git_state(), "options": as_dict(options)}
         name = write_repro(self.loader.sampler, at.epoch, step, first, values, details, options.output_dir)
         what = f"the gradient of step {first} is not finite, so that step was not applied; its batch is in {name}"
         if bad > options.max_bad_steps:
@@ -55,7 +55,7 @@ class Watch:
 
     def agreement(self, at: Position) -> None:
         """NumericsError if the ranks do not hold the same bits any more."""
-        self.agreed = check_agreement(self.step.moco, self.agreed, at.global_step)
+        self.agreed = check_agreement(self.step.moco, self.agreed, at.global_step, self.step.loss_state.tensors())
 
     def collapse(self, at: Position, values: Mapping[str, float]) -> None:
         if message := collapse(values):
@@ -97,16 +97,16 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> Tensor:
     return torch.stack(sums)
 
 
-def must_agree(model: MoCo) -> dict[str, Tensor]:
-    """Returns the tensors that are equal on all ranks: weights and queue.
+def must_agree(model: MoCo, of_loss: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Returns the tensors that are equal on all ranks: weights, queue and the loss's own.
 
     BatchNorm's statistics are each rank's own.
     """
     queue = {"queue": model.queue, "queue_ptr": model.queue_ptr, "queue_labels": model.queue_labels}
-    return {**dict(model.named_parameters()), **queue}
+    return {**dict(model.named_parameters()), **queue, **(of_loss or {})}
 
 
-def check_agreement(model: MoCo, last_agreed: int, now: int) -> int:
+def check_agreement(model: MoCo, last_agreed: int, now: int, of_loss: Mapping[str, Tensor] | None = None) -> int:
     """Returns `now` if all ranks hold the same bits; NumericsError, on every rank, if not. `last_agreed`: its last
     answer.
 
@@ -114,7 +114,7 @@ def check_agreement(model: MoCo, last_agreed: int, now: int) -> int:
     """
     if world_size() == 1:
         return now
-    tensors = must_agree(model)
+    tensors = must_agree(model, of_loss)
     of_ranks = gather_rows(fingerprint(tensors)[None]).cpu()  # [ranks, tensors]
     usual = of_ranks.mode(dim=0).values
     odd_ranks = (of_ranks != usual).any(dim=1).nonzero().flatten().tolist()

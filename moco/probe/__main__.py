@@ -13,7 +13,6 @@ Exit codes (moco/errors.py): 0 done, 2 bad input, 3 numbers gone wrong.
 from __future__ import annotations
 
 import copy
-import functools
 import sys
 import time
 from collections.abc import Callable
@@ -26,7 +25,6 @@ from torch import nn
 from moco import distributed
 from moco.data.augment import Augment
 from moco.data.augment.recipes import find_recipe
-from moco.data.datasets import open_split
 from moco.data.source import Source, check_same_classes, hold_out, share_of_classes
 from moco.distributed.session import pick_device
 from moco.encoders import trunk
@@ -81,9 +79,8 @@ def probe(options: LinclsOptions, device: torch.device) -> int:
 
     # Data: crops and flips only, normalised as the encoder was pretrained.
     recipe = find_recipe(options.recipe)
-    read = functools.partial(open_split, options.data, options.dataset, loader=options.loader, cache=options.cache)
-    val = read(split="val")
-    train = val if options.evaluate else read(split="train")
+    val = options.open("val")
+    train = val if options.evaluate else options.open("train")
     check_same_classes(train, val)
     if len(val.classes) < 2:
         raise InputError(f"the data has one class, {val.classes[0]!r}: give at least two to tell apart")

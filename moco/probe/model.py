@@ -49,7 +49,9 @@ def build(
     MoCo's. On the trunk's features the first of them is the encoder's own."""
     assert options.arch and options.image_size  # resolved
     which = options.features_from
-    encoder = build_encoder(options.arch, classes if which == TRUNK else 1, image_size=options.image_size)
+    encoder = build_encoder(
+        options.arch, classes if which == TRUNK else 1, image_size=options.image_size, arguments=options.arch_arg
+    )
     loaded = load_trunk(encoder, origin) if origin else None
     if which == OUTPUT and not (origin and load_projection(encoder, origin)):
         raise InputError("--features-from output needs a checkpoint of pretraining: pass it as --pretrained")

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from itertools import product
 
 from moco.data.augment.recipes import RECIPES
-from moco.errors import InputError
+from moco.encoders import check_arch
+from moco.errors import InputError, flag
 from moco.run import flags
 from moco.run.options import CommonOptions, at_least, check_common, evaluation, positive, result, running
 
@@ -20,6 +21,9 @@ class LinclsOptions(CommonOptions):
     """Options of main_lincls.py."""
 
     arch: str | None = result(None, "encoder; default: the checkpoint's, else resnet50", "-a")
+    arch_arg: list[str] = result(
+        [], "argument of an encoder of your own; default: the checkpoint's (new)", action="append", metavar="NAME=VALUE"
+    )
     pretrained: str | None = result(None, "checkpoint of the encoder; without it the encoder is untrained")
     features_from: str = result(
         "trunk", "what is classified: trunk, output (the projection head's) or the name of a layer (new)",
@@ -93,11 +97,13 @@ def parse_lincls(argv: list[str] | None = None) -> LinclsOptions:
     say."""
     o = flags.parse(LinclsOptions, "Linear classification on frozen features.", argv)
     check_common(o)
+    if o.arch is not None:
+        check_arch(o.arch, o.arch_arg)
     positive(o, "train_fraction", "held_out", "lr_drop", "trunk_lr", "head_lr")
     at_least(o, 2, "folds")
     for name, most in (("train_fraction", 1.0), ("held_out", 0.5), ("lr_drop", 1.0)):
         if getattr(o, name) > most:
-            raise InputError(f"--{name.replace('_', '-')} must be at most {most:g}, not {getattr(o, name):g}")
+            raise InputError(f"{flag(name)} must be at most {most:g}, not {getattr(o, name):g}")
     if o.finetune and (o.sweep or o.cached or o.features_from != "trunk"):
         raise InputError("--finetune trains one classifier on the trunk: leave out --sweep, --cached, --features-from")
     if o.finetune and o.lr != _LR:

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from moco import distributed
 from moco.encoders import classifier_name
-from moco.encoders.files import EncoderFile, read_encoder
+from moco.encoders.files import EncoderFile, network_of, read_encoder
 from moco.encoders.preprocessing import suited
-from moco.errors import InputError
+from moco.errors import InputError, flag
 from moco.evaluate.layers import OUTPUT, TRUNK
 from moco.probe.options import LinclsOptions
 from moco.probe.training import Classifiers
@@ -66,18 +66,23 @@ def resolve(options: LinclsOptions, origin: EncoderFile | None, resumed: bool) -
         drawn = options.sweep or options.train_fraction < 1  # images were dealt out by the seed
         for name in _SAME + (("held_out", *(("seed",) if options.seed is not None else ())) if drawn else ()):
             if name in before and before[name] != getattr(options, name):
-                flag = f"--{name.replace('_', '-')} {before[name]}"
-                raise InputError(f"{origin.path} was trained with {flag}: pass the same, or another --output-dir")
+                raise InputError(
+                    f"{origin.path} was trained with {flag(name)} {before[name]}; pass the same,"
+                    " or another --output-dir"
+                )
     size, recipe = suited(options.dataset, before)
     seed = before.get("seed") if options.seed is None and resumed else options.seed
     seed = distributed.broadcast_object(random.SystemRandom().randrange(2**31) if seed is None else seed)
-    arch = options.arch or (origin.arch if origin else None) or "resnet50"
+    arch, arch_arg = options.arch or "resnet50", options.arch_arg
+    if origin and (origin.arch or options.arch):
+        arch, arch_arg = network_of(origin, options.arch, options.arch_arg)
     name = f"{origin.path.absolute().parent.name}-{origin.path.name.split('.')[0]}" if origin else "untrained"
-    folder = options.output_dir or os.path.join("runs", f"lincls-{options.dataset}-{arch.replace(':', '-')}-{name}")
+    folder = options.output_dir or os.path.join("runs", f"lincls-{options.dataset}-{arch}-{name}".replace(":", "-"))
     if options.resume is None and distributed.on_rank_0(lambda: os.path.exists(os.path.join(folder, LAST))):
         raise InputError(f"{folder} already holds a probe: pass --resume auto to go on, or another --output-dir")
     return dataclasses.replace(
-        options, arch=arch, image_size=options.image_size or size, recipe=options.recipe or recipe, seed=seed,
+        options, arch=arch, arch_arg=arch_arg, image_size=options.image_size or size,
+        recipe=options.recipe or recipe, seed=seed,
         output_dir=folder, pretrained=options.pretrained or (before.get("pretrained") if resumed else None),
     )  # fmt: skip
 

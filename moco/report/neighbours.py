@@ -7,7 +7,6 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,13 +16,14 @@ from PIL import Image, ImageOps
 
 from moco.data.augment import Augment
 from moco.data.augment.recipes import find_recipe
-from moco.data.datasets import has_split, open_split
 from moco.data.source import Source
 from moco.encoders import build_encoder, trunk
-from moco.encoders.files import load_trunk, read_encoder
+from moco.encoders.files import load_trunk, network_of, read_encoder
 from moco.encoders.preprocessing import suited
 from moco.errors import InputError
 from moco.evaluate.features import centre_crops, extract_features
+from moco.plugins import is_outside
+from moco.run.options import DataOptions
 
 THUMBNAIL = 72  # pixels a side
 
@@ -55,17 +55,21 @@ def grid(checkpoint: Path, options: Mapping[str, Any], queries: int, count: int 
     data, dataset = options.get("data"), str(options.get("dataset"))
     if data is not None and not Path(data).exists():
         raise InputError(f"the run's images are not at {data} any more: bring them back, or leave out --neighbours")
-    split = "val" if has_split(data, dataset, "val") else "train"
-    source = open_split(data, dataset, split, labels_required=False)
+    if is_outside(dataset):
+        raise InputError(
+            f"the run's images come from --dataset {dataset}, which is not imported; leave out --neighbours"
+        )
+    images = DataOptions(data=data, dataset=dataset, skip_bad_images=True)
+    source = images.open("val" if images.has("val") else "train", labels_required=False)
     size, recipe_name = suited(dataset, options)
     recipe, file = find_recipe(recipe_name), read_encoder(checkpoint)
-    encoder = build_encoder(file.arch or str(options["arch"]), 1, image_size=size)
+    arch, arch_arg = network_of(file, None, [])
+    encoder = build_encoder(arch, 1, image_size=size, arguments=arch_arg)
     load_trunk(encoder, file)
-    how = SimpleNamespace(data=data, dataset=dataset, loader="auto", workers=None, skip_bad_images=True)
-    images = centre_crops(source, recipe, size, how, torch.device("cpu"))
-    x, _ = extract_features(trunk(encoder), images, Augment(recipe.for_evaluation(), 0))
+    crops = centre_crops(source, recipe, size, images, torch.device("cpu"))
+    x, _ = extract_features(trunk(encoder), crops, Augment(recipe.for_evaluation(), 0))
     x = F.normalize(x, dim=1)
-    readable = [index for index in range(len(source)) if index not in images.bad]  # the images of the rows of x
+    readable = [index for index in range(len(source)) if index not in crops.bad]  # the images of the rows of x
     rows = []
     for query in np.unique(np.linspace(0, len(x) - 1, queries).round().astype(int)).tolist():
         similarity = x @ x[query]

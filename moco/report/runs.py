@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from moco.errors import InputError
-from moco.losses.table import HEADS
+from moco.losses.table import LOSSES
 from moco.pretrain.watch import COLLAPSED
 from moco.run.log import read_log
 
@@ -44,7 +44,7 @@ IDLE_WITHOUT = {
     "moco_unif_no_intra_batch": "moco_unif_w",
     "unif_global": "moco_unif_w",
 }
-OF_HEADS = {name for row in HEADS.values() for name in row.settings.values()} | IDLE_WITHOUT.keys()
+OF_HEADS = {name for row in LOSSES.values() for name in row.settings.values()} | IDLE_WITHOUT.keys()
 # What must be alike for two probes to measure the same
 PROBE_SETTINGS = (
     "features_from", "epochs", "batch_size", "optimizer", "lr", "schedule", "lr_drop", "momentum", "weight_decay",
@@ -79,7 +79,7 @@ class Encoder:
 
     def option(self, name: str) -> Any:
         """The option's value; None if the run lacks it, its head does not take it, or its term's weight is 0."""
-        value, row = self.options.get(name), HEADS.get(str(self.options.get("loss")))
+        value, row = self.options.get(name), LOSSES.get(str(self.options.get("loss")))
         if row is None or name not in OF_HEADS:
             return value
         taken, weight = row.settings.values(), IDLE_WITHOUT.get(name)

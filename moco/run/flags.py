@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import sys
 import types
 import typing
@@ -14,7 +13,7 @@ from typing import Any, NoReturn, TypeVar
 
 import yaml
 
-from moco.errors import InputError
+from moco.errors import InputError, did_you_mean, flag
 
 T = TypeVar("T")
 
@@ -30,10 +29,15 @@ _LAUNCH_FLAGS = {
 }
 
 
-def option(default: Any, help: str, *names: str, group: str, **argument: Any) -> Any:
-    """A field with its flag: `names` are further spellings beside --field-name; `argument` goes to add_argument."""
+def option(default: Any, help: str, *names: str, group: str, positional: bool = False, **argument: Any) -> Any:
+    """A field of a dataclass, with its flag.
+
+    names: further spellings beside --field-name. positional: no flag; the word is required. argument: for add_argument.
+    """
     make = {"default_factory": lambda: list(default)} if isinstance(default, list) else {"default": default}
-    return dataclasses.field(**make, metadata={"names": names, "help": help, "group": group, "argument": argument})
+    return dataclasses.field(**make, metadata={
+        "names": names, "help": help, "group": group, "positional": positional, "argument": argument
+    })  # fmt: skip
 
 
 class _Parser(argparse.ArgumentParser):
@@ -50,19 +54,22 @@ def build_parser(options: type, description: str) -> argparse.ArgumentParser:
     )
     hints = typing.get_type_hints(options)
     groups: dict[str, argparse._ArgumentGroup] = {}
-    for f in dataclasses.fields(options):
+    for f in sorted(dataclasses.fields(options), key=lambda field: field.name == "data"):  # the last positional
         argument = dict(f.metadata["argument"], help=f.metadata["help"])
         title = f.metadata["group"]
         group = groups[title] if title in groups else groups.setdefault(title, parser.add_argument_group(title))
         if f.name == "data":
             group.add_argument("data", nargs="?", **argument)
             continue
+        if f.metadata["positional"]:
+            group.add_argument(f.name, **argument)
+            continue
         argument["default"] = f.default_factory() if callable(f.default_factory) else f.default
         if hints[f.name] is bool:
             argument.setdefault("action", "store_true")
         else:
             argument.setdefault("type", _scalar_type(hints[f.name]))
-        group.add_argument("--" + f.name.replace("_", "-"), *f.metadata["names"], dest=f.name, **argument)
+        group.add_argument(flag(f.name), *f.metadata["names"], dest=f.name, **argument)
     return parser
 
 
@@ -85,14 +92,14 @@ def parse(options: type[T], description: str, argv: list[str] | None) -> T:
         parser.set_defaults(**_read_config(config, parser))
     namespace, unknown = parser.parse_known_args(argv)
     if unknown:
-        flag = unknown[0].split("=")[0]
-        if flag in _LAUNCH_FLAGS:
+        word = unknown[0].split("=")[0]
+        if word in _LAUNCH_FLAGS:
             raise InputError(
-                f"{flag} is gone: torchrun starts the processes. Use: torchrun --nproc_per_node=8"
+                f"{word} is gone: torchrun starts the processes. Use: torchrun --nproc_per_node=8"
                 f" {Path(parser.prog).name} ... (several nodes: add --nnodes, --rdzv-backend=c10d and --rdzv-endpoint)"
             )
         known = [name for action in parser._actions for name in action.option_strings]
-        raise InputError(f"unknown argument {flag}{_near(flag, known)} (see --help)")
+        raise InputError(f"unknown argument {word}{did_you_mean(word, known)} (see --help)")
     return options(**vars(namespace))
 
 
@@ -113,7 +120,7 @@ def _read_config(path: str, parser: argparse.ArgumentParser) -> dict[str, Any]:
     named = [str(key).replace("-", "_") for key in settings]
     for name, value in zip(named, settings.values(), strict=True):
         if name not in actions:
-            raise InputError(f"--config {path}: there is no option '{name}'{_near(name, list(actions))}")
+            raise InputError(f"--config {path}: there is no option '{name}'{did_you_mean(name, actions)}")
         words += _typed(actions[name], value, path)
     try:
         parsed = vars(parser.parse_args(words))
@@ -134,6 +141,8 @@ def _typed(action: argparse.Action, value: Any, path: str) -> list[str]:
         return [action.option_strings[0]] if value else []
     if action.nargs == 0:
         raise InputError(f"--config {path}: '{action.dest}' takes true or false, not {value}")
+    if isinstance(action, argparse._AppendAction) and isinstance(value, list):
+        return [f"{action.option_strings[0]}={one}" for one in value]
     if isinstance(value, (list, dict)) and action.nargs != "*":
         raise InputError(f"--config {path}: '{action.dest}' takes one value, not {value}")
     values = [str(v) for v in (value if isinstance(value, list) else [value])]
@@ -142,8 +151,3 @@ def _typed(action: argparse.Action, value: Any, path: str) -> list[str]:
     if len(values) == 1 and action.nargs is None:
         return [f"{action.option_strings[0]}={values[0]}"]  # one word, so that a value may begin with a dash
     return [action.option_strings[0], *values]
-
-
-def _near(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, 3)
-    return f"; near: {', '.join(close)}" if close else ""

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from moco.data.datasets import DATASETS, LOADERS
-from moco.data.source import CACHES
-from moco.errors import InputError
+from moco.data.datasets import DATASETS, LOADERS, has_split, open_split
+from moco.data.source import CACHES, Source
+from moco.errors import InputError, flag
+from moco.plugins import check_unused, find, is_outside, known_or_outside
 from moco.run import flags
 from moco.schedules import curve_points
 
@@ -26,16 +27,18 @@ result, evaluation, running = (partial(flags.option, group=title) for title in (
 
 
 @dataclass(frozen=True)
-class CommonOptions:
-    """Options of both mains."""
+class DataOptions:
+    """Options of every command that reads images."""
 
     data: str | None = result(None, "folder with train/ and val/, a .beton file, or where a --dataset lies or goes")
-    dataset: str = result("folder", "which data (new)", choices=DATASETS)
-    image_size: int | None = result(None, "side of the square crops in pixels; default: the data set's usual one (new)")
-    seed: int | None = result(None, "seed of everything random; default: drawn at the start, and saved")
-    deterministic: bool = result(
-        False, "only deterministic kernels: bit-identical runs on a GPU too, at some cost (new)"
+    dataset: str = result(
+        "folder", f"{', '.join(DATASETS)}, or your own module:factory (new)",
+        type=known_or_outside("--dataset", DATASETS), metavar="NAME",
+    )  # fmt: skip
+    dataset_arg: list[str] = result(
+        [], "argument of a data set of your own; may be repeated (new)", action="append", metavar="NAME=VALUE"
     )
+    image_size: int | None = result(None, "side of the square crops in pixels; default: the data set's usual one (new)")
     skip_bad_images: bool = result(False, "leave out images that cannot be read, and count them (new)")
     workers: int | None = running(
         None, "decoding threads of a node, capped to the CPUs it may use; default: as many as these", "-j"
@@ -44,7 +47,45 @@ class CommonOptions:
     cache: str = running(
         "os", "a .beton file's pages: all held in memory, left to the system, or let go after use (new)", choices=CACHES
     )
-    device: str = running("auto", "where to train: cuda if there is one (new)", choices=("auto", "cuda", "cpu"))
+    device: str = running("auto", "where to compute: cuda if there is one (new)", choices=("auto", "cuda", "cpu"))
+
+    def open(self, split: str, labels_required: bool = True) -> Source:
+        """The source of 'train' or 'val'. InputError as `open_split`."""
+        return open_split(
+            self.data,
+            self.dataset,
+            split,
+            loader=self.loader,
+            cache=self.cache,
+            labels_required=labels_required,
+            arguments=self.dataset_arg,
+        )
+
+    def has(self, split: str) -> bool:
+        """Whether there is such a split."""
+        return has_split(self.data, self.dataset, split, self.dataset_arg)
+
+
+def check_data(o: DataOptions) -> None:
+    """InputError if the options name no images."""
+    if o.dataset in ("folder", "imagenet100") and o.data is None:
+        raise InputError(
+            "say where the images are: a folder with train/ and val/, or --dataset digits for the embedded data"
+        )
+    check_unused("--dataset", o.dataset, o.dataset_arg)
+    if is_outside(o.dataset):
+        find("--dataset", o.dataset, o.dataset_arg, "train", o.data)
+    at_least(o, 1, "workers", "image_size")
+
+
+@dataclass(frozen=True)
+class CommonOptions(DataOptions):
+    """Options of both mains."""
+
+    seed: int | None = result(None, "seed of everything random; default: drawn at the start, and saved")
+    deterministic: bool = result(
+        False, "only deterministic kernels: bit-identical runs on a GPU too, at some cost (new)"
+    )
     print_freq: int = running(10, "steps between two log lines", "-p")
     output_dir: str = running("", "where checkpoints, logs and options go; default: a name under runs/ (new)")
     config: str | None = running(None, "YAML file with defaults: option name: value. Flags override it (new)")
@@ -53,11 +94,8 @@ class CommonOptions:
 
 def check_common(o: Any) -> None:
     """Checks the options of both mains. InputError."""
-    if o.dataset in ("folder", "imagenet100") and o.data is None:
-        raise InputError(
-            "say where the images are: a folder with train/ and val/, or --dataset digits for the embedded data"
-        )
-    at_least(o, 1, "epochs", "batch_size", "print_freq", "workers", "image_size")
+    check_data(o)
+    at_least(o, 1, "epochs", "batch_size", "print_freq")
     at_least(o, 0, "start_epoch", "momentum", "weight_decay", "seed")
     positive(o, "lr")
     if o.seed is not None and o.seed >= 2**63:
@@ -68,7 +106,7 @@ def at_least(o: Any, least: float, *names: str) -> None:
     for name in names:
         value = getattr(o, name)
         if value is not None and not (math.isfinite(value) and value >= least):
-            raise InputError(f"--{name.replace('_', '-')} must be at least {least:g}, not {value:g}")
+            raise InputError(f"{flag(name)} must be at least {least:g}, not {value:g}")
 
 
 def positive(o: Any, *names: str) -> None:
@@ -76,7 +114,7 @@ def positive(o: Any, *names: str) -> None:
         setting = getattr(o, name)
         for value in [value for _, value in curve_points(setting)] if isinstance(setting, str) else [setting]:
             if value is not None and not (math.isfinite(value) and value > 0):
-                raise InputError(f"--{name.replace('_', '-')} must be greater than 0, not {value:g}")
+                raise InputError(f"{flag(name)} must be greater than 0, not {value:g}")
 
 
 def result_options(options: type[CommonOptions]) -> list[str]:

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -36,15 +36,16 @@ from moco.distributed.shuffle import RowShuffle
 from moco.encoders import build_encoder
 from moco.errors import InputError
 from moco.evaluate.online import OnlineEvaluator
-from moco.losses import LossOutput, WeightedHead, align_loss, contrastive_loss, uniform_loss
-from moco.losses.debiased import DebiasedHead
-from moco.losses.hard import HardContrastiveHead, SimpleHead
-from moco.losses.in_batch import InBatchHead
-from moco.losses.supcon import SupConHead
+from moco.losses import LossOutput, WeightedLoss, align_loss, contrastive_loss, uniform_loss
+from moco.losses.debiased import DebiasedLoss
+from moco.losses.hard import HardContrastiveLoss, SimpleLoss
+from moco.losses.in_batch import InBatchLoss
+from moco.losses.supcon import SupConLoss
 from moco.pretrain.reference import ReferenceMoCo
 from moco.pretrain.step import TrainingStep
 from moco.randomness import permutation
 from moco.run.meter import Meter
+from moco.run.options import DataOptions
 from tests.reliability.runs import free_port
 
 CPU = torch.device("cpu")
@@ -83,6 +84,7 @@ def made_up(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> T
 
 
 # -- rows that travel --------------------------------------------------------------------------------------------------
+
 
 @check
 def rows_are_gathered_in_rank_order() -> None:
@@ -134,6 +136,7 @@ def shuffle_within_a_rank_stays_there() -> None:
 
 
 # -- small things that ranks tell each other ---------------------------------------------------------------------------
+
 
 @check
 def sums_flags_and_objects() -> None:
@@ -197,14 +200,14 @@ def meters_weigh_every_sample_the_same() -> None:
 DIM, LENGTH = 4, 6
 
 
-def spread(head: Any, sizes: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+def spread(loss: Any, sizes: list[int]) -> tuple[Tensor, Tensor, Tensor]:
     """The loss over all samples, and this rank's rows of its gradient to the raw queries and keys, as DDP would
     make it:
     each rank weights its loss by its share of the samples, and the gradients are averaged."""
     total = sum(sizes)
     raw_q, raw_k = (made_up(total, DIM, seed=s)[mine(sizes)].requires_grad_() for s in (1, 2))
     queue = F.normalize(made_up(DIM, LENGTH, seed=3), dim=0)
-    loss = head(F.normalize(raw_q, dim=1), F.normalize(raw_k, dim=1), queue).loss
+    loss = loss(F.normalize(raw_q, dim=1), F.normalize(raw_k, dim=1), queue).loss
     (loss * (sizes[rank()] * world_size() / total)).backward()
     grads = [torch.zeros_like(raw_q) if x.grad is None else x.grad / world_size() for x in (raw_q, raw_k)]
     return distributed.all_reduce_sum(loss * sizes[rank()] / total), grads[0], grads[1]
@@ -221,11 +224,11 @@ def joined(loss: Callable[[Tensor, Tensor, Tensor], Tensor], sizes: list[int]) -
 
 
 @check
-def per_anchor_heads_equal_one_process() -> None:
+def per_anchor_losses_equal_one_process() -> None:
     for sizes in batches():
-        head = WeightedHead(0.5, 0.2, 3.0, 1.5)
+        loss = WeightedLoss(0.5, 0.2, 3.0, 1.5)
         torch.testing.assert_close(
-            spread(head, sizes),
+            spread(loss, sizes),
             joined(lambda q, k, queue: 0.5 * contrastive_loss(q, k, queue, 0.2) + 3 * align_loss(q, k, 1.5), sizes),
             **EXACT,
         )
@@ -246,7 +249,7 @@ def uniformity_is_the_mean_of_the_ranks_losses() -> None:
                 )
 
             torch.testing.assert_close(
-                spread(WeightedHead(0.0, unif_w=1.0, unif_t=2.0, intra_batch=intra_batch), sizes),
+                spread(WeightedLoss(0.0, unif_w=1.0, unif_t=2.0, intra_batch=intra_batch), sizes),
                 joined(means, sizes),
                 **EXACT,
             )
@@ -257,40 +260,40 @@ def global_uniformity_equals_one_process() -> None:
     """Pairs of queries on different ranks included, each counted once."""
 
     def alone(q: Tensor, k: Tensor, queue: Tensor) -> Tensor:
-        return WeightedHead(0.25, 0.3, 2.0, 2.0, 1.0, 3.0, True)(q, k, queue).loss
+        return WeightedLoss(0.25, 0.3, 2.0, 2.0, 1.0, 3.0, True)(q, k, queue).loss
 
     for sizes in batches():
         for intra_batch in (True, False):
-            head = WeightedHead(0.0, unif_w=1.0, unif_t=2.0, intra_batch=intra_batch, across=GlobalBatch(sizes))
+            loss = WeightedLoss(0.0, unif_w=1.0, unif_t=2.0, intra_batch=intra_batch, across=GlobalBatch(sizes))
             one = joined(lambda q, k, queue, intra=intra_batch: uniform_loss(q, queue, 2.0, intra), sizes)
-            torch.testing.assert_close(spread(head, sizes), one, **EXACT)
-        mixed = WeightedHead(0.25, 0.3, 2.0, 2.0, 1.0, 3.0, True, GlobalBatch(sizes))
+            torch.testing.assert_close(spread(loss, sizes), one, **EXACT)
+        mixed = WeightedLoss(0.25, 0.3, 2.0, 2.0, 1.0, 3.0, True, GlobalBatch(sizes))
         torch.testing.assert_close(spread(mixed, sizes), joined(alone, sizes), **EXACT)
     # without sizes the shares are taken to be equal
     even = [2] * world_size()
-    head = WeightedHead(0.0, unif_w=1.0, unif_t=2.0, across=GlobalBatch())
+    loss = WeightedLoss(0.0, unif_w=1.0, unif_t=2.0, across=GlobalBatch())
     torch.testing.assert_close(
-        spread(head, even), joined(lambda q, k, queue: uniform_loss(q, queue, 2.0), even), **EXACT
+        spread(loss, even), joined(lambda q, k, queue: uniform_loss(q, queue, 2.0), even), **EXACT
     )
 
 
 @check
-def heads_without_a_queue_equal_one_process() -> None:
+def losses_without_a_queue_equal_one_process() -> None:
     """Negatives and pairs on other ranks included, with gradients to both ends, and uneven shares."""
     for sizes in batches():
         for w in ((1.0, 0.0, 0.0), (0.0, 3.0, 1.0), (0.5, 1.0, 2.0)):
-            alone = InBatchHead(w[0], 0.2, w[1], 1.5, w[2], 2.0)
+            alone = InBatchLoss(w[0], 0.2, w[1], 1.5, w[2], 2.0)
             several = dataclasses.replace(alone, across=GlobalBatch(sizes))
-            one = joined(lambda q, k, queue, head=alone: head(q, k, queue).loss, sizes)
+            one = joined(lambda q, k, queue, alone=alone: alone(q, k, queue).loss, sizes)
             torch.testing.assert_close(spread(several, sizes), one, **EXACT)
 
 
 @check
-def heads_of_each_query_by_itself_equal_one_process() -> None:
-    for head in (HardContrastiveHead(0.2, 0.4), SimpleHead(1.0, 0.4), DebiasedHead(0.5, 0.1, 1.0)):
+def losses_of_each_query_by_itself_equal_one_process() -> None:
+    for loss in (HardContrastiveLoss(0.2, 0.4), SimpleLoss(1.0, 0.4), DebiasedLoss(0.5, 0.1, 1.0)):
         for sizes in batches():
-            one = joined(lambda q, k, queue, head=head: head(q, k, queue).loss, sizes)
-            torch.testing.assert_close(spread(head, sizes), one, **EXACT)
+            one = joined(lambda q, k, queue, loss=loss: loss(q, k, queue).loss, sizes)
+            torch.testing.assert_close(spread(loss, sizes), one, **EXACT)
 
 
 # -- whole training steps ----------------------------------------------------------------------------------------------
@@ -317,7 +320,7 @@ def augment(crops: Tensor, index: Tensor, epoch: int, view: int) -> Tensor:
 
 
 def training_step(
-    head: Any,
+    loss: Any,
     across: GlobalBatch,
     bn: str | None = None,
     encoder: nn.Module | None = None,
@@ -328,7 +331,7 @@ def training_step(
     torch.manual_seed(11)
     model = kind(encoder or Net(), dim=DIM, K=K, m=0.5, bn=bn, bn_group_size=2, seed=3)
     optimizer = torch.optim.SGD(model.parameters(), 0.3, momentum=0.9, weight_decay=1e-2, fused=True)
-    return TrainingStep(distributed.data_parallel(model, CPU), head, optimizer, augment, across, **arguments)
+    return TrainingStep(distributed.data_parallel(model, CPU), loss, optimizer, augment, across, **arguments)
 
 
 def batch(step: int, total: int, part: slice) -> Batch:
@@ -380,18 +383,45 @@ def rounds() -> list[list[int]]:
 def training_with_infonce_equals_one_process() -> None:
     """Shuffle included: without BatchNorm the company of a key does not matter, and keys must find their way back."""
     for arguments in ({}, {"grad_clip": 0.05}):
-        several = training_step(WeightedHead(), GlobalBatch(), "shuffle", **arguments)
+        several = training_step(WeightedLoss(), GlobalBatch(), "shuffle", **arguments)
         with one_process():
-            one = training_step(WeightedHead(), GlobalBatch(), "local", **arguments)
+            one = training_step(WeightedLoss(), GlobalBatch(), "local", **arguments)
         assert_equal_training(several, one, rounds())
+
+
+class Learned(nn.Module):
+    """A loss with a trained temperature, and the mean similarity of its samples as a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(3.0))
+        self.register_buffer("similarity", torch.tensor(0.0))
+
+    def forward(self, q: Tensor, k: Tensor, queue: Tensor, labels: Tensor, queue_labels: Tensor) -> LossOutput:
+        self.similarity.copy_((q * k).sum(1).mean().detach())
+        return LossOutput(contrastive_loss(self.scale * q, k, queue, 1.0), {})
+
+
+@check
+def a_loss_with_state_equals_one_process() -> None:
+    """Its parameter's gradient is the mean over all samples, also of uneven parts; its buffer the mean over ranks."""
+    several = training_step(Learned(), GlobalBatch(), "shuffle", accum_steps=2)
+    with one_process():
+        one = training_step(Learned(), GlobalBatch(), "local", accum_steps=2)
+    for step in (several, one):
+        step.optimizer.add_param_group({"params": step.loss_state.parameters, "momentum": 0.0})
+    assert_equal_training(several, one, [[2] * world_size(), shares(2 * world_size() + 1, world_size())])
+    torch.testing.assert_close(several.loss.scale, one.loss.scale, **CLOSE)  # type: ignore[attr-defined]
+    assert abs(several.loss.scale.item() - 3) > 1e-3  # type: ignore[attr-defined]
+    assert distributed.gather_objects(several.loss.similarity.item())[0] == several.loss.similarity.item()  # type: ignore[attr-defined]
 
 
 @check
 def accumulated_steps_equal_one_process_on_the_whole_batch() -> None:
-    head = WeightedHead(1.0, 0.2, 1.0)
-    several = training_step(head, GlobalBatch(), "shuffle", accum_steps=2)
+    loss = WeightedLoss(1.0, 0.2, 1.0)
+    several = training_step(loss, GlobalBatch(), "shuffle", accum_steps=2)
     with one_process():
-        one = training_step(head, GlobalBatch(), "local")
+        one = training_step(loss, GlobalBatch(), "local")
     sizes = [shares(n, world_size()) for n in (2 * world_size() + 1, 3 * world_size() - 1)]
     assert_equal_training(several, one, [*sizes, *sizes])
 
@@ -401,9 +431,9 @@ def symmetric_training_equals_one_process() -> None:
     """The queue too: view 1's keys of all ranks, then view 0's. With labels from all ranks, and in parts."""
     for arguments in ({}, {"accum_steps": 2}):
         sizes = [shares(n, world_size()) for n in (2 * world_size() + 1, 3 * world_size() - 1)] * 2
-        several = training_step(SupConHead(0.2), GlobalBatch(), "shuffle", symmetric=True, **arguments)
+        several = training_step(SupConLoss(0.2), GlobalBatch(), "shuffle", symmetric=True, **arguments)
         with one_process():
-            one = training_step(SupConHead(0.2), GlobalBatch(), "local", symmetric=True)
+            one = training_step(SupConLoss(0.2), GlobalBatch(), "local", symmetric=True)
         assert_equal_training(several, one, sizes)
 
 
@@ -411,21 +441,21 @@ def symmetric_training_equals_one_process() -> None:
 def training_without_a_queue_equals_one_process() -> None:
     for w in ((1.0, 0.0, 0.0), (0.0, 3.0, 1.0)):
         across = GlobalBatch()
-        several = training_step(InBatchHead(w[0], 0.2, w[1], 2.0, w[2], 2.0, across=across), across, K=0)
+        several = training_step(InBatchLoss(w[0], 0.2, w[1], 2.0, w[2], 2.0, across=across), across, K=0)
         with one_process():
-            one = training_step(InBatchHead(w[0], 0.2, w[1], 2.0, w[2], 2.0), GlobalBatch(), K=0)
+            one = training_step(InBatchLoss(w[0], 0.2, w[1], 2.0, w[2], 2.0), GlobalBatch(), K=0)
         assert_equal_training(several, one, rounds())
 
 
 class MeanOfParts:
     """One process that computes what several do: a loss per share of the batch, weighted by its samples."""
 
-    def __init__(self, head: WeightedHead, rounds: list[list[int]]) -> None:
-        self.head, self.sizes = head, {sum(sizes): sizes for sizes in rounds}
+    def __init__(self, loss: WeightedLoss, rounds: list[list[int]]) -> None:
+        self.loss, self.sizes = loss, {sum(sizes): sizes for sizes in rounds}
 
     def __call__(self, q: Tensor, k: Tensor, queue: Tensor, labels: Any = None, queue_labels: Any = None) -> LossOutput:
         sizes = self.sizes[len(q)]
-        outputs = [self.head(*part, queue) for part in zip(q.split(sizes), k.split(sizes), strict=True)]
+        outputs = [self.loss(*part, queue) for part in zip(q.split(sizes), k.split(sizes), strict=True)]
         shares_of = torch.tensor(sizes) / len(q)
         loss = torch.stack([out.loss for out in outputs]) @ shares_of
         return LossOutput(
@@ -435,16 +465,16 @@ class MeanOfParts:
 
 @check
 def training_with_align_uniform_equals_one_process() -> None:
-    head = WeightedHead(0.0, align_w=3.0, unif_w=1.0)
-    several, parts = training_step(head, GlobalBatch(), "shuffle"), MeanOfParts(head, rounds())
+    loss = WeightedLoss(0.0, align_w=3.0, unif_w=1.0)
+    several, parts = training_step(loss, GlobalBatch(), "shuffle"), MeanOfParts(loss, rounds())
     with one_process():
         one = training_step(parts, GlobalBatch(), "local")
     assert_equal_training(several, one, rounds())
 
     across = GlobalBatch()
-    several = training_step(WeightedHead(0.0, align_w=3.0, unif_w=1.0, across=across), across, "shuffle")
+    several = training_step(WeightedLoss(0.0, align_w=3.0, unif_w=1.0, across=across), across, "shuffle")
     with one_process():
-        one = training_step(head, GlobalBatch(), "local")
+        one = training_step(loss, GlobalBatch(), "local")
     assert_equal_training(several, one, rounds())
 
 
@@ -453,7 +483,7 @@ def queue_and_weights_are_the_same_bits_on_all_ranks() -> None:
     """With BatchNorm and uneven shares; only BatchNorm's statistics are each rank's own."""
     for bn in ("shuffle", "split", "local"):
         encoder = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 9, DIM))
-        step = training_step(WeightedHead(1.0, 0.2, 1.0, 2.0, 1.0), GlobalBatch(), bn, encoder)
+        step = training_step(WeightedLoss(1.0, 0.2, 1.0, 2.0, 1.0), GlobalBatch(), bn, encoder)
         train(step, rounds())
         names = [name for name in state(step) if "running_" not in name]
         for name in names:
@@ -472,7 +502,7 @@ def key_images_are_spread_over_the_ranks() -> None:
     sizes = batches()[1]
     orders = []
     for bn in ("shuffle", "split", "local"):
-        step = training_step(WeightedHead(), GlobalBatch(), bn)
+        step = training_step(WeightedLoss(), GlobalBatch(), bn)
         for number in range(2):
             part = batch(number, sum(sizes), mine(sizes))
             step(part, 0, sizes)
@@ -502,7 +532,7 @@ def slow_shuffle_equals_the_fast_one() -> None:
             torch.manual_seed(5)
             for p in encoder.parameters():
                 torch.nn.init.normal_(p)
-            both.append(training_step(WeightedHead(), GlobalBatch(), bn, encoder, kind))
+            both.append(training_step(WeightedLoss(), GlobalBatch(), bn, encoder, kind))
         for step in both:
             train(step, rounds()[:1])
         assert both[0].moco.queue.equal(both[1].moco.queue), bn
@@ -513,7 +543,7 @@ def slow_shuffle_equals_the_fast_one() -> None:
 
 @check
 def permutations_within_ranks_differ_between_them() -> None:
-    step = training_step(WeightedHead(), GlobalBatch(), "split")
+    step = training_step(WeightedLoss(), GlobalBatch(), "split")
     step(batch(0, 8 * world_size(), mine([8] * world_size())), 0, [8] * world_size())
     sizes = [8] * world_size()
     part = batch(0, sum(sizes), mine(sizes))
@@ -526,7 +556,7 @@ def permutations_within_ranks_differ_between_them() -> None:
 def ranks_log_the_same_names_when_one_has_a_single_sample() -> None:
     """Uniformity needs two; a rank without it would wait for a sum of another length."""
     sizes = shares(world_size() + 1, world_size())
-    step = training_step(WeightedHead(), GlobalBatch())
+    step = training_step(WeightedLoss(), GlobalBatch())
     _, measured = step(batch(0, sum(sizes), mine(sizes)), 0, sizes, measure=True)
     names = distributed.gather_objects(list(measured))
     assert all(own == names[0] for own in names), names
@@ -534,7 +564,7 @@ def ranks_log_the_same_names_when_one_has_a_single_sample() -> None:
 
 @check
 def a_bad_gradient_on_one_rank_stops_the_step_on_all() -> None:
-    class Sick(WeightedHead):
+    class Sick(WeightedLoss):
         def __call__(self, q: Tensor, *arguments: Any, **named: Any) -> LossOutput:
             loss, logs = super().__call__(q, *arguments, **named)
             return LossOutput(
@@ -548,11 +578,12 @@ def a_bad_gradient_on_one_rank_stops_the_step_on_all() -> None:
         step(batch(number, sum(sizes), mine(sizes)), 0, sizes)
         same = all(value.equal(before[name]) for name, value in step.moco.encoder_q.named_parameters())
         assert same == (number == 1)
-        assert step.not_applied() == (int(number >= 1), 2 if number == 1 else 0)
+        assert step.guard.not_applied() == (int(number >= 1), 2 if number == 1 else 0)
     assert all(value.isfinite().all() for value in state(step).values())
 
 
 # -- evaluation --------------------------------------------------------------------------------------------------------
+
 
 @check
 def online_figures_are_those_of_one_process() -> None:
@@ -565,13 +596,13 @@ def online_figures_are_those_of_one_process() -> None:
     torch.manual_seed(0)
     encoder = build_encoder("smallcnn", 6).train()
     encoder(made_up(16, 3, 8, 8, seed=rank(), dtype=torch.float32))  # other statistics on every rank
-    options = SimpleNamespace(
-        workers=1, skip_bad_images=False, image_size=8, recipe="digits", seed=3, knn_k=3, knn_t=0.1
+    make = functools.partial(
+        OnlineEvaluator, images(11), images(5), DataOptions(workers=1), CPU, recipe="digits", size=8, seed=3, k=3
     )
-    evaluator = OnlineEvaluator(images(11), images(5), options, CPU)
+    evaluator = make()
     got = dict(evaluator(encoder))
     with one_process():
-        expected = dict(OnlineEvaluator(images(11), images(5), options, CPU)(encoder))
+        expected = dict(make()(encoder))
     assert got.keys() == expected.keys() and len(got) == 4
     assert all(got[name] == pytest.approx(value, abs=1e-5) for name, value in expected.items()), (got, expected)
     assert distributed.gather_objects(got) == [got] * world_size()

@@ -16,6 +16,7 @@ from moco.data.source import ArraySource
 from moco.encoders import build_encoder, feature_dim, trunk
 from moco.errors import NumericsError
 from moco.evaluate.features import centre_crops, encode, eval_mode, extract_features, settle_batchnorm
+from moco.run.options import DataOptions
 
 SIZE, CLASSES = 8, 3
 CPU = torch.device("cpu")
@@ -31,10 +32,8 @@ def source(n: int, seed: int = 0, labels: list[int] | None = None) -> ArraySourc
     return ArraySource(images.astype(np.uint8), y, [f"class{c}" for c in range(CLASSES)], "made up")
 
 
-def settings(**changed: object) -> SimpleNamespace:
-    given = dict(data=None, dataset="digits", loader="auto", cache="os", workers=1, skip_bad_images=False,
-                 image_size=SIZE, recipe="digits", seed=3, eval_freq=2, knn_k=5, knn_t=0.1)  # fmt: skip
-    return SimpleNamespace(**{**given, **changed})
+def settings() -> DataOptions:
+    return DataOptions(dataset="digits", workers=1)
 
 
 def encoder(seed: int = 0) -> nn.Module:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
 
 from moco import metrics
+from moco.data.source import ArraySource
 from moco.encoders import trunk
 from moco.errors import InputError
 from moco.evaluate.features import encode, eval_mode
 from moco.evaluate.online import OnlineEvaluator
-from tests.evaluate.test_features import CLASSES, CPU, encoder, normalised, settings, source
+from tests.evaluate.test_features import CLASSES, CPU, SIZE, encoder, normalised, settings, source
+
+
+def evaluator_of(train: ArraySource, val: ArraySource, seed: int = 3) -> OnlineEvaluator:
+    return OnlineEvaluator(train, val, settings(), CPU, recipe="digits", size=SIZE, seed=seed, k=5)
 
 
 def test_online_figures_are_the_metrics_of_the_features() -> None:
@@ -21,7 +24,7 @@ def test_online_figures_are_the_metrics_of_the_features() -> None:
     with torch.no_grad(), eval_mode(net):
         bank, features = (F.normalize(trunk(net)(normalised(s)), dim=1) for s in (train, val))
         outputs = F.normalize(net(normalised(val)), dim=1)
-    got = dict(OnlineEvaluator(train, val, settings(), CPU)(net))
+    got = dict(evaluator_of(train, val)(net))
     assert list(got) == ["knn_top1", "val_alignment", "val_uniformity", "val_tolerance"]
     y, val_y = torch.from_numpy(train.labels), torch.from_numpy(val.labels)
     assert got["knn_top1"] == pytest.approx(metrics.knn_accuracy(bank, y, features, val_y, CLASSES, k=5, t=0.1).item())
@@ -32,7 +35,7 @@ def test_online_figures_are_the_metrics_of_the_features() -> None:
 
 def test_alignment_is_of_two_different_views_that_stay_the_same() -> None:
     train, val, net = source(12), source(9, seed=1), encoder()
-    evaluator = OnlineEvaluator(train, val, settings(), CPU)
+    evaluator = evaluator_of(train, val)
     first, second = dict(evaluator(net)), dict(evaluator(net))
     assert first == second
     views, _ = encode(net, evaluator.pairs, evaluator.augment)
@@ -40,21 +43,21 @@ def test_alignment_is_of_two_different_views_that_stay_the_same() -> None:
     assert not torch.equal(views[:, 0], views[:, 1])
     q, k = F.normalize(views, dim=2).unbind(1)
     assert first["val_alignment"] == pytest.approx((q - k).square().sum(1).mean().item(), rel=1e-5)
-    other = dict(OnlineEvaluator(train, val, settings(seed=4), CPU)(net))
+    other = dict(evaluator_of(train, val, seed=4)(net))
     assert other["val_alignment"] != first["val_alignment"]
 
 
 def test_without_labels_only_what_needs_none_is_measured() -> None:
     blank = source(10, labels=[0] * 10)
     blank.labels[:] = -1
-    got = dict(OnlineEvaluator(blank, blank, settings(), CPU)(encoder()))
+    got = dict(evaluator_of(blank, blank)(encoder()))
     assert list(got) == ["val_alignment", "val_uniformity"]
 
 
 def test_partly_labelled_training_images_give_a_labelled_bank() -> None:
     train = source(40)
     train.labels[::2] = -1
-    evaluator = OnlineEvaluator(train, source(9, seed=1), settings(), CPU)
+    evaluator = evaluator_of(train, source(9, seed=1))
     assert evaluator.bank is not None
     assert len(evaluator.bank.source) == 20
     assert "knn_top1" in dict(evaluator(encoder()))
@@ -64,15 +67,4 @@ def test_classes_that_differ_are_refused_before_training() -> None:
     val = source(9)
     val.classes = ["class0", "class1", "bird"]
     with pytest.raises(InputError, match="bird"):
-        OnlineEvaluator(source(9), val, settings(), CPU)
-
-
-def test_how_often(tmp_path: Path) -> None:
-    train = source(9)
-    assert OnlineEvaluator.for_pretraining(settings(eval_freq=0), train, CPU) is None
-    assert (
-        OnlineEvaluator.for_pretraining(settings(dataset="folder", data=str(tmp_path), eval_freq=None), train, CPU)
-        is None
-    )
-    with pytest.raises(InputError, match="val"):
-        OnlineEvaluator.for_pretraining(settings(dataset="folder", data=str(tmp_path), eval_freq=1), train, CPU)
+        evaluator_of(source(9), val)

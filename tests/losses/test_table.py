@@ -1,4 +1,4 @@
-"""Every row of the head table against loops over pairs (tests/oracles.py), closed forms and numerical gradients; what
+"""Every row of the loss table against loops over pairs (tests/oracles.py), closed forms and numerical gradients; what
 the command line makes of it; and what it refuses."""
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from torch import Tensor
 
 from moco.distributed.global_batch import GlobalBatch
 from moco.errors import InputError
-from moco.losses import WeightedHead, contrastive_loss, hard as hardness, supcon, table as heads
-from moco.losses.debiased import DebiasedHead, debiased_loss
-from moco.losses.hard import HardContrastiveHead, SimpleHead, hard_contrastive_loss, hard_count, simple_loss
-from moco.losses.in_batch import InBatchHead
-from moco.losses.supcon import SupConHead, supcon_loss
-from moco.pretrain.options import PretrainOptions, loss_head, parse_pretrain
+from moco.losses import WeightedLoss, contrastive_loss, hard as hardness, supcon, table
+from moco.losses.debiased import DebiasedLoss, debiased_loss
+from moco.losses.hard import HardContrastiveLoss, SimpleLoss, hard_contrastive_loss, hard_count, simple_loss
+from moco.losses.in_batch import InBatchLoss
+from moco.losses.supcon import SupConLoss, supcon_loss
+from moco.losses.table import make_loss
+from moco.pretrain.options import PretrainOptions, parse_pretrain
 from tests import oracles
 from tests.losses.test_weighted import EXACT, assert_same_value_and_gradients, made_up, seeds, sizes
 
@@ -39,6 +40,7 @@ def features(n: int, length: int, dim: int, seed: int = 0) -> tuple[Tensor, Tens
 
 
 # -- the formulas ------------------------------------------------------------------------------------------------------
+
 
 @given(
     shape=sizes, seed=seeds, temperature=st.sampled_from([0.07, 0.3, 1.0]), share=st.sampled_from([0.01, 0.3, 0.5, 1.0])
@@ -106,63 +108,63 @@ HEADS_AS_CALLED: dict[str, Callable[..., Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("loss", heads.HEADS)
+@pytest.mark.parametrize("loss", table.LOSSES)
 def test_defaults_are_those_of_the_papers(loss: str) -> None:
     """From the command line: T .5, τ⁺ .1, β 1; α .0819; elsewhere MoCo's temperature."""
     q, k, queue = features(3, 40, 5)
     labels, queue_labels = torch.tensor([1, 0, -1]), torch.arange(40) % 4 - 1
-    out = loss_head(parse_pretrain(["folder", "--loss", loss]))(q, k, queue, labels, queue_labels)
+    out = make_loss(parse_pretrain(["folder", "--loss", loss]))(q, k, queue, labels, queue_labels)
     torch.testing.assert_close(out.loss, HEADS_AS_CALLED[loss](q, k, queue, labels, queue_labels), **EXACT)
     assert not any(value.requires_grad for value in out.logs.values())
 
 
-@pytest.mark.parametrize("loss", heads.HEADS)
+@pytest.mark.parametrize("loss", table.LOSSES)
 def test_gradcheck(loss: str) -> None:
-    head = loss_head(parse_pretrain(["folder", "--loss", loss, "--moco-t", "0.3", "--moco-hard-alpha", "0.4"]))
+    loss = make_loss(parse_pretrain(["folder", "--loss", loss, "--moco-t", "0.3", "--moco-hard-alpha", "0.4"]))
     raw_q, raw_k, queue = made_up(3, 8, 4)
     labels, queue_labels = labelled(3, 8)
     assert torch.autograd.gradcheck(
-        lambda a, b: head(F.normalize(a, dim=1), F.normalize(b, dim=1), queue, labels, queue_labels).loss,
+        lambda a, b: loss(F.normalize(a, dim=1), F.normalize(b, dim=1), queue, labels, queue_labels).loss,
         (raw_q, raw_k),
     )
 
 
-@pytest.mark.parametrize("loss", heads.HEADS)
+@pytest.mark.parametrize("loss", table.LOSSES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_finite_where_exponentials_are_not(loss: str, dtype: torch.dtype) -> None:
     """e^{1/.005} overflows fp32; and the value in half precision is that of the same numbers in fp32, to the bit."""
     words = ["--loss", loss, "--moco-t", "0.005", "--moco-unif-t", "100", "--moco-tau-plus", "0.5"]
-    head, eye = loss_head(parse_pretrain(["folder", *words])), torch.eye(4)
+    loss, eye = make_loss(parse_pretrain(["folder", *words])), torch.eye(4)
     labels = torch.arange(4)
     for q, k, queue in ((eye, -eye, eye), (eye, eye, -eye), (eye, eye, eye), (eye, -eye, -eye)):
         leaf, wide = q.to(dtype).requires_grad_(), [x.to(dtype).float() for x in (q, k, queue)]
         with torch.autocast("cpu", torch.bfloat16):
-            loss_value = head(leaf, k.to(dtype), queue.to(dtype), labels, labels).loss
+            loss_value = loss(leaf, k.to(dtype), queue.to(dtype), labels, labels).loss
         loss_value.backward()
         assert loss_value.isfinite() and leaf.grad is not None and leaf.grad.isfinite().all()
-        assert loss_value.dtype == torch.float32 and loss_value.equal(head(*wide, labels, labels).loss)
+        assert loss_value.dtype == torch.float32 and loss_value.equal(loss(*wide, labels, labels).loss)
 
 
-@pytest.mark.parametrize("loss", heads.HEADS)
+@pytest.mark.parametrize("loss", table.LOSSES)
 def test_nothing_of_the_size_of_the_queue_is_kept_for_backward(loss: str) -> None:
     length = 700
-    head = loss_head(parse_pretrain(["folder", "--loss", loss]))
+    loss = make_loss(parse_pretrain(["folder", "--loss", loss]))
     raw_q, raw_k, queue = made_up(4, length, 8)
     kept: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):  # type: ignore[func-returns-value]
-        head(F.normalize(raw_q, dim=1), F.normalize(raw_k, dim=1), queue, torch.arange(4), torch.arange(length) % 9)
+        loss(F.normalize(raw_q, dim=1), F.normalize(raw_k, dim=1), queue, torch.arange(4), torch.arange(length) % 9)
     assert kept and max(x.numel() for x in kept) < length
 
 
-@pytest.mark.parametrize("loss", heads.HEADS)
+@pytest.mark.parametrize("loss", table.LOSSES)
 def test_the_queue_has_no_order_and_gets_no_gradient(loss: str) -> None:
-    head = loss_head(parse_pretrain(["folder", "--loss", loss]))
+    loss = make_loss(parse_pretrain(["folder", "--loss", loss]))
     q, k, queue = features(4, 8, 5, seed=3)
     labels, queue_labels = labelled(4, 8)
     order = torch.randperm(8, generator=torch.Generator().manual_seed(1))
     leaf = queue.clone().requires_grad_()
-    value = head(q, k, leaf, labels, queue_labels).loss
-    torch.testing.assert_close(head(q, k, queue[:, order], labels, queue_labels[order]).loss, value, **EXACT)
+    value = loss(q, k, leaf, labels, queue_labels).loss
+    torch.testing.assert_close(loss(q, k, queue[:, order], labels, queue_labels[order]).loss, value, **EXACT)
     value.backward()
     assert leaf.grad is None
 
@@ -335,32 +337,33 @@ def test_sums_of_the_same_label_in_chunks(chunk: int) -> None:
 def test_supcon_asks_for_labels() -> None:
     q, k, queue = features(2, 3, 4)
     with pytest.raises(InputError, match="needs labels"):
-        SupConHead()(q, k, queue)
-    heads.check_labels("infonce", np.full(3, -1))
-    heads.check_labels("supcon", np.array([-1, 4, -1]))
+        SupConLoss()(q, k, queue)
+    table.check_labels("infonce", np.full(3, -1))
+    table.check_labels("supcon", np.array([-1, 4, -1]))
     with pytest.raises(InputError, match="--loss supcon compares labels and these images have none"):
-        heads.check_labels("supcon", np.full(3, -1))
+        table.check_labels("supcon", np.full(3, -1))
 
 
 # -- without a queue ---------------------------------------------------------------------------------------------------
 
+
 @given(n=st.integers(2, 5), dim=st.integers(2, 6), seed=seeds, w=st.sampled_from([(1, 0, 0), (0, 1, 1), (0.5, 2, 3)]))
 @settings(max_examples=20)
 def test_in_batch_is_the_formula(n: int, dim: int, seed: int, w: tuple[float, float, float]) -> None:
-    head = InBatchHead(w[0], 0.3, w[1], 1.5, w[2], 2.5)
+    loss = InBatchLoss(w[0], 0.3, w[1], 1.5, w[2], 2.5)
 
     def formula(q: Tensor, k: Tensor, queue: Tensor) -> Tensor:
         uniform = (oracles.pair_uniform(q, 2.5) + oracles.pair_uniform(k, 2.5)) / 2
         return w[0] * oracles.nt_xent(q, k, 0.3) + w[1] * oracles.align(q, k, 1.5) + w[2] * uniform
 
-    assert_same_value_and_gradients(lambda q, k, queue: head(q, k, queue[:, :0]).loss, formula, n, 1, dim, seed)
+    assert_same_value_and_gradients(lambda q, k, queue: loss(q, k, queue[:, :0]).loss, formula, n, 1, dim, seed)
 
 
 def test_in_batch_gradcheck() -> None:
     raw_q, raw_k, queue = made_up(3, 1, 4)
-    head = InBatchHead(1.0, 0.3, 1.0, 1.5, 1.0, 2.0)
+    loss = InBatchLoss(1.0, 0.3, 1.0, 1.5, 1.0, 2.0)
     assert torch.autograd.gradcheck(
-        lambda a, b: head(F.normalize(a, dim=1), F.normalize(b, dim=1), queue[:, :0]).loss, (raw_q, raw_k)
+        lambda a, b: loss(F.normalize(a, dim=1), F.normalize(b, dim=1), queue[:, :0]).loss, (raw_q, raw_k)
     )
 
 
@@ -369,45 +372,46 @@ def test_in_batch_closed_forms() -> None:
     0; uniformity -2t."""
     point = F.normalize(torch.ones(5, 4, dtype=torch.float64), dim=1)
     none = point.T[:, :0]
-    assert InBatchHead(1.0, 0.07)(point, point, none).loss.item() == pytest.approx(math.log(9), abs=1e-12)
-    assert InBatchHead(0.0, unif_w=1.0)(point, point, none).loss.item() == pytest.approx(0, abs=1e-12)
+    assert InBatchLoss(1.0, 0.07)(point, point, none).loss.item() == pytest.approx(math.log(9), abs=1e-12)
+    assert InBatchLoss(0.0, unif_w=1.0)(point, point, none).loss.item() == pytest.approx(0, abs=1e-12)
     eye = torch.eye(4, dtype=torch.float64)
     expected = math.log1p(6 * math.exp(-1 / 0.2))
-    assert InBatchHead(1.0, 0.2)(eye, eye, eye[:, :0]).loss.item() == pytest.approx(expected, abs=1e-12)
-    assert InBatchHead(0.0, unif_w=1.0, unif_t=3.0)(eye, eye, eye[:, :0]).loss.item() == pytest.approx(-6, abs=1e-12)
+    assert InBatchLoss(1.0, 0.2)(eye, eye, eye[:, :0]).loss.item() == pytest.approx(expected, abs=1e-12)
+    assert InBatchLoss(0.0, unif_w=1.0, unif_t=3.0)(eye, eye, eye[:, :0]).loss.item() == pytest.approx(-6, abs=1e-12)
 
 
 def test_in_batch_the_views_may_change_places() -> None:
     q, k, queue = features(4, 1, 5)
-    head = InBatchHead(1.0, 0.2, 2.0, 1.0, 3.0)
-    torch.testing.assert_close(head(q, k, queue[:, :0]).loss, head(k, q, queue[:, :0]).loss, **EXACT)
+    loss = InBatchLoss(1.0, 0.2, 2.0, 1.0, 3.0)
+    torch.testing.assert_close(loss(q, k, queue[:, :0]).loss, loss(k, q, queue[:, :0]).loss, **EXACT)
 
 
 # -- from the command line ---------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize(
-    ("words", "head"),
+    ("words", "expected"),
     [
-        ("--loss hard --moco-t 0.3 --moco-hard-alpha 0.0315", HardContrastiveHead(0.3, 0.0315)),
-        ("--loss simple --moco-simple-w 2", SimpleHead(2.0, 1.0)),
-        ("--loss hard-simple --moco-simple-w 2 --moco-hard-alpha 0.5", SimpleHead(2.0, 0.5)),
-        ("--loss debiased", DebiasedHead(0.5, 0.1, 0.0)),
-        ("--loss debiased --moco-t 0.1 --moco-tau-plus 0.01", DebiasedHead(0.1, 0.01, 0.0)),
-        ("--loss hcl --moco-beta 0.5", DebiasedHead(0.5, 0.1, 0.5)),
-        ("--loss supcon --moco-t 0.1", SupConHead(0.1)),
+        ("--loss hard --moco-t 0.3 --moco-hard-alpha 0.0315", HardContrastiveLoss(0.3, 0.0315)),
+        ("--loss simple --moco-simple-w 2", SimpleLoss(2.0, 1.0)),
+        ("--loss hard-simple --moco-simple-w 2 --moco-hard-alpha 0.5", SimpleLoss(2.0, 0.5)),
+        ("--loss debiased", DebiasedLoss(0.5, 0.1, 0.0)),
+        ("--loss debiased --moco-t 0.1 --moco-tau-plus 0.01", DebiasedLoss(0.1, 0.01, 0.0)),
+        ("--loss hcl --moco-beta 0.5", DebiasedLoss(0.5, 0.1, 0.5)),
+        ("--loss supcon --moco-t 0.1", SupConLoss(0.1)),
     ],
 )
-def test_the_head_is_what_the_options_say(words: str, head: Any) -> None:
-    assert loss_head(parse_pretrain(["folder", *words.split()])) == head
+def test_the_loss_is_what_the_options_say(words: str, expected: Any) -> None:
+    assert make_loss(parse_pretrain(["folder", *words.split()])) == expected
 
 
-def test_the_head_without_a_queue() -> None:
+def test_the_loss_without_a_queue() -> None:
     ranks = GlobalBatch()
     words = "--moco-k 0 --loss align-uniform --moco-unif-t 2 --moco-align-w 0.98"
     o = parse_pretrain(["folder", *words.split()])
-    assert loss_head(o, ranks) == InBatchHead(0.0, 0.07, 0.98, 2.0, 1.0, 2.0, True, ranks) and o.bn == "local"
-    assert type(loss_head(parse_pretrain(["folder", "--moco-k", "0"]))) is InBatchHead
-    assert type(loss_head(parse_pretrain(["folder", "--moco-k", "1"]))) is WeightedHead
+    assert make_loss(o, ranks) == InBatchLoss(0.0, 0.07, 0.98, 2.0, 1.0, 2.0, True, ranks) and o.bn == "local"
+    assert type(make_loss(parse_pretrain(["folder", "--moco-k", "0"]))) is InBatchLoss
+    assert type(make_loss(parse_pretrain(["folder", "--moco-k", "1"]))) is WeightedLoss
 
 
 @pytest.mark.parametrize("temperature", [("--loss infonce", 0.07), ("--loss hcl", 0.5), ("--moco-t 0.2", 0.2)])
@@ -437,7 +441,7 @@ def test_the_temperature_is_the_losss_own_unless_given(temperature: tuple[str, f
         ("--moco-k 0 --bn split", "--bn split separates keys from queries; it has no effect with --moco-k 0"),
         ("--moco-k 0 --bn shuffle", "pass --bn local, or --bn sync on several GPUs"),
         ("--moco-k 0 --loss align-uniform --moco-unif-no-intra-batch", "--moco-unif-no-intra-batch needs a --moco-k"),
-        ("--loss moco", "argument --loss: invalid choice: 'moco'"),
+        ("--loss moco", "unknown --loss 'moco'; take one of infonce, "),
     ],
 )
 def test_what_has_no_meaning_is_refused_in_one_sentence(words: str, told: str) -> None:
@@ -447,10 +451,10 @@ def test_what_has_no_meaning_is_refused_in_one_sentence(words: str, told: str) -
 
 
 @pytest.mark.parametrize("bad", [0.0, -0.07, math.nan, math.inf])
-@pytest.mark.parametrize("head", [HardContrastiveHead, DebiasedHead, SupConHead, InBatchHead])
-def test_temperatures_must_be_positive(head: type, bad: float) -> None:
+@pytest.mark.parametrize("loss", [HardContrastiveLoss, DebiasedLoss, SupConLoss, InBatchLoss])
+def test_temperatures_must_be_positive(loss: type, bad: float) -> None:
     with pytest.raises(InputError, match="the temperature must be a positive number"):
-        head(temperature=bad)
+        loss(temperature=bad)
 
 
 # -- settings that follow the epoch ------------------------------------------------------------------------------------
@@ -460,18 +464,27 @@ def test_a_temperature_as_a_curve() -> None:
     """Of the epoch alone: a resumed run needs nothing saved."""
     words = "--moco-t 10:0.5,20:0.1,30:0.1 --moco-contr-w 1 --moco-unif-t 0:2,4:4"
     o = parse_pretrain(["folder", *words.split()])
-    found = [(loss_head(o, epoch=e).temperature, loss_head(o, epoch=e).unif_t) for e in (0, 1, 10, 15, 20, 25, 99)]
+    loss: Any = make_loss(o)
+    found = []
+    for epoch in (0, 1, 10, 15, 20, 25, 99):
+        table.set_epoch(loss, o, epoch)
+        found.append((loss.temperature, loss.unif_t))
     expected = [(0.5, 2), (0.5, 2.5), (0.5, 4), (0.3, 4), (0.1, 4), (0.1, 4), (0.1, 4)]
     assert [value for pair in found for value in pair] == pytest.approx([value for pair in expected for value in pair])
-    assert heads.curves(o, 15) == pytest.approx({"moco_t": 0.3, "moco_unif_t": 4})
-    assert heads.curves(parse_pretrain(["folder"]), 15) == {}
+    assert table.curves(o, 15) == pytest.approx({"moco_t": 0.3, "moco_unif_t": 4})
+    assert table.curves(parse_pretrain(["folder"]), 15) == {}
 
 
-@pytest.mark.parametrize("loss", heads.HEADS)
-def test_every_head_with_a_temperature_follows_its_curve(loss: str) -> None:
+@pytest.mark.parametrize("loss", table.LOSSES)
+def test_every_loss_with_a_temperature_follows_its_curve(loss: str) -> None:
     o: PretrainOptions = parse_pretrain(["folder", "--loss", loss, "--moco-t", "0:1,2:3"])
-    if "temperature" in heads.HEADS[loss].settings:
-        assert [loss_head(o, epoch=e).temperature for e in range(4)] == [1, 2, 3, 3]
+    if "temperature" in table.LOSSES[loss].settings:
+        made: Any = make_loss(o)
+        temperatures = []
+        for epoch in range(4):
+            table.set_epoch(made, o, epoch)
+            temperatures.append(made.temperature)
+        assert temperatures == [1, 2, 3, 3]
 
 
 @pytest.mark.parametrize("flag", ["--moco-t", "--moco-unif-t"])

@@ -22,6 +22,7 @@ def unit_rows(n: int, dim: int, seed: int) -> Tensor:
 
 # -- shares ------------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("temperature", [0.05, 0.3, 1.0])
 def test_shares_are_those_of_the_gradient(temperature: float) -> None:
     """∂L/∂s_ij of Eq 1, over that of the positive: by autograd, from the loss written out."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from moco.errors import InputError
 from moco.losses import (
     PRESET_WEIGHTS,
-    WeightedHead,
+    WeightedLoss,
     align_loss,
     contrastive_loss,
     uniform_loss,
@@ -54,6 +54,7 @@ def assert_same_value_and_gradients(
 
 # -- the formulas ------------------------------------------------------------------------------------------------------
 
+
 @given(shape=sizes, seed=seeds, temperature=st.sampled_from([0.07, 0.2, 0.5, 1.0, 5.0]))
 @settings(max_examples=25)
 def test_contrastive_is_the_formula(shape: tuple[int, int, int], seed: int, temperature: float) -> None:
@@ -90,7 +91,7 @@ weights = st.sampled_from([0.0, 0.25, 1.0, 3.0])
 @given(w=st.tuples(weights, weights, weights).filter(any), seed=seeds, intra_batch=st.booleans())
 @settings(max_examples=20)
 def test_head_is_the_weighted_sum(w: tuple[float, float, float], seed: int, intra_batch: bool) -> None:
-    head = WeightedHead(w[0], 0.3, w[1], 1.5, w[2], 2.5, intra_batch)
+    loss = WeightedLoss(w[0], 0.3, w[1], 1.5, w[2], 2.5, intra_batch)
 
     def formula(q: Tensor, k: Tensor, queue: Tensor) -> Tensor:
         parts = (
@@ -100,7 +101,7 @@ def test_head_is_the_weighted_sum(w: tuple[float, float, float], seed: int, intr
         )
         return sum(weight * part for weight, part in zip(w, parts, strict=True))
 
-    assert_same_value_and_gradients(lambda q, k, queue: head(q, k, queue).loss, formula, 4, 5, 3, seed)
+    assert_same_value_and_gradients(lambda q, k, queue: loss(q, k, queue).loss, formula, 4, 5, 3, seed)
 
 
 def test_presets_are_those_of_the_papers() -> None:
@@ -109,18 +110,18 @@ def test_presets_are_those_of_the_papers() -> None:
     raw_q, raw_k, queue = made_up(5, 7, 4)
     q, k = F.normalize(raw_q, dim=1), F.normalize(raw_k, dim=1)
     losses = {
-        name: WeightedHead(w[0], align_w=w[1], unif_w=w[2])(q, k, queue).loss for name, w in PRESET_WEIGHTS.items()
+        name: WeightedLoss(w[0], align_w=w[1], unif_w=w[2])(q, k, queue).loss for name, w in PRESET_WEIGHTS.items()
     }
     torch.testing.assert_close(losses["infonce"], oracles.contrastive(q, k, queue, 0.07), **EXACT)
     expected = 3 * oracles.align(q, k, 2) + oracles.uniform(q, queue, 3, True)
     torch.testing.assert_close(losses["align-uniform"], expected, **EXACT)
-    torch.testing.assert_close(WeightedHead()(q, k, queue).loss, losses["infonce"])
+    torch.testing.assert_close(WeightedLoss()(q, k, queue).loss, losses["infonce"])
 
 
 def test_parts_are_logged_unweighted_and_detached() -> None:
     raw_q, raw_k, queue = made_up(4, 6, 3)
     q, k = F.normalize(raw_q, dim=1), F.normalize(raw_k, dim=1)
-    _, logs = WeightedHead(0.5, 0.2, 3.0, 2.0, 2.0, 3.0)(q, k, queue)
+    _, logs = WeightedLoss(0.5, 0.2, 3.0, 2.0, 2.0, 3.0)(q, k, queue)
     assert not any(value.requires_grad for value in logs.values())
     expected = {
         "loss_contrastive": contrastive_loss(q, k, queue, 0.2),
@@ -134,11 +135,12 @@ def test_parts_are_logged_unweighted_and_detached() -> None:
 def test_a_term_of_weight_0_is_not_computed() -> None:
     """Else a NaN of an unused term would reach the loss, as 0 · NaN."""
     raw_q, raw_k, queue = made_up(4, 6, 3)
-    loss, logs = WeightedHead(0.0, align_w=1.0)(F.normalize(raw_q, dim=1), F.normalize(raw_k, dim=1), queue * math.nan)
+    loss, logs = WeightedLoss(0.0, align_w=1.0)(F.normalize(raw_q, dim=1), F.normalize(raw_k, dim=1), queue * math.nan)
     assert loss.isfinite() and logs.keys() == {"loss_align"}
 
 
 # -- gradients ---------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize(
     "term",
@@ -163,7 +165,7 @@ def test_the_queue_is_a_constant() -> None:
     raw_q, raw_k, queue = made_up(3, 5, 4)
     queue.requires_grad_()
     q, k = F.normalize(raw_q, dim=1), F.normalize(raw_k, dim=1)
-    WeightedHead(1.0, align_w=1.0, unif_w=1.0)(q, k, queue).loss.backward()
+    WeightedLoss(1.0, align_w=1.0, unif_w=1.0)(q, k, queue).loss.backward()
     assert queue.grad is None and raw_q.grad is not None
 
 
@@ -172,12 +174,13 @@ def test_the_queue_is_a_constant() -> None:
 def test_align_below_2_has_a_finite_gradient_at_equal_features(alpha: float, dtype: torch.dtype) -> None:
     """d‖x‖^α/dx = α‖x‖^{α-1} is infinite at 0 for α < 1 and has no direction at 1."""
     x = F.normalize(torch.randn(6, 8, generator=torch.Generator().manual_seed(0)), dim=1).to(dtype).requires_grad_()
-    loss = WeightedHead(0.0, align_w=1.0, align_alpha=alpha)(x, x.detach().clone(), torch.zeros(8, 1, dtype=dtype)).loss
+    loss = WeightedLoss(0.0, align_w=1.0, align_alpha=alpha)(x, x.detach().clone(), torch.zeros(8, 1, dtype=dtype)).loss
     loss.backward()
     assert loss.isfinite() and x.grad is not None and x.grad.isfinite().all()
 
 
 # -- closed forms ------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("temperature", [0.07, 0.2, 1.0])
 @pytest.mark.parametrize("cosine", [1.0, 0.5, -1.0])
@@ -245,13 +248,14 @@ def test_only_angles_matter_and_the_queue_has_no_order(shape: tuple[int, int, in
     generator = torch.Generator().manual_seed(seed)
     rotation, _ = torch.linalg.qr(torch.randn(shape[2], shape[2], generator=generator, dtype=torch.float64))
     order, rows = torch.randperm(shape[1], generator=generator), torch.randperm(shape[0], generator=generator)
-    head = WeightedHead(1.0, 0.2, 3.0, 1.0, 1.0, 2.0)
-    before = head(q, k, queue).loss
-    torch.testing.assert_close(head(q @ rotation, k @ rotation, rotation.T @ queue).loss, before, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(head(q[rows], k[rows], queue[:, order]).loss, before, **EXACT)
+    loss = WeightedLoss(1.0, 0.2, 3.0, 1.0, 1.0, 2.0)
+    before = loss(q, k, queue).loss
+    torch.testing.assert_close(loss(q @ rotation, k @ rotation, rotation.T @ queue).loss, before, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(loss(q[rows], k[rows], queue[:, order]).loss, before, **EXACT)
 
 
 # -- the primitive -----------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("length", [1, 5, 12])
 @pytest.mark.parametrize("chunk", [1, 2, 5, 7, 12, 100])
@@ -280,14 +284,14 @@ def test_nothing_of_the_size_of_the_queue_is_kept_for_backward() -> None:
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        WeightedHead(1.0, align_w=1.0, unif_w=1.0)(F.normalize(raw_q, dim=1), F.normalize(raw_k, dim=1), queue)
+        WeightedLoss(1.0, align_w=1.0, unif_w=1.0)(F.normalize(raw_q, dim=1), F.normalize(raw_k, dim=1), queue)
     assert kept and max(x.numel() for x in kept) < length
 
 
 # -- precision ---------------------------------------------------------------------------------------------------------
 
 
-ALL_TERMS = WeightedHead(1.0, 0.07, 3.0, 2.0, 1.0, 3.0)
+ALL_TERMS = WeightedLoss(1.0, 0.07, 3.0, 2.0, 1.0, 3.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -306,8 +310,8 @@ def test_half_precision_features_are_computed_with_in_fp32(dtype: torch.dtype) -
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-@pytest.mark.parametrize("head", [WeightedHead(1.0, 0.005), WeightedHead(0.0, align_w=3.0, unif_w=1.0, unif_t=100.0)])
-def test_finite_where_exponentials_are_not(dtype: torch.dtype, head: WeightedHead) -> None:
+@pytest.mark.parametrize("loss", [WeightedLoss(1.0, 0.005), WeightedLoss(0.0, align_w=3.0, unif_w=1.0, unif_t=100.0)])
+def test_finite_where_exponentials_are_not(dtype: torch.dtype, loss: WeightedLoss) -> None:
     """e^{1/.005} overflows fp32 and e^{-400} underflows it; a log of a sum of them needs neither."""
     eye = torch.eye(4)
     for q, k, queue in (
@@ -316,9 +320,9 @@ def test_finite_where_exponentials_are_not(dtype: torch.dtype, head: WeightedHea
         (eye, eye, eye),
     ):
         q_leaf = q.to(dtype).requires_grad_()
-        loss = head(q_leaf, k.to(dtype), queue.to(dtype)).loss
-        loss.backward()
-        assert loss.isfinite() and q_leaf.grad is not None and q_leaf.grad.isfinite().all()
+        value = loss(q_leaf, k.to(dtype), queue.to(dtype)).loss
+        value.backward()
+        assert value.isfinite() and q_leaf.grad is not None and q_leaf.grad.isfinite().all()
     worst = contrastive_loss(eye[:1], -eye[:1], eye[:, :1], 0.005)
     assert worst.item() == pytest.approx(400, rel=1e-6)
 
@@ -341,6 +345,7 @@ def test_double_precision_stays_double() -> None:
 
 # -- bad settings ------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("bad", [0.0, -0.07, math.nan, math.inf])
 @pytest.mark.parametrize(
     ("name", "told"), [("temperature", "temperature"), ("align_alpha", "align alpha"), ("unif_t", "uniformity t")]
@@ -348,7 +353,7 @@ def test_double_precision_stays_double() -> None:
 def test_exponents_must_be_positive(name: str, told: str, bad: float) -> None:
     settings: dict[str, Any] = {name: bad}
     with pytest.raises(InputError, match=f"the {told} must be a positive number"):
-        WeightedHead(**settings)
+        WeightedLoss(**settings)
 
 
 @pytest.mark.parametrize(
@@ -356,4 +361,4 @@ def test_exponents_must_be_positive(name: str, told: str, bad: float) -> None:
 )
 def test_weights_must_make_a_loss(w: tuple[float, float, float]) -> None:
     with pytest.raises(InputError, match="weights"):
-        WeightedHead(w[0], align_w=w[1], unif_w=w[2])
+        WeightedLoss(w[0], align_w=w[1], unif_w=w[2])

@@ -52,9 +52,7 @@ def collapse_oracle(x: Tensor, labels: Tensor) -> tuple[float, float, float, flo
     deviations = np.concatenate([rows[y == c] - rows[y == c].mean(0) for c in classes])
     within = deviations.T @ deviations / len(deviations)
     between = centred.T @ centred / len(classes)
-    cosines = [
-        float(a @ b / np.linalg.norm(a) / np.linalg.norm(b)) for i, a in enumerate(centred) for b in centred[:i]
-    ]
+    cosines = [float(a @ b / np.linalg.norm(a) / np.linalg.norm(b)) for i, a in enumerate(centred) for b in centred[:i]]
     own = [
         float(row @ mean / np.linalg.norm(row) / np.linalg.norm(mean))
         for c, mean in zip(classes, means, strict=True) for row in rows[y == c]

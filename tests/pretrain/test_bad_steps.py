@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from moco.builder import MoCo
 from moco.data.loader import Batch
 from moco.distributed.global_batch import GlobalBatch
-from moco.losses import WeightedHead
+from moco.losses import WeightedLoss
 from moco.pretrain.step import TrainingStep
 
 
@@ -22,8 +22,8 @@ def build(amp: str = "off", go_on: bool = True) -> TrainingStep:
     encoder = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 8))
     moco = MoCo(encoder, dim=8, K=16, m=0.9, bn="local")
     optimizer = torch.optim.SGD(moco.parameters(), 0.1, momentum=0.9, fused=True)
-    head = WeightedHead(contr_w=1.0, align_w=0.0, unif_w=0.0)
-    return TrainingStep(moco, head, optimizer, plain, GlobalBatch(), amp=amp, go_on=go_on)  # type: ignore[arg-type]
+    loss = WeightedLoss(contr_w=1.0, align_w=0.0, unif_w=0.0)
+    return TrainingStep(moco, loss, optimizer, plain, GlobalBatch(), amp=amp, go_on=go_on)  # type: ignore[arg-type]
 
 
 def batch(seed: int) -> Batch:
@@ -59,7 +59,7 @@ def test_is_not_applied(monkeypatch: pytest.MonkeyPatch, amp: str, what: str, fi
     step = build(amp)
     if not first:
         step(batch(0), 0, [4])
-    assert step.not_applied() == (0, 0)
+    assert step.guard.not_applied() == (0, 0)
     before = state(step)
     with monkeypatch.context() as patch:
         spoil(step, patch, what)
@@ -70,8 +70,8 @@ def test_is_not_applied(monkeypatch: pytest.MonkeyPatch, amp: str, what: str, fi
     # a batch whose features are finite has good keys and statistics, even if its gradient is not
     ours = [name for name in before if what == "image" or "queue" not in name]
     assert {name for name in ours if not torch.equal(before[name], after[name])} == set()
-    assert step.not_applied() == (1, step.moco.step)
-    assert step.not_applied() == (1, 0)
+    assert step.guard.not_applied() == (1, step.moco.step)
+    assert step.guard.not_applied() == (1, 0)
     step(batch(2), 0, [4])
     assert all(value.isfinite().all() for value in state(step).values())
     assert not torch.equal(state(step)["encoder_q.0.weight"], before["encoder_q.0.weight"])
@@ -89,8 +89,8 @@ def test_first_step_that_overflows_in_fp16(monkeypatch: pytest.MonkeyPatch) -> N
         spoil(step, patch, "gradient")
         step(batch(0), 0, [4])
         step.unspoil()  # type: ignore[attr-defined]
-    assert step.not_applied() == (0, 0)  # that is no bad step
-    assert step.scaler.get_scale() == 65536 / 2
+    assert step.guard.not_applied() == (0, 0)  # that is no bad step
+    assert step.guard.scaler.get_scale() == 65536 / 2
     buffers = [s["momentum_buffer"] for s in step.optimizer.state.values()]
     assert buffers and all(not buffer.any() for buffer in buffers)
     step(batch(1), 0, [4])
@@ -113,5 +113,5 @@ def test_statistics_are_kept_only_where_training_may_go_on(monkeypatch: pytest.M
     step = build(go_on=False)
     spoil(step, monkeypatch, "image")
     step(batch(0), 0, [4])
-    assert step.not_applied() == (1, 1)
+    assert step.guard.not_applied() == (1, 1)
     assert not step.moco.state_dict()["encoder_q.1.running_mean"].isfinite().all()

@@ -314,7 +314,7 @@ WORDS = [
     ("--init-from absent.pth.tar", "absent.pth.tar"),
     ("--loader ffcv", "write one with"),
     ("--gpu 0", "torchrun --nproc_per_node=8"),
-    ("--batch-sizes 3", "near: --batch-size"),
+    ("--batch-sizes 3", "did you mean --batch-size"),
     ("--config absent.yaml", "cannot read --config absent.yaml"),
 ]
 

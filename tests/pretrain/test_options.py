@@ -17,8 +17,9 @@ from hypothesis import example, given, settings, strategies as st
 
 from moco.distributed.global_batch import GlobalBatch
 from moco.errors import InputError
-from moco.losses import OneProcess, WeightedHead
-from moco.pretrain.options import PretrainOptions, loss_head, parse_pretrain
+from moco.losses import OneProcess, WeightedLoss
+from moco.losses.table import make_loss
+from moco.pretrain.options import PretrainOptions, parse_pretrain
 from moco.probe.options import LinclsOptions, parse_lincls
 from moco.run.flags import build_parser
 from moco.run.options import as_dict, as_json, result_options
@@ -166,22 +167,22 @@ def test_mocos_readme_linear() -> None:
 def test_weights_of_the_heads(words: str, loss: str, expected: tuple[float, float, float]) -> None:
     o = parse_pretrain(["folder", *words.split()])
     assert (o.loss, weights(o)) == (loss, expected)
-    head = loss_head(o)
-    assert (head.contr_w, head.align_w, head.unif_w) == expected
+    loss = make_loss(o)
+    assert (loss.contr_w, loss.align_w, loss.unif_w) == expected
 
 
 def test_the_head_is_what_the_options_say() -> None:
     words = (
         "--moco-contr-w 1 --moco-contr-tau 0.3 --moco-align-w 2 --moco-align-alpha 1.5 --moco-unif-w 4 --moco-unif-t 5"
     )
-    head = loss_head(parse_pretrain(["folder", *words.split(), "--moco-unif-no-intra-batch"]))
-    assert head == WeightedHead(1.0, 0.3, 2.0, 1.5, 4.0, 5.0, False, head.across) and isinstance(
-        head.across, OneProcess
+    loss = make_loss(parse_pretrain(["folder", *words.split(), "--moco-unif-no-intra-batch"]))
+    assert loss == WeightedLoss(1.0, 0.3, 2.0, 1.5, 4.0, 5.0, False, loss.across) and isinstance(
+        loss.across, OneProcess
     )
     ranks = GlobalBatch()
-    assert isinstance(loss_head(parse_pretrain(["folder"]), ranks).across, OneProcess)
-    assert loss_head(parse_pretrain(["folder", "--unif-global"]), ranks).across is ranks
-    assert loss_head(parse_pretrain(["folder"])).intra_batch
+    assert isinstance(make_loss(parse_pretrain(["folder"]), ranks).across, OneProcess)
+    assert make_loss(parse_pretrain(["folder", "--unif-global"]), ranks).across is ranks
+    assert make_loss(parse_pretrain(["folder"])).intra_batch
 
 
 def test_one_temperature_under_two_names() -> None:
@@ -207,10 +208,10 @@ def test_launch_flags_show_the_torchrun_line(main: str, words: str) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ("--moco-kk 5", r"unknown argument --moco-kk; near: --moco-k"),
-        ("--learning-rates=3", r"unknown argument --learning-rates; near: --learning-rate"),
-        ("--schedul 3", r"unknown argument --schedul; near: --schedule"),
-        ("--aug-plu", r"unknown argument --aug-plu; near: --aug-plus"),  # no abbreviations: they could change meaning
+        ("--moco-kk 5", r"unknown argument --moco-kk; did you mean --moco-k"),
+        ("--learning-rates=3", r"unknown argument --learning-rates; did you mean --learning-rate"),
+        ("--schedul 3", r"unknown argument --schedul; did you mean --schedule"),
+        ("--aug-plu", r"unknown argument --aug-plu; did you mean --aug-plus"),  # an abbreviation could change meaning
         ("--qwertyuiop", r"unknown argument --qwertyuiop \(see --help\)"),
         ("second-folder", "unknown argument second-folder"),
     ],
@@ -252,10 +253,10 @@ def test_unknown_flags_show_near_ones(words: str, told: str) -> None:
         ("--image-size 0", "--image-size must be at least 1"),
         ("--moco-align-w 0 --moco-unif-w 0", "at least one must be positive; they are 0, 0, 0"),
         ("--moco-align-w -1", "must not be negative"),
-        ("--loss simclr", "argument --loss: invalid choice: 'simclr'"),
+        ("--loss simclr", "unknown --loss 'simclr'; did you mean simple"),
         ("--bn none", "argument --bn: invalid choice: 'none'"),
         ("--amp fp8", "argument --amp: invalid choice: 'fp8'"),
-        ("--dataset mnist", "argument --dataset: invalid choice: 'mnist'"),
+        ("--dataset mnist", "unknown --dataset 'mnist'; take one of folder, "),
         ("--epochs ten", "argument --epochs: invalid int value: 'ten'"),
         ("--lr", "argument --lr/--learning-rate: expected one argument"),
         ("--save-every 2x", "--save-every takes steps, as in 500, or minutes, as in 30m"),
@@ -355,9 +356,9 @@ def test_the_resolved_options_are_a_config(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("moco_kk: 3", r"there is no option 'moco_kk'; near: moco_k"),
+        ("moco_kk: 3", r"there is no option 'moco_kk'; did you mean moco_k"),
         ("lr: fast", r"c.yaml: argument --lr/--learning-rate: invalid float value: 'fast'"),
-        ("loss: simclr", r"c.yaml: argument --loss: invalid choice"),
+        ("loss: simclr", r"c.yaml: unknown --loss 'simclr'"),
         ("lr: true", r"'lr' takes a value, not true"),
         ("lr: [1, 2]", r"c.yaml: 'lr' takes one value, not \[1, 2\]"),
         ("data: [a, b]", r"c.yaml: 'data' takes one value"),

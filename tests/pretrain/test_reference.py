@@ -17,20 +17,20 @@ from benchmarks.reference_step import ReferenceStep
 from moco.builder import MoCo
 from moco.data.loader import Batch
 from moco.distributed.global_batch import GlobalBatch
-from moco.losses import LossOutput, WeightedHead
+from moco.losses import LossOutput, WeightedLoss
 from moco.losses.logsumexp import whole
 from moco.pretrain.reference import ReferenceMoCo
 from moco.pretrain.step import TrainingStep
 
 CLOSE = dict(rtol=1e-4, atol=1e-5)  # fp32 sums in another order, through a few steps
 DIM, K, N = 4, 15, 5
-Head = Callable[..., LossOutput]
+Loss = Callable[..., LossOutput]
 
 
-def unchunked(head: Head) -> Head:
+def unchunked(loss: Loss) -> Loss:
     def slow(*arguments: Any) -> LossOutput:
         with whole():
-            return head(*arguments)
+            return loss(*arguments)
 
     return slow
 
@@ -50,10 +50,10 @@ def batch(step: int, n: int = N) -> Batch:
     return Batch(crops, torch.arange(n) + 10 * step, torch.arange(n) % 3)
 
 
-def training_step(model: type[MoCo], head: Head, bn: str, m: float) -> TrainingStep:
+def training_step(model: type[MoCo], loss: Loss, bn: str, m: float) -> TrainingStep:
     moco = model(net(), dim=DIM, K=K, m=m, bn=bn, bn_group_size=2)
     optimizer = torch.optim.SGD(moco.parameters(), 0.1, momentum=0.9, weight_decay=1e-4, fused=True)
-    return TrainingStep(moco, head, optimizer, augment, GlobalBatch())
+    return TrainingStep(moco, loss, optimizer, augment, GlobalBatch())
 
 
 def state(step: TrainingStep) -> dict[str, Tensor]:
@@ -63,9 +63,9 @@ def state(step: TrainingStep) -> dict[str, Tensor]:
 @pytest.mark.parametrize("bn", ["split", "local"])
 @pytest.mark.parametrize("weights", [(1.0, 0.0, 0.0), (0.0, 3.0, 1.0)])
 def test_the_trainers_slow_paths_equal_its_fast_ones(bn: str, weights: tuple[float, float, float]) -> None:
-    head = WeightedHead(weights[0], 0.2, weights[1], 2.0, weights[2], 3.0)
+    loss = WeightedLoss(weights[0], 0.2, weights[1], 2.0, weights[2], 3.0)
     # with m = ½ both forms of the first momentum update are exact
-    fast, slow = (training_step(*kind, bn, 0.5) for kind in ((MoCo, head), (ReferenceMoCo, unchunked(head))))
+    fast, slow = (training_step(*kind, bn, 0.5) for kind in ((MoCo, loss), (ReferenceMoCo, unchunked(loss))))
     start = copy.deepcopy(state(fast))
     for number, n in enumerate((5, 5, 4, 7, 5)):
         expected, _ = slow(batch(number, n), 0, [n])
@@ -95,7 +95,7 @@ def test_momentum_update() -> None:
 @pytest.mark.parametrize("weights", [(1.0, 0.0, 0.0), (0.5, 3.0, 1.0)])
 def test_is_the_algorithm_in_plain_pytorch(weights: tuple[float, float, float]) -> None:
     """Of BatchNorm it has one group, so the order in it does not matter."""
-    ours = training_step(MoCo, WeightedHead(weights[0], 0.2, weights[1], 2.0, weights[2], 3.0), "local", 0.9)
+    ours = training_step(MoCo, WeightedLoss(weights[0], 0.2, weights[1], 2.0, weights[2], 3.0), "local", 0.9)
     plain = ReferenceStep(net(), DIM, K, m=0.9, T=0.2, weights=weights, lr=0.1)
     plain.queue = ours.moco.queue.clone()
     for number in range(5):

@@ -16,9 +16,9 @@ from moco.data.loader import Batch
 from moco.distributed.global_batch import GlobalBatch
 from moco.encoders import build_encoder
 from moco.errors import InputError
-from moco.losses.table import HEADS
+from moco.losses.table import LOSSES, make_loss
 from moco.pretrain import state as resume
-from moco.pretrain.options import PretrainOptions, loss_head, parse_pretrain
+from moco.pretrain.options import PretrainOptions, parse_pretrain
 from moco.pretrain.state import Position, find, restore, snapshot
 from moco.pretrain.step import TrainingStep
 from moco.run import checkpoint
@@ -68,7 +68,7 @@ def training_step(o: PretrainOptions, seed: int = 0, noisy: bool = False) -> Tra
     model = MoCo(Noisy(encoder) if noisy else encoder, o.moco_dim, o.moco_k, o.moco_m, o.bn, 4, seed=o.seed or 0)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=o.momentum, weight_decay=o.weight_decay, fused=True)
     more: dict[str, Any] = {"amp": o.amp, "symmetric": o.symmetric, "accum_steps": o.accum_steps}
-    return TrainingStep(model, loss_head(o), optimizer, augment, GlobalBatch(), **more)
+    return TrainingStep(model, make_loss(o), optimizer, augment, GlobalBatch(), **more)
 
 
 def run(step: TrainingStep, meters: list[Meter], steps: range) -> list[Tensor]:
@@ -95,6 +95,7 @@ def same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 # -- there and back ----------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("amp", ["off", "fp16"])
 def test_goes_on_with_the_same_bits(tmp_path: Path, amp: str) -> None:
     """Through a file, into a model that began elsewhere: weights, both encoders' statistics, momentum, queue, labels,
@@ -116,14 +117,14 @@ def test_goes_on_with_the_same_bits(tmp_path: Path, amp: str) -> None:
     assert torch.stack(losses).equal(torch.stack(expected))
     assert same_bits(everything(other), everything(through))
     assert other.moco.step == through.moco.step == 6 and int(other.moco.filled) == 11
-    assert other.scaler.state_dict() == through.scaler.state_dict()
+    assert other.guard.scaler.state_dict() == through.guard.scaler.state_dict()
     assert meters[1].read() == through_meters[1].read()
 
 
 @pytest.mark.parametrize(
     "words",
     [
-        *(f"--loss {loss}" for loss in HEADS),
+        *(f"--loss {loss}" for loss in LOSSES),
         *(f"--symmetric --loss {loss}" for loss in ("infonce", "supcon", "hard")),
         "--symmetric --accum-steps 2 --loss hcl --bn local",
         "--moco-k 0",
@@ -147,11 +148,11 @@ def test_a_bad_step_is_remembered(tmp_path: Path) -> None:
     """Else --max-bad-steps would begin to count anew after each start."""
     o = options()
     step = training_step(o)
-    step.bad_steps.fill_(3)
+    step.guard.bad_steps.fill_(3)
     state = snapshot(step, [], Position(), o)
     other = training_step(o)
     restore(state, tmp_path, other, [], o)
-    assert other.not_applied() == (3, 0)
+    assert other.guard.not_applied() == (3, 0)
 
 
 def test_file_is_in_mocos_layout() -> None:

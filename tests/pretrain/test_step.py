@@ -17,10 +17,10 @@ from moco import metrics
 from moco.builder import MoCo
 from moco.data.loader import Batch
 from moco.distributed.global_batch import GlobalBatch
-from moco.losses import LossOutput, WeightedHead
-from moco.losses.in_batch import InBatchHead
-from moco.losses.table import HEADS
-from moco.pretrain.options import loss_head, parse_pretrain
+from moco.losses import LossOutput, WeightedLoss
+from moco.losses.in_batch import InBatchLoss
+from moco.losses.table import LOSSES, make_loss
+from moco.pretrain.options import parse_pretrain
 from moco.pretrain.step import TrainingStep
 from tests import oracles
 
@@ -47,18 +47,18 @@ def augment(crops: Tensor, index: Tensor, epoch: int, view: int) -> Tensor:
     return x * torch.cos(index + epoch + 2 * view).view(-1, 1, 1, 1)
 
 
-def training_step(head: Any = None, batchnorm: bool = False, lr: float = LR, **arguments: Any) -> TrainingStep:
+def training_step(loss: Any = None, batchnorm: bool = False, lr: float = LR, **arguments: Any) -> TrainingStep:
     torch.manual_seed(11)
     model = MoCo(Net(batchnorm), dim=DIM, K=K, m=M, bn="local")
     optimizer = torch.optim.SGD(model.parameters(), lr, momentum=MOMENTUM, weight_decay=DECAY, fused=True)
-    step = TrainingStep(model, head or WeightedHead(1.0, T), optimizer, augment, GlobalBatch(), **arguments)
+    step = TrainingStep(model, loss or WeightedLoss(1.0, T), optimizer, augment, GlobalBatch(), **arguments)
     set_scale(step, 64.0)  # the scaler's own start, 65536, is too much for this net: its first steps only lower it
     return step
 
 
 def set_scale(step: TrainingStep, scale: float) -> None:
-    if step.scaler.is_enabled():
-        step.scaler.load_state_dict({**step.scaler.state_dict(), "scale": scale})
+    if step.guard.scaler.is_enabled():
+        step.guard.scaler.load_state_dict({**step.guard.scaler.state_dict(), "scale": scale})
 
 
 def batch(step: int, n: int = 5) -> Batch:
@@ -133,7 +133,7 @@ def test_without_a_queue_both_views_are_queries() -> None:
     torch.manual_seed(11)
     model = MoCo(Net(), dim=DIM, K=0, m=M)
     optimizer = torch.optim.SGD(model.parameters(), LR, fused=True)
-    step = TrainingStep(model, InBatchHead(1.0, T), optimizer, augment, GlobalBatch())
+    step = TrainingStep(model, InBatchLoss(1.0, T), optimizer, augment, GlobalBatch())
     for number in range(2):
         data, before = batch(number, 4), copy.deepcopy(model.encoder_q)
         values, measured = step(data, 3, [4], measure=True)
@@ -149,25 +149,25 @@ def test_without_a_queue_both_views_are_queries() -> None:
     assert not all(a.equal(b) for a, b in zip(model.encoder_k.parameters(), Net().parameters(), strict=True))
 
 
-@pytest.mark.parametrize("loss", HEADS)
+@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_every_head_trains_and_waits_for_nothing(loss: str, symmetric: bool) -> None:
+def test_every_loss_trains_and_waits_for_nothing(loss: str, symmetric: bool) -> None:
     """Every number stays finite, with the batch in parts and each direction by itself."""
-    head = loss_head(parse_pretrain(["folder", "--loss", loss, "--moco-hard-alpha", "0.4"]))
-    step = training_step(head, symmetric=symmetric, lr=0.02, accum_steps=2)
+    loss = make_loss(parse_pretrain(["folder", "--loss", loss, "--moco-hard-alpha", "0.4"]))
+    step = training_step(loss, symmetric=symmetric, lr=0.02, accum_steps=2)
     losses = [step(batch(0), 0, [5])[0]["loss"] for _ in range(2)]
     with NothingWaits():
         losses += [step(batch(0), 0, [5])[0]["loss"] for _ in range(12)]
-    assert step.not_applied() == (0, 0) and all(value.isfinite() for value in losses)
+    assert step.guard.not_applied() == (0, 0) and all(value.isfinite() for value in losses)
     assert all(value.isfinite().all() for value in state(step).values())
 
 
 @pytest.mark.parametrize(("parts", "symmetric"), [(2, False), (3, False), (7, False), (3, True)])
 def test_accumulation_equals_the_whole_batch(parts: int, symmetric: bool) -> None:
     """Also where the parts are uneven; the key encoder moves once a step, and the queue stands still until its end."""
-    head = WeightedHead(0.5, T, 2.0, 1.5)
-    whole = training_step(head, symmetric=symmetric)
-    split = training_step(head, accum_steps=parts, symmetric=symmetric)
+    loss = WeightedLoss(0.5, T, 2.0, 1.5)
+    whole = training_step(loss, symmetric=symmetric)
+    split = training_step(loss, accum_steps=parts, symmetric=symmetric)
     start = copy.deepcopy(state(whole))
     for number in range(3):
         expected, measured = whole(batch(number, 8), 0, [8], measure=True)
@@ -219,6 +219,7 @@ def test_gradients_are_clipped_by_their_norm(amp: str) -> None:
 
 # -- mixed precision ---------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 def test_mixed_precision_stays_near_fp32(amp: str) -> None:
     full, mixed = training_step(lr=0.05), training_step(lr=0.05, amp=amp)
@@ -229,7 +230,7 @@ def test_mixed_precision_stays_near_fp32(amp: str) -> None:
     assert all(value.dtype == state(full)[name].dtype for name, value in state(mixed).items())
     torch.testing.assert_close(state(mixed), state(full), rtol=0.1, atol=0.1)
     assert not all(value.equal(state(full)[name]) for name, value in state(mixed).items())
-    assert mixed.scaler.is_enabled() == (amp == "fp16") and mixed.not_applied() == (0, 0)
+    assert mixed.guard.scaler.is_enabled() == (amp == "fp16") and mixed.guard.not_applied() == (0, 0)
 
 
 def test_a_gradient_beyond_fp16_only_lowers_the_scale() -> None:
@@ -238,13 +239,13 @@ def test_a_gradient_beyond_fp16_only_lowers_the_scale() -> None:
     before = copy.deepcopy(step.moco.encoder_q.state_dict())
     step(batch(0), 0, [5])
     assert all(value.equal(before[name]) for name, value in step.moco.encoder_q.state_dict().items())
-    assert step.not_applied() == (0, 0) and step.scaler.get_scale() == 2.0**39
+    assert step.guard.not_applied() == (0, 0) and step.guard.scaler.get_scale() == 2.0**39
 
 
 # -- bad numbers -------------------------------------------------------------------------------------------------------
 
 
-class Sick(WeightedHead):
+class Sick(WeightedLoss):
     """NaN, or what it is told, in the `at`-th step."""
 
     at, value = 2, float("nan")
@@ -270,7 +271,7 @@ def test_a_step_of_nan_is_not_applied(amp: str, grad_clip: float | None) -> None
             now = step.optimizer.state_dict()["state"]
             assert all(now[i]["momentum_buffer"].equal(v["momentum_buffer"]) for i, v in velocity.items())
         # said once, and remembered
-        assert step.not_applied() == (int(number >= 1), 2 if number == 1 else 0)
+        assert step.guard.not_applied() == (int(number >= 1), 2 if number == 1 else 0)
     assert all(value.isfinite().all() for value in state(step).values())
 
 
@@ -283,8 +284,8 @@ def test_two_bad_steps_in_a_row_are_counted_and_the_first_is_named() -> None:
     step = training_step(Sicker(1.0, T))
     for number in range(5):
         step(batch(number), 0, [5])
-    assert step.not_applied() == (2, 2)
-    assert step.not_applied() == (2, 0)
+    assert step.guard.not_applied() == (2, 2)
+    assert step.guard.not_applied() == (2, 0)
 
 
 @pytest.mark.parametrize("go_on", [True, False])
@@ -301,7 +302,7 @@ def test_statistics_of_a_bad_batch_are_dropped_where_training_goes_on(go_on: boo
         step(batch(number), 0, [5])
     means = [buffer for name, buffer in step.moco.named_buffers() if "running_" in name]
     assert len(means) == 4 and all(mean.isfinite().all() for mean in means) == go_on
-    assert step.not_applied() == (1, 2)
+    assert step.guard.not_applied() == (1, 2)
     assert step.moco.queue.isfinite().all() and int(step.moco.queue_ptr) == (5 + 5) % K
     # what was left by the good batches: the same as if the bad one had not been
     if go_on:
@@ -332,16 +333,16 @@ class NothingWaits(TorchDispatchMode):
 @pytest.mark.parametrize("bn", ["local", "split"])
 def test_nothing_waits_for_the_device(amp: str, bn: str) -> None:
     torch.manual_seed(0)
-    head = WeightedHead(1.0, T, 1.0, 1.5, 1.0)
+    loss = WeightedLoss(1.0, T, 1.0, 1.5, 1.0)
     model = MoCo(Net(batchnorm=True), dim=DIM, K=K, m=M, bn=bn, bn_group_size=2)
     optimizer = torch.optim.SGD(model.parameters(), LR, momentum=MOMENTUM, fused=True)
     more: dict[str, Any] = {"amp": amp, "grad_clip": 1.0, "accum_steps": 2, "go_on": True}
-    step = TrainingStep(model, head, optimizer, augment, GlobalBatch(), **more)
+    step = TrainingStep(model, loss, optimizer, augment, GlobalBatch(), **more)
     step(batch(0), 0, [5])
     with NothingWaits():
         step(batch(1), 0, [5], measure=True)
     with pytest.raises(AssertionError), NothingWaits():
-        step.not_applied()
+        step.guard.not_applied()
 
 
 @pytest.mark.gpu
@@ -349,7 +350,7 @@ def test_nothing_waits_for_the_device(amp: str, bn: str) -> None:
     ("amp", "words"),
     [
         *((amp, "--moco-align-w 1 --moco-align-alpha 1.5 --moco-contr-w 1") for amp in ("off", "bf16", "fp16")),
-        *(("bf16", f"--loss {loss} --symmetric") for loss in HEADS),
+        *(("bf16", f"--loss {loss} --symmetric") for loss in LOSSES),
         ("bf16", "--moco-k 0 --moco-contr-w 1"),
     ],
 )
@@ -360,7 +361,7 @@ def test_nothing_waits_for_a_gpu(amp: str, words: str) -> None:
     model = MoCo(Net(batchnorm=True), dim=DIM, K=o.moco_k, m=M, bn=bn, bn_group_size=2, device="cuda")
     optimizer = torch.optim.SGD(model.parameters(), LR, momentum=MOMENTUM, fused=True)
     more: dict[str, Any] = {"amp": amp, "grad_clip": 1.0, "go_on": True, "symmetric": o.symmetric}
-    step = TrainingStep(model, loss_head(o), optimizer, augment, GlobalBatch(), **more)
+    step = TrainingStep(model, make_loss(o), optimizer, augment, GlobalBatch(), **more)
     batches = [Batch(*(x.cuda() for x in (b.crops, b.index, b.labels))) for b in map(batch, range(3))]
     step(batches[0], 0, [5], measure=True)
     torch.cuda.set_sync_debug_mode("error")
@@ -369,4 +370,4 @@ def test_nothing_waits_for_a_gpu(amp: str, words: str) -> None:
             step(data, 0, [5], measure=True)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert step.not_applied() == (0, 0)
+    assert step.guard.not_applied() == (0, 0)

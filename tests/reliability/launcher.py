@@ -77,9 +77,9 @@ def flip_queue(step: Any, *_: Any) -> None:
     step.moco.queue[0, newest : newest + 1].view(torch.int32).bitwise_xor_(1 << 20)
 
 
-def spoil_gradient(step: Any, *_: Any) -> None:
+def spoil_gradient(guard: Any, *_: Any) -> None:
     """The gradient is not finite although the batch was: an overflow."""
-    for parameter in step.moco.encoder_q.parameters():
+    for parameter in guard.trained:
         parameter.grad.fill_(float("inf"))
 
 

@@ -17,8 +17,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
-CHECKPOINT, CHECKSUM, SAVER, LOCK = "moco/run/checkpoint.py", "moco/run/checksum.py", "moco/run/saver.py", "moco/run/lock.py"
-LOGS, PREEMPTION, STEP, HEALTH = "moco/run/log.py", "moco/run/preemption.py", "moco/pretrain/step.py", "moco/pretrain/watch.py"
+CHECKPOINT, CHECKSUM, SAVER, LOCK = (
+    "moco/run/checkpoint.py",
+    "moco/run/checksum.py",
+    "moco/run/saver.py",
+    "moco/run/lock.py",
+)
+LOGS, PREEMPTION, STEP, HEALTH = (
+    "moco/run/log.py",
+    "moco/run/preemption.py",
+    "moco/pretrain/step.py",
+    "moco/pretrain/watch.py",
+)
 RESUME, DISTRIBUTED, MAIN = "moco/pretrain/state.py", "moco/distributed/collectives.py", "moco/pretrain/__main__.py"
 OPTIMISER = "moco/pretrain/optimiser.py"
 LOOP, FILES = "moco/pretrain/loop.py", "moco/run/files.py"
@@ -49,7 +59,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     (LOCK, 'return "" if fields[0] in ("Z", "X") else', "return", "tests/run/test_lock.py"),
     (LOCK, "if age > STALE_S else None", "if age > 0 else None", "tests/run/test_lock.py"),
     (LOCK, "if age > STALE_S else None", "if False else None", "tests/run/test_lock.py"),
-    (LOCK, "os.link(mine, self.path)", "os.replace(mine, self.path)", "tests/run/test_lock.py"),
+    (LOCK, "        os.link(source, target)", "        os.replace(source, target)", "tests/run/test_lock.py"),
     (LOCK, 'holder.get("restart") != me["restart"]', "True", "tests/run/test_lock.py"),
     (LOCK, 'if me["job"] and holder.get("job") == me["job"]', "if False", "tests/run/test_lock.py"),
     (LOCK, 'and holder.get("namespace") == me["namespace"]', "", "tests/run/test_lock.py"),
@@ -63,16 +73,16 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     (LOGS, "if self._file.write(line) < len(line):", "if self._file.write(line) < 0:", "tests/run/test_log.py"),
     (LOGS, 'write_bytes(self.path, b"".join(kept))', 'self.path.write_bytes(b"")', "tests/run/test_log.py"),
     (LOGS, 'return "NaN" if math.isnan(number) else', "return number if math.isnan(number) else", "tests/run/test_log.py"),
-    (STEP, "self.optimizer.found_inf = bad.float()", "self.unused = bad.float()", "tests/pretrain/test_bad_steps.py"),
+    (OPTIMISER, "self.optimizer.found_inf = bad.float()", "self.unused = bad.float()", "tests/pretrain/test_bad_steps.py"),
     (OPTIMISER, 'if parameter.requires_grad and group.get("momentum"):', "if False:", "tests/pretrain/test_bad_steps.py"),
     (OPTIMISER, "torch.empty_like(parameter, dtype=value.dtype).copy_(value)", "value", "tests/pretrain/test_optimiser.py"),
     (OPTIMISER, "        group.update(asked)", "        pass", "tests/pretrain/test_optimiser.py"),
     (SAVER, "memory_format=torch.preserve_format", "memory_format=torch.contiguous_format", "tests/run/test_saver.py"),
-    (STEP, "buffer.copy_(torch.where(bad, before, buffer))", "pass", "tests/pretrain/test_bad_steps.py"),
+    (OPTIMISER, "buffer.copy_(torch.where(bad, before, buffer))", "pass", "tests/pretrain/test_bad_steps.py"),
     (HEALTH, "    if not odd_ranks:\n", "    if True:\n", "tests/pretrain/test_watch.py"),
     (HEALTH, "    if not spread > COLLAPSED:\n", "    if True:\n", "tests/pretrain/test_watch.py"),
-    (RESUME, '        step.scaler.load_state_dict(run["scaler"])\n', "        pass\n", FP16),
-    (RESUME, '    step.bad_steps.copy_(run["bad_steps"])\n', "", "tests/pretrain/test_state.py tests/reliability/test_numbers.py"),
+    (OPTIMISER, "            self.scaler.load_state_dict(state[\"scaler\"])\n", "            pass\n", FP16),
+    (OPTIMISER, "        self.bad_steps.copy_(state[\"bad_steps\"])\n", "", "tests/pretrain/test_state.py tests/reliability/test_numbers.py"),
     (RESUME, '"meters": [meter.state() for meter in meters]', '"meters": [{"sums": {}, "samples": 0} for _ in meters]', KILLS),
     (MAIN, "log.cut_back(position.global_step)", "log.cut_back(10**9)", KILLS),
     (MAIN, "checkpoint.set_aside(folder, after=(position.epoch, position.step))", "[]", "tests/reliability/test_files.py"),

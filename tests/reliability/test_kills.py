@@ -36,7 +36,7 @@ PLACES: list[tuple[str, int]] = [
     ("moco.pretrain.step:TrainingStep.__call__", 5),
     ("moco.builder:MoCo.update_key_encoder", 5),
     ("moco.builder:MoCo.forward", 5),
-    ("moco.pretrain.step:TrainingStep._update", 5),
+    ("moco.pretrain.optimiser:GuardedOptimizer.step", 5),
     ("moco.builder:MoCo.enqueue", 5),
     ("moco.data.sampler:Sampler.batch", 5),
     ("moco.data.loader:Loader.cut", 20),

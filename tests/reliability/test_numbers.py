@@ -21,6 +21,8 @@ from tests.reliability.runs import Launcher, assert_same_run, differences, fault
 SETTINGS = """-a smallcnn --image-size 16 -b 8 --epochs 2 --moco-k 20 --moco-dim 8 --seed 5 -p 2 -j 1 --deterministic
     --no-tensorboard --eval-freq 0 --save-every 2 --bn-group-size 4"""
 
+GUARD = "moco.pretrain.optimiser:GuardedOptimizer.step"
+
 
 def finite(folder: Path) -> bool:
     """Whether everything in all checkpoints is."""
@@ -40,7 +42,7 @@ def test_stops_at_a_gradient_that_is_not_finite(
     world: int, launcher: Launcher, images: Path, tally: Tally, tmp_path: Path
 ) -> None:
     argv = [str(images), *SETTINGS.split()]
-    faults = {rank: [fault("moco.pretrain.step:TrainingStep._update", 9, "spoil_gradient")] for rank in range(world)}
+    faults = {rank: [fault(GUARD, 9, "spoil_gradient")] for rank in range(world)}
     with tally("not finite"):
         ended = launcher.run(argv, tmp_path / "run", world=world, faults=faults)
         assert ended.codes == [EXIT_NUMERICS] * world, ended.output
@@ -87,7 +89,7 @@ def test_leaves_out_as_many_bad_steps_as_allowed(
 ) -> None:
     """Two of twelve, one of them in each epoch, one after a kill: the count is part of the saved state."""
     argv = [str(images), *SETTINGS.split(), "--max-bad-steps", "2"]
-    bad = [fault("moco.pretrain.step:TrainingStep._update", call, "spoil_gradient") for call in (3, 9)]
+    bad = [fault(GUARD, call, "spoil_gradient") for call in (3, 9)]
     with tally("not finite"):
         ended = launcher.run(argv, tmp_path / "run", world=world, faults=on_all(world, *bad))
         assert not any(ended.codes), ended.output
@@ -102,13 +104,13 @@ def test_leaves_out_as_many_bad_steps_as_allowed(
         saved = checkpoints(tmp_path / "cut")  # of 6 steps, unless the kill came before that save had ended
         done = load(saved[-1])["moco_run"]["global_step"] if saved else 0
         rest = [n - done for n in (3, 9) if n > done]
-        later = [fault("moco.pretrain.step:TrainingStep._update", call, "spoil_gradient") for call in rest]
+        later = [fault(GUARD, call, "spoil_gradient") for call in rest]
         argv += ["--resume", "auto"]
         ended = launcher.run(argv, tmp_path / "cut", world=world, faults=on_all(world, *later))
         assert not any(ended.codes), ended.output
         assert_same_run(tmp_path / "cut", tmp_path / "run")
 
-    third = [*bad, fault("moco.pretrain.step:TrainingStep._update", 11, "spoil_gradient")]
+    third = [*bad, fault(GUARD, 11, "spoil_gradient")]
     ended = launcher.run(argv, tmp_path / "third", world=world, faults=on_all(world, *third))
     assert ended.codes == [EXIT_NUMERICS] * world
 
@@ -118,7 +120,7 @@ def test_a_step_left_out_is_as_if_its_batch_had_not_moved_the_weights(
 ) -> None:
     """Against the checkpoint before it: weights, momentum and statistics of the query encoder are the same."""
     argv = [str(images), *SETTINGS.split(), "--max-bad-steps", "1", "--save-every", "1", "--keep-last", "99"]
-    faults = {0: [fault("moco.pretrain.step:TrainingStep._update", 4, "spoil_gradient")]}
+    faults = {0: [fault(GUARD, 4, "spoil_gradient")]}
     ended = launcher.run(argv, tmp_path / "run", faults=faults)
     assert not any(ended.codes), ended.output
     before, after = (load(tmp_path / "run" / f"checkpoint_0000_{step:06d}.pth.tar") for step in (3, 4))

@@ -1,0 +1,90 @@
+"""Data sets from outside: a factory's source, or a map-style torch dataset made into one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from moco import plugins
+from moco.data.boxes import Size
+from moco.data.decode import BadImage, decode
+from moco.data.source import ArrayPicture, Source
+from moco.errors import InputError
+
+
+def open_outside(
+    data: str | None, dataset: str, split: str, arguments: Sequence[str], labels_required: bool
+) -> Source | None:
+    """Calls the factory `dataset`, module:name, as `factory(split, data, **arguments)`. None: no such split.
+
+    The factory returns a Source, or a torch dataset with `len` and `[i]`. InputError for anything else.
+    """
+    made = plugins.find("--dataset", dataset, arguments, split, data)()
+    if made is None:
+        return None
+    if not (hasattr(made, "__len__") and (hasattr(made, "open") or hasattr(made, "__getitem__"))):
+        raise InputError(
+            f"--dataset {dataset} gives a {type(made).__name__} for {split}; it must give a moco.data.source.Source, a"
+            " torch dataset with len and [i], or None"
+        )
+    source = made if hasattr(made, "open") else MapStyleSource(made, f"{dataset}/{split}")
+    if not len(source):
+        raise InputError(f"--dataset {dataset} gives no image for {split}")
+    if labels_required and (np.asarray(source.labels) < 0).any():
+        raise InputError(
+            f"--dataset {dataset} has images without a label in {split}, and labels are needed here: give the data set"
+            " an attribute `targets` with the label of each image"
+        )
+    return source
+
+
+class MapStyleSource:
+    """A torch dataset whose `[i]` is an image, or a tuple that begins with one.
+
+    The image is a Pillow image or uint8 [H, W, 3] or [H, W]. Labels are its attribute `targets` or `labels`, names of
+    the classes its attribute `classes`. Without them the images have no label: reading all of them would take an epoch.
+    """
+
+    def __init__(self, dataset: Any, title: str) -> None:
+        self.dataset = dataset
+        self.title = title
+        labels = getattr(dataset, "targets", getattr(dataset, "labels", None))
+        self.labels = np.full(len(dataset), -1) if labels is None else np.asarray(labels, dtype=np.int64)
+        if self.labels.shape != (len(dataset),):
+            raise InputError(f"{title} has {len(dataset)} images and labels of shape {list(self.labels.shape)}")
+        names = getattr(dataset, "classes", None)
+        self.classes = [str(name) for name in names or range(int(self.labels.max(initial=-1)) + 1)]
+        self.notes = [f"{title} has no attribute targets or labels: images without labels"] if labels is None else []
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, index: int) -> str:
+        return f"{self.title}[{index}]"
+
+    def size(self, index: int) -> Size:
+        return self.open(index).size
+
+    def open(self, index: int) -> ArrayPicture:
+        return ArrayPicture(self.decode(index))
+
+    def decode(self, index: int) -> np.ndarray:
+        try:
+            sample = self.dataset[index]
+        except Exception as error:  # whatever the data set's own reading raises
+            raise BadImage(f"{self.name(index)}: {type(error).__name__}: {error}") from error
+        image = sample[0] if isinstance(sample, (tuple, list)) else sample
+        if isinstance(image, Image.Image):
+            return decode(image)
+        pixels = np.asarray(image)
+        if pixels.ndim == 2:
+            pixels = np.repeat(pixels[..., None], 3, axis=-1)
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+            raise InputError(
+                f"{self.name(index)} is {pixels.dtype} {list(pixels.shape)}; an image must be a Pillow image or uint8"
+                " [H, W, 3], without a transform to tensors"
+            )
+        return np.ascontiguousarray(pixels)

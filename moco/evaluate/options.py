@@ -1,0 +1,40 @@
+"""The options of moco.evaluate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moco.encoders import check_arch
+from moco.run import flags
+from moco.run.options import DataOptions, at_least, check_data, positive, result, running
+
+
+@dataclass(frozen=True)
+class EvaluateOptions(DataOptions):
+    """Options of moco.evaluate."""
+
+    checkpoint: str = result("", "file of any layout that main_lincls.py --pretrained reads", positional=True)
+    features_from: list[str] = result([], "trunk, output, names of layers; default: what there is", nargs="+")
+    arch: str | None = result(None, "the network, where the checkpoint does not say, or your own module:factory", "-a")
+    arch_arg: list[str] = result(
+        [], "argument of an encoder of your own; default: the checkpoint's", action="append", metavar="NAME=VALUE"
+    )
+    recipe: str | None = result(None, "augmentations of the views, and normalisation; default: the run's")
+    seed: int = result(0, "seed of the augmented views")
+    knn_k: int = result(200, "neighbours that vote")
+    knn_t: float = result(0.1, "temperature of their weights")
+    align_alpha: float = result(2.0, "exponent of alignment")
+    unif_t: float = result(2.0, "t of uniformity")
+    bins: int = result(100, "bins of the histograms")
+    json: str | None = running(None, "write everything measured to this file, histograms included", metavar="FILE")
+
+
+def parse_evaluate(argv: list[str] | None = None) -> EvaluateOptions:
+    """The options of moco.evaluate, checked. `image_size` and `recipe` may still be for the checkpoint to say."""
+    o = flags.parse(EvaluateOptions, "Every measure of an encoder's features, on the validation images.", argv)
+    check_data(o)
+    check_arch(o.arch, o.arch_arg)
+    at_least(o, 1, "knn_k", "bins")
+    at_least(o, 0, "seed")
+    positive(o, "knn_t", "align_alpha", "unif_t")
+    return o
