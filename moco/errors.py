@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import os
 import sys
@@ -30,6 +31,19 @@ class RankError(Exception):
     """A rank was killed, hangs or has failed: the message names it. The mains print it and exit with 1."""
 
 
+def _escape(problem: UnicodeError) -> tuple[str, int]:
+    """The bytes of a file's name that are not UTF-8 as \\xe9, other characters that an encoding lacks as \\u00e9."""
+    if not isinstance(problem, UnicodeEncodeError):
+        raise problem
+    wrong = problem.object[problem.start : problem.end]
+    shown = (f"\\x{ord(c) - 0xDC00:02x}" if 0xDC80 <= ord(c) <= 0xDCFF else c for c in wrong)
+    return "".join(shown).encode("ascii", "backslashreplace").decode("ascii"), problem.end
+
+
+ESCAPED = "moco-escaped"  # errors=ESCAPED: text with any file's name in it can be written
+codecs.register_error(ESCAPED, _escape)
+
+
 def flag(option: str) -> str:
     """The spelling of an option on the command line: moco_t -> --moco-t."""
     return "--" + option.replace("_", "-")
@@ -46,6 +60,9 @@ def exit_code(run: Callable[[], int]) -> int:
 
     Every rank meets the same bad input, so rank 0 speaks for all; who has lost another rank speaks for itself.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a name in no known encoding is no reason to end a run
+            stream.reconfigure(errors=ESCAPED)
     try:
         return run()
     except (InputError, NumericsError) as error:

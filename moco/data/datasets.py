@@ -10,6 +10,7 @@ from PIL import Image
 
 from moco import distributed
 from moco.data.folder import FolderSource
+from moco.data.listing import says_what_cannot_be_read
 from moco.data.outside import open_outside
 from moco.data.source import ArraySource, Source
 from moco.errors import InputError
@@ -87,6 +88,7 @@ def open_split(
     return FolderSource(split_folder(data, split, labels_required), subset=names, labels_required=labels_required)
 
 
+@says_what_cannot_be_read
 def find_beton(data: str, split: str) -> Path | None:
     """The .beton file of a split: `data` itself (val: NAME.val.beton beside it), or train.beton in the folder."""
     path = Path(data)
@@ -97,6 +99,7 @@ def find_beton(data: str, split: str) -> Path | None:
     return None
 
 
+@says_what_cannot_be_read
 def _open_beton(path: Path, cache: str, labels_required: bool) -> Source:
     from moco.data.beton.file import BetonSource  # FFCV takes seconds to import
 
@@ -106,6 +109,7 @@ def _open_beton(path: Path, cache: str, labels_required: bool) -> Source:
     return source
 
 
+@says_what_cannot_be_read
 def split_folder(data: str, split: str, labels_required: bool = True) -> Path:
     """DATA/split; or DATA itself for pretraining on a plain folder of photos."""
     root = Path(data)
@@ -120,6 +124,7 @@ def split_folder(data: str, split: str, labels_required: bool = True) -> Path:
     raise InputError(f"there is no {root / split}: expected {root}/{split}/<class>/<image>")
 
 
+@says_what_cannot_be_read
 def has_split(data: str | None, dataset: str, split: str, arguments: Sequence[str] = ()) -> bool:
     """Whether there is something to open; a broken split still counts as there."""
     if is_outside(dataset):

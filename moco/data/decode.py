@@ -20,6 +20,7 @@ from torch import Tensor
 
 from moco.data.boxes import Box
 from moco.data.heif import ADVICE, can_read, is_heif
+from moco.data.jpeg import ends_in_zeros
 from moco.data.png import SIGNATURE, without_text
 from moco.errors import InputError
 
@@ -56,6 +57,8 @@ def open_image(data: bytes) -> Image.Image:
         data = without_text(data)
     if is_heif(data) and not can_read():
         raise BadImage(ADVICE)
+    if ends_in_zeros(data):
+        raise BadImage("it was not downloaded in full: its end is filled with zeros; download it again")
     try:
         return Image.open(io.BytesIO(data))
     except UnidentifiedImageError:

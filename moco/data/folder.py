@@ -12,6 +12,7 @@ from PIL import Image
 from moco.data.boxes import Size
 from moco.data.decode import BadImage, decode, is_image, open_image, upright_size
 from moco.data.heif import ADVICE, SUFFIXES as HEIF_SUFFIXES, can_read
+from moco.data.listing import around, entries, files_below, leads_back, says_what_cannot_be_read
 from moco.data.source import Pixels
 from moco.errors import InputError
 
@@ -29,13 +30,18 @@ class FolderSource:
     on.
     """
 
+    @says_what_cannot_be_read
     def __init__(self, root: str | Path, *, subset: Sequence[str] | None = None, labels_required: bool = True) -> None:
         self.root = Path(root)
         if not self.root.is_dir():
             raise InputError(f"there is no folder {self.root}: check the path")
         self.notes: list[str] = []
         self._foreign: list[str] = []
-        folders, loose = _entries(self.root)
+        found, circle = entries(self.root), around(self.root)
+        folders = sorted(name for name in found.folders if not leads_back(self.root / name, circle))
+        self._foreign += [f"{name} (a link to a folder that holds it)" for name in found.folders if name not in folders]
+        self._foreign += [f"{name} (not a file)" for name in found.others]
+        loose = found.files
         if subset is not None:
             _check_subset(self.root, folders, subset)
             folders = list(subset)
@@ -89,15 +95,9 @@ class FolderSource:
         return f"; {ADVICE}" if heif else ""
 
     def _images(self, folder: Path) -> list[str]:
-        found = []
-        for where, folders, names in os.walk(folder, followlinks=True):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            inner = os.path.relpath(where, folder)
-            for name in names:
-                path = name if inner == "." else f"{inner}/{name}"
-                if not name.startswith(".") and self._is_image(folder / path, f"{folder.name}/{path}"):
-                    found.append(path)
-        return sorted(found)
+        files, left_out = files_below(folder)
+        self._foreign += [f"{folder.name}/{path}" for path in left_out]
+        return [path for path in files if self._is_image(folder / path, f"{folder.name}/{path}")]
 
     def _is_image(self, path: Path, shown: str) -> bool:
         suffix = os.path.splitext(path)[1].lower()  # a million times: no Path here
@@ -144,17 +144,6 @@ class FolderPicture:
     def decode(self, reduction: int = 1, rows: tuple[int, int] | None = None) -> Pixels:
         # Pillow has no region decode; libjpeg would have to entropy-decode everything above and left of it all the same
         return Pixels(decode(self.image, reduction), reduction)
-
-
-def _entries(root: Path) -> tuple[list[str], list[str]]:
-    """Sorted names of the visible folders and files in `root`."""
-    folders: list[str] = []
-    files: list[str] = []
-    with os.scandir(root) as entries:
-        for entry in entries:
-            if not entry.name.startswith("."):
-                (folders if entry.is_dir() else files).append(entry.name)
-    return sorted(folders), sorted(files)
 
 
 def _check_subset(root: Path, folders: list[str], subset: Sequence[str]) -> None:

@@ -25,7 +25,7 @@ from moco.data.decode import BadImage
 from moco.data.folder import FolderSource
 from moco.data.source import Source, check_same_classes
 from moco.data.threads import worker_count
-from moco.errors import EXIT_INPUT, EXIT_OK, InputError
+from moco.errors import EXIT_OK, InputError, exit_code
 
 SHOWN = 20
 
@@ -206,16 +206,16 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     options = parser().parse_args(argv)
-    try:
+
+    def run() -> int:
         if not 1 <= getattr(options, "quality", 90) <= 100 or not 0 <= getattr(options, "proportion", 0) <= 1:
             raise InputError("--quality goes from 1 to 100 and --proportion from 0 to 1")
         most = getattr(options, "max_resolution", None)
         if most is not None and most < 1:
             raise InputError(f"--max-resolution {most} must be a number of pixels, 1 or more")
         return options.run(options)
-    except InputError as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        return EXIT_INPUT
+
+    return exit_code(run)
 
 
 if __name__ == "__main__":
