@@ -9,9 +9,9 @@
 The program is moco/probe/__main__.py; docs/evaluation.md has the protocols.
 """
 
-import sys
 
+from moco.commands import end_process
 from moco.probe.__main__ import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

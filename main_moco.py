@@ -8,9 +8,9 @@
 The program is moco/pretrain/__main__.py; one step is moco/pretrain/step.py; the model is moco/builder.py.
 """
 
-import sys
 
+from moco.commands import end_process
 from moco.pretrain.__main__ import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

@@ -17,18 +17,20 @@ from benchmarks.measuring import RESULTS, Row, number, table
 from moco.timing import as_line
 
 PAGE = RESULTS.parent.parent / "docs" / "performance.md"
-PLACE = re.compile(r"(<!-- ([a-z_]+-(?:cpu|cuda)) -->\n).*?(<!-- end -->)", re.DOTALL)
+PLACE = re.compile(r"(<!-- ([a-z_]+-(?:cpu|cuda|counted)) -->\n).*?(<!-- end -->)", re.DOTALL)
 KINDS = ("images", "images of the reference", "keys", "labels and indices", "gradients")
+
+
+def short(commit: str) -> str:
+    return commit[:10] + ("-dirty" if commit.endswith("-dirty") else "")
 
 
 def about(record: dict[str, Any]) -> str:
     machine = record["machine"]
-    commit = record["commit"]
-    short = commit[:10] + ("-dirty" if commit.endswith("-dirty") else "")
     threads = f", {record['threads']} thread{'s' * (record['threads'] > 1)}" if "threads" in record else ""
     return (
         f"{machine['device']}, {record['cores']} cores{threads}; torch {machine['torch']}, Python {machine['python']};"
-        f" commit {short}; medians of {record['rounds']} rounds"
+        f" commit {short(record['commit'])}; medians of {record['rounds']} rounds"
     )
 
 
@@ -45,11 +47,31 @@ def traffic(record: dict[str, Any]) -> list[str]:
     return ["", *table(rows, ["ranks", *(f"{kind}, MB" for kind in KINDS)])]
 
 
+def launches(record: dict[str, Any]) -> str:
+    """Kernels and gigabytes of a step by stage, side by side for each number of ranks."""
+    counted = record["counted"]
+
+    def cells(name: str, of: list[dict[str, int]]) -> list[str]:
+        return [name, *(f"{stage[unit]:,}" if unit == "kernels" else f"{stage[unit] / 1e9:.2f}"
+                        for stage in of for unit in ("kernels", "bytes"))]  # fmt: skip
+
+    nothing = {"kernels": 0, "bytes": 0}
+    names = list(dict.fromkeys(name for stages in counted.values() for name in stages))
+    rows = [cells(name, [stages.get(name, nothing) for stages in counted.values()]) for name in names]
+    sums = [{unit: sum(s[unit] for s in stages.values()) for unit in nothing} for stages in counted.values()]
+    headings = [f"{unit}, {ranks} GPU{'s' * (ranks != '1')}" for ranks in counted for unit in ("kernels", "GB")]
+    lines = table([*rows, cells("all", sums)], ["stage", *headings])
+    below = f"`{record['options']}`; torch {record['torch']}, commit {short(record['commit'])}."
+    return "\n".join([*lines, "", below, ""])
+
+
 def section(name: str, results: Path) -> str:
     path = results / f"{name}.json"
     if not path.exists():
         return "not measured\n"
     record = json.loads(path.read_text())
+    if "counted" in record and "rows" not in record:
+        return launches(record)
     lines = table([Row(**row).cells() for row in record["rows"]])
     if "modelled" in record:
         lines += traffic(record)

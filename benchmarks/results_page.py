@@ -21,17 +21,19 @@ from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
 
-from moco.errors import InputError, exit_code
+from moco.commands import run_command
+from moco.errors import InputError
 from moco.losses.table import LOSSES
+from moco.metrics.table import LOGGED
 from moco.report import comparison, sweep_figures
 from moco.report.correlation import rank_correlation
+from moco.report.plots import write_figure
 from moco.report.runs import COLLAPSE, DONE, KNN, MEASURED, PROBE, Encoder, read
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, README, FIGURE = ROOT / "docs" / "results.md", ROOT / "README.md", ROOT / "docs" / "alignment_uniformity.png"
 RESULTS = ROOT / "benchmarks" / "results"
-COLUMNS = {"knn_top1": "kNN top-1", "lincls_top1": "linear top-1", "val_alignment": "alignment",
-           "val_uniformity": "uniformity", "val_tolerance": "tolerance"}  # fmt: skip
+COLUMNS = {name: LOGGED[name].title for name in (KNN, PROBE, "val_alignment", "val_uniformity", "val_tolerance")}
 Predictor = Callable[[Mapping[str, float]], float]
 SUM: dict[str, Predictor] = {"alignment + uniformity": comparison.sum_of}
 PREDICTORS = SUM | {"alignment": itemgetter("val_alignment"), "uniformity": itemgetter("val_uniformity")}
@@ -49,7 +51,7 @@ def main() -> int:
     README.write_text(put(README.read_text(), "digits", verdict(digits, SUM)))
     for folder in (o.heads, o.digits):
         shutil.copy(folder / "results.csv", RESULTS / f"sweep_{folder.name}.csv")
-    sweep_figures.plane(digits, PROBE, FIGURE)
+    write_figure(sweep_figures.plane(digits, PROBE).figure, FIGURE)
     print(f"wrote {PAGE}, {FIGURE} and the tables in {RESULTS}")
     return 0
 
@@ -115,4 +117,4 @@ def put(page: str, name: str, lines: Sequence[str]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    sys.exit(run_command(main))

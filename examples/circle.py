@@ -37,7 +37,7 @@ from moco.evaluate.features import centre_crops, encode, extract_features, in_or
 from moco.metrics import alignment, uniformity
 from moco.pretrain.__main__ import main as pretrain
 from moco.pretrain.options import parse_pretrain
-from moco.report.figures import CLASS_COLOURS, INK, RUN_COLOURS, plain_axes, write_figure
+from moco.report.plots import CLASS_COLOURS, INK, RUN_COLOURS, plain_axes, write_figure
 from moco.run import checkpoint
 
 SIZE, BATCH = 32, 128

@@ -20,7 +20,8 @@ from typing import Any
 import submitit
 
 from launch.job import Job, JobFailed, Step
-from moco.errors import EXIT_INPUT, InputError
+from moco.commands import run_command
+from moco.errors import EXIT_OK
 from moco.run.files import write_file, write_json, write_text
 from moco.run.lock import RunLock
 from moco.run.log import read_log
@@ -106,12 +107,16 @@ def gather(folder: Path) -> Path:
 
 def main(argv: list[str] | None = None) -> int:
     place, folder = map(Path, sys.argv[1:] if argv is None else argv)
-    try:
-        Element(place, folder)()
-    except (InputError, JobFailed) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_INPUT if isinstance(error, InputError) else 1
-    return 0
+
+    def run() -> int:
+        try:
+            Element(place, folder)()
+        except JobFailed as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        return EXIT_OK
+
+    return run_command(run)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,14 @@ MEANING = {EXIT_INPUT: "bad input", EXIT_NUMERICS: "numbers gone wrong", EXIT_RA
 class JobFailed(RuntimeError):
     """A main ended with another code than 0. Slurm shows the job as FAILED and does not start it again."""
 
+    def __init__(self, message: str, code: int = 1) -> None:
+        super().__init__(message, code)  # both: it is pickled by its arguments
+        self.message = message
+        self.code = code
+
+    def __str__(self) -> str:
+        return self.message
+
 
 class Step(NamedTuple):
     """One main and its arguments."""
@@ -66,7 +74,9 @@ class Job:
                 time.sleep(VERDICT_S)
             if code:
                 self.end(task, f"{MEANING.get(code, 'failed')}, exit code {code}")
-                raise JobFailed(f"{step.main}.py ended with exit code {code} ({MEANING.get(code, 'see its output')})")
+                raise JobFailed(
+                    f"{step.main}.py ended with exit code {code} ({MEANING.get(code, 'see its output')})", code
+                )
         self.end(task, "done")
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission | None:

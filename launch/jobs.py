@@ -10,7 +10,6 @@ errors in them.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import shutil
@@ -21,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from launch import journal
-from moco.errors import InputError
+from moco.commands import Parser, number, run_command
+from moco.errors import EXIT_OK, InputError
 from moco.run.log import read_log
 
 INDEX = Path("runs/jobs.jsonl")
@@ -103,21 +103,21 @@ def shown(path: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--index", type=Path, default=INDEX)
-    parser.add_argument("--watch", type=float, metavar="SECONDS", help="again and again, until interrupted")
-    arguments = parser.parse_args(argv)
-    try:
+    parser.add_argument(
+        "--watch", type=number(float, 0.1, 86400), metavar="SECONDS", help="again and again, until interrupted"
+    )
+
+    def run() -> int:
+        arguments = parser.parse_args(argv)
         print(show(arguments.index), flush=True)
         while arguments.watch:
             time.sleep(arguments.watch)
             print(f"\n{time.strftime('%H:%M:%S')}\n{show(arguments.index)}", flush=True)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        pass
-    return 0
+        return EXIT_OK
+
+    return run_command(run)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +21,10 @@ PATHS = ("data", "output_dir", "pretrained")
 
 def pretraining(argv: list[str], ranks: int) -> PretrainOptions:
     """Parsed as `ranks` ranks will parse it. InputError says what is wrong before anything waits in a queue."""
-    with as_one_of(ranks):
-        return parse_pretrain(argv)
+    return parse_pretrain(argv, world_size=ranks)
 
 
-def probe(argv: list[str], pretrain: PretrainOptions, ranks: int) -> LinclsOptions:
+def probe(argv: list[str], pretrain: PretrainOptions) -> LinclsOptions:
     """The linear probe of what `pretrain` will train: same data, its last checkpoint, a folder inside its own."""
     out = Path(pretrain.output_dir)
     given = {
@@ -47,8 +44,7 @@ def probe(argv: list[str], pretrain: PretrainOptions, ranks: int) -> LinclsOptio
         words += ["--dataset-arg", argument]
     if is_outside(pretrain.arch):
         words += ["--arch", pretrain.arch]
-    with as_one_of(ranks):
-        return parse_lincls([*words, *argv])
+    return parse_lincls([*words, *argv])
 
 
 def write(main: str, options: CommonOptions, path: Path) -> Step:
@@ -63,17 +59,3 @@ def as_text(options: CommonOptions) -> str:
     kept: dict[str, Any] = {k: v for k, v in as_dict(options).items() if v is not None and k not in NOT_KEPT}
     absolute = {name: os.path.abspath(kept[name]) for name in PATHS if kept.get(name)}
     return yaml.safe_dump({**kept, **absolute, "resume": "auto"}, sort_keys=False)
-
-
-@contextlib.contextmanager
-def as_one_of(ranks: int) -> Iterator[None]:
-    """Some defaults and checks depend on the number of ranks, which the mains read from torchrun's variables."""
-    before = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE")}
-    os.environ.update(RANK="0", WORLD_SIZE=str(ranks))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value

@@ -193,7 +193,7 @@ def _resolve(
         classifier = None
         if probe is not None:
             with _as_config(probe) as config:
-                classifier = options_file.probe(config, pretrain, ranks)
+                classifier = options_file.probe(config, pretrain)
     except InputError as error:
         raise InputError(f"{where}: {re.sub(_CONFIG, '', str(error))}") from error
     return Element({}, pretrain, classifier)

@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import shlex
 import sys
 import time
@@ -27,7 +28,8 @@ from submitit.slurm.slurm import _make_sbatch_string
 
 from launch import jobs, options_file, snapshot
 from launch.job import Job, JobFailed, Step
-from moco.errors import EXIT_INPUT, InputError
+from moco.commands import Parser, number, run_command
+from moco.errors import EXIT_INPUT, EXIT_OK, InputError
 from moco.run.files import write_text
 from moco.run.provenance import git_state
 
@@ -36,9 +38,7 @@ AS_OFTEN_AS_NEEDED = 10**6
 
 
 def build_parser(description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
     add = parser.add_argument
     add(
         "--cluster",
@@ -51,25 +51,25 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         action="store_true",
         help="print the batch script and the resolved options; submit and write nothing",
     )
-    add("--nodes", type=int, default=1)
-    add("--gpus-per-node", type=int, default=0)
-    add("--tasks-per-node", type=int, help="ranks on each node; default: one for each GPU, else one")
-    add("--cpus-per-task", type=int, help="processors for each rank: its decoding threads")
+    add("--nodes", type=number(int, 1), default=1, help="of the job")
+    add("--gpus-per-node", type=number(int, 0), default=0, help="0: the ranks train on processors")
+    add("--tasks-per-node", type=number(int, 1), help="ranks on each node; default: one for each GPU, else one")
+    add("--cpus-per-task", type=number(int, 1), help="processors for each rank: its decoding threads")
     add(
         "--time",
-        type=int,
+        type=number(int, 1),
         default=1440,
         metavar="MINUTES",
         help="time limit of one start; the job is requeued as often as needed",
     )
     add(
         "--signal-delay",
-        type=int,
+        type=number(int, 0),
         default=120,
         metavar="SECONDS",
         help="how long before the limit the job saves and is requeued",
     )
-    add("--mem-gb", type=float, help="memory of each node")
+    add("--mem-gb", type=number(float, 0.001), help="memory of each node")
     for name in ("partition", "account", "qos", "constraint", "exclude", "nodelist", "dependency"):
         add(f"--{name}", help="as sbatch takes it")
     add(
@@ -87,9 +87,27 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         help="shell line before the ranks start; may be repeated",
     )
     add("--name", help="of the job; default: that of the output folder")
-    add("--stalled-restarts", type=int, default=5, help="give up after so many restarts in a row that saved nothing")
+    add(
+        "--stalled-restarts",
+        type=number(int, 0),
+        default=5,
+        help="give up after so many restarts in a row that saved nothing",
+    )
     add("--index", type=Path, default=jobs.INDEX, help="the job index: see launch/jobs.py")
     return parser
+
+
+def check(o: argparse.Namespace) -> None:
+    """InputError if options make no sense together."""
+    if o.signal_delay >= 60 * o.time:
+        raise InputError(
+            f"--signal-delay {o.signal_delay} s leaves nothing of --time {o.time} min to train in; make it smaller"
+        )
+    for word in o.sbatch:
+        if not re.fullmatch(r"-{0,2}[a-z][\w-]*(=.*)?", word, re.DOTALL):
+            raise InputError(f"--sbatch {word} must have the form NAME=VALUE")
+    if o.name is not None and not o.name.strip():
+        raise InputError("--name must not be empty; leave it out for that of the output folder")
 
 
 def slurm_parameters(o: argparse.Namespace, name: str) -> dict[str, Any]:
@@ -153,8 +171,8 @@ def executor(o: argparse.Namespace, folder: Path, code: Path, name: str, **more:
 def fresh_folder(parent: Path) -> Path:
     """A folder for one submission. A new cluster counts its jobs from 1, and submitit trusts what lies under an id."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    for number in range(1000):
-        folder = parent / (stamp if number == 0 else f"{stamp}-{number}")
+    for attempt in range(1000):
+        folder = parent / (stamp if attempt == 0 else f"{stamp}-{attempt}")
         try:
             folder.mkdir(parents=True)
             return folder
@@ -171,7 +189,7 @@ def submit(o: argparse.Namespace, pretrain_argv: list[str], probe_argv: list[str
     pretrain = options_file.pretraining(pretrain_argv, ranks)
     if pretrain.dry_run:
         raise InputError("--dry-run belongs before the --: it prints the batch script and the resolved options")
-    probe = options_file.probe(probe_argv, pretrain, ranks) if o.then_lincls else None
+    probe = options_file.probe(probe_argv, pretrain) if o.then_lincls else None
     out = Path(pretrain.output_dir).absolute()
     name = o.name or out.name
     if o.dry_run:
@@ -250,18 +268,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--then-lincls", action="store_true", help="the linear probe as a second job, after the first ends well"
     )
-    o = parser.parse_args(mine)
-    try:
+
+    def run() -> int:
+        o = parser.parse_args(mine)
+        check(o)
         if probe_argv and not o.then_lincls:
             raise InputError("options of main_lincls.py are given, but not --then-lincls")
-        submit(o, pretrain_argv, probe_argv)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_INPUT
-    except JobFailed as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+        try:
+            submit(o, pretrain_argv, probe_argv)
+        except JobFailed as error:
+            if error.code != EXIT_INPUT:  # else the main has said what is wrong
+                print(f"error: {error}", file=sys.stderr)
+            return error.code
+        return EXIT_OK
+
+    return run_command(run)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,8 @@ from typing import Any
 
 from launch import jobs, options_file, snapshot, spec, submitit_job
 from launch.element import DESCRIPTION, FAILED, ROW, Element, gather
-from moco.errors import EXIT_INPUT, EXIT_PREEMPTED, InputError
+from moco.commands import number, run_command
+from moco.errors import EXIT_PREEMPTED, InputError
 from moco.run.files import write_json
 from moco.run.log import read_log
 
@@ -195,23 +196,22 @@ def show_status(argv: list[str]) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    try:
+
+    def work() -> int:
         if argv[:1] == ["status"]:
             return show_status(argv[1:])
         mine, words, _ = submitit_job.split_at_dashes(argv)
         parser = submitit_job.build_parser((__doc__ or "").splitlines()[0])
         parser.add_argument("spec", type=Path, help="the sweep, as launch/spec.py describes it")
-        parser.add_argument("--parallel", type=int, default=2, help="elements at a time")
+        parser.add_argument("--parallel", type=number(int, 1), default=2, help="elements at a time")
         parser.add_argument("--output-dir", type=Path, help="of the sweep; default: runs/sweeps/NAME")
         o = parser.parse_args(mine)
         if o.cluster == "debug":
             raise InputError("a sweep runs with --cluster slurm or --cluster local")
+        submitit_job.check(o)
         return run(o, words)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_INPUT
-    except KeyboardInterrupt:
-        return 130
+
+    return run_command(work)
 
 
 if __name__ == "__main__":

@@ -29,13 +29,13 @@ from moco.randomness import Purpose, stream_key
 from moco.timing import stage
 
 
-def choose_bn(bn: str | None, K: int) -> str:
+def choose_bn(bn: str | None, K: int, world_size: int) -> str:
     """Returns the BatchNorm isolation: `bn`, or the default if it is None.
 
     The default is 'shuffle' on several ranks, 'split' on one, and 'local' for K 0. InputError if `bn` needs keys.
     """
     if K:
-        return bn or ("shuffle" if distributed.world_size() > 1 else "split")
+        return bn or ("shuffle" if world_size > 1 else "split")
     if bn in ("shuffle", "split"):
         raise InputError(
             f"--bn {bn} separates keys from queries; it has no effect with --moco-k 0, where both views are queries:"
@@ -75,7 +75,7 @@ class MoCo(nn.Module):
         if not 0 <= m <= 1:
             raise InputError(f"the key encoder's momentum lies between 0 and 1; --moco-m is {m:g}")
         self.K, self.m, self.seed = K, m, seed
-        self.bn = choose_bn(bn, K)
+        self.bn = choose_bn(bn, K, distributed.world_size())
         device = torch.device(device)
         self.encoder_q = isolate_batchnorm(encoder, self.bn, bn_group_size, device)
         self.encoder_k = copy.deepcopy(self.encoder_q)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import codecs
 import difflib
-import os
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 EXIT_OK = 0
 EXIT_RANK = 1  # a rank was lost, as with any uncaught error: starting again with --resume auto helps
 EXIT_INPUT = 2  # the command line or the data: starting again without a change cannot help
 EXIT_NUMERICS = 3  # a loss or a gradient that is not finite
+EXIT_INTERRUPTED = 130  # Ctrl-C, as a shell reports it
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: everything is saved, start me again
 
 
@@ -53,22 +52,3 @@ def did_you_mean(name: str, known: Iterable[str], most: int = 3) -> str:
     """'; did you mean A, B?' with the nearest of `known`; empty if none is near."""
     near = difflib.get_close_matches(name, list(known), most)
     return f"; did you mean {', '.join(near)}?" if near else ""
-
-
-def exit_code(run: Callable[[], int]) -> int:
-    """Calls `run` and turns this file's exceptions into one line on stderr and an exit code.
-
-    Every rank meets the same bad input, so rank 0 speaks for all; who has lost another rank speaks for itself.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a name in no known encoding is no reason to end a run
-            stream.reconfigure(errors=ESCAPED)
-    try:
-        return run()
-    except (InputError, NumericsError) as error:
-        if int(os.environ.get("RANK", 0)) == 0 or isinstance(error, SampleError):
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        return EXIT_INPUT if isinstance(error, InputError) else EXIT_NUMERICS
-    except RankError as error:
-        print(f"error (seen by rank {os.environ.get('RANK')}): {error}", file=sys.stderr, flush=True)
-        return EXIT_RANK

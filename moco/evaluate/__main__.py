@@ -27,8 +27,8 @@ image, drawn from --seed; everything else is of the central square.
 from __future__ import annotations
 
 import dataclasses
-import sys
 import time
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,6 +36,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from moco import distributed
+from moco.commands import end_process, run_command
 from moco.data.augment import Augment
 from moco.data.augment.recipes import find_recipe
 from moco.data.source import Source, check_same_classes, labelled
@@ -43,28 +44,15 @@ from moco.distributed.session import pick_device
 from moco.encoders import build_encoder
 from moco.encoders.files import EncoderFile, load_trunk, network_of, read_encoder
 from moco.encoders.preprocessing import suited
-from moco.errors import EXIT_OK, InputError, exit_code
+from moco.errors import EXIT_OK, InputError
 from moco.evaluate.features import centre_crops, encode, extract_features, in_order
 from moco.evaluate.layers import OUTPUT, TRUNK, Layers, load_projection
-from moco.evaluate.measures import Features, measure
+from moco.evaluate.measures import measure
+from moco.evaluate.online import shared_knn_accuracy
 from moco.evaluate.options import EvaluateOptions, parse_evaluate
+from moco.metrics.table import OF_FEATURES, Features
 from moco.run.files import write_json
 from moco.run.provenance import git_state, machine
-
-# names in the JSON and what the table calls them
-TITLES = {
-    "knn_top1": "kNN top-1 [%]",
-    "alignment": "alignment",
-    "uniformity": "uniformity (lowest)",
-    "tolerance": "tolerance",
-    "effective_rank": "effective rank",
-    "positive_similarity": "mean similarity, positives",
-    "negative_similarity": "mean similarity, negatives",
-    "within_between": "within/between classes (NC1)",
-    "own_mean_cosine": "cosine to own class mean",
-    "simplex_cosine": "cosine of class means (simplex)",
-    "simplex_deviation": "deviation from the simplex (NC2)",
-}
 
 
 def network(file: EncoderFile, o: EvaluateOptions) -> tuple[nn.Module, list[str]]:
@@ -107,7 +95,11 @@ def evaluate(file: EncoderFile, o: EvaluateOptions, device: torch.device) -> dic
         part, start = slice(start, start + width), start + width
         q, k = F.normalize(views[..., part], dim=2).unbind(1)
         bank_x, bank_y = (F.normalize(of_bank[0][:, part], dim=1), of_bank[1]) if of_bank else (None, None)
-        found = measure(Features(F.normalize(x[:, part], dim=1), labels, q, k, bank_x, bank_y), len(val.classes), o)
+        features = Features(
+            F.normalize(x[:, part], dim=1), labels, q, k, bank_x, bank_y, len(val.classes), o.align_alpha, o.unif_t,
+            partial(shared_knn_accuracy, classes=len(val.classes), k=o.knn_k, t=o.knn_t),
+        )  # fmt: skip
+        found = measure(features, o.bins)
         spaces[name] = {
             "dim": width,
             "measures": found.values,
@@ -146,7 +138,8 @@ def table(found: dict[str, Any]) -> str:
         f" α {how['align_alpha']:g}; uniformity with t {how['unif_t']:g}",
         f"{'':36}" + "".join(f"{name + ' (' + str(space['dim']) + ')':>22}" for name, space in spaces.items()),
     ]
-    for name, title in TITLES.items():
+    for name, row in OF_FEATURES.items():
+        title = f"{row.heading} ({row.beside})" if row.beside else row.heading
         lines.append(f"{title:36}" + "".join(f"{_cell(space, name):>22}" for space in spaces.values()))
     if 0 < data["train_images"] < how["knn_k"]:
         lines.append(f"k is {k}, not {how['knn_k']}: there are no more training images")
@@ -174,8 +167,8 @@ def main(argv: list[str] | None = None) -> int:
                 print(table(found))
         return EXIT_OK
 
-    return exit_code(run)
+    return run_command(run)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

@@ -18,6 +18,7 @@ from moco.data.source import Source, check_same_classes, labelled
 from moco.distributed import all_reduce_sum, share
 from moco.encoders import feature_dim, trunk
 from moco.evaluate.features import TrunkAndOutput, centre_crops, encode, extract_features, in_order
+from moco.metrics.table import METRICS
 from moco.run.options import DataOptions
 
 
@@ -64,14 +65,15 @@ class OnlineEvaluator:
         if self.bank is not None:
             bank, bank_labels = extract_features(trunk(encoder), self.bank, self.plain, normalise=True)
             features = F.normalize(features, dim=1)
-            yield "knn_top1", shared_knn_accuracy(bank, bank_labels, features, labels, self.classes, self.k, self.t)
+            top1 = shared_knn_accuracy(bank, bank_labels, features, labels, self.classes, self.k, self.t)
+            yield METRICS["knn_top1"].logged, top1
         views, _ = encode(encoder, self.pairs, self.augment)
         q, k = F.normalize(views, dim=2).unbind(dim=1)
-        yield "val_alignment", metrics.alignment(q, k).item()
+        yield METRICS["alignment"].logged, metrics.alignment(q, k).item()
         if len(outputs) > 1:
-            yield "val_uniformity", metrics.uniformity(outputs).item()
+            yield METRICS["uniformity"].logged, metrics.uniformity(outputs).item()
         if self.labelled and len(labels) > len(labels.unique()):
-            yield "val_tolerance", metrics.tolerance(outputs, labels).item()
+            yield METRICS["tolerance"].logged, metrics.tolerance(outputs, labels).item()
 
 
 def shared_knn_accuracy(

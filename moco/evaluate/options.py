@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from moco.encoders import check_arch
+from moco.errors import InputError, flag
 from moco.run import flags
-from moco.run.options import DataOptions, at_least, check_data, positive, result, running
+from moco.run.options import DataOptions, at_least, check_data, check_seed, positive, result, running
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,9 @@ def parse_evaluate(argv: list[str] | None = None) -> EvaluateOptions:
     check_data(o)
     check_arch(o.arch, o.arch_arg)
     at_least(o, 1, "knn_k", "bins")
-    at_least(o, 0, "seed")
+    check_seed(o.seed)
     positive(o, "knn_t", "align_alpha", "unif_t")
+    for name, most in (("bins", 1_000_000), ("align_alpha", 100.0)):
+        if getattr(o, name) > most:
+            raise InputError(f"{flag(name)} must be at most {most:g}, not {getattr(o, name):g}")
     return o

@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,11 +25,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from moco.commands import end_process, run_command
 from moco.encoders import build_encoder, classifier_name, feature_dim
 from moco.encoders.containers import METADATA
 from moco.encoders.files import EncoderFile, load_trunk, network_of, read_encoder
 from moco.encoders.preprocessing import Preprocessing
-from moco.errors import EXIT_OK, InputError, exit_code
+from moco.errors import EXIT_OK, InputError
 from moco.export.formats import FORMATS, Exported
 
 TOLERANCE = 1e-5  # largest difference of an output, relative to the largest output (at least 1): fp32 in another order
@@ -190,8 +190,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"use it: {result.usage}")
         return EXIT_OK
 
-    return exit_code(run)
+    return run_command(run)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

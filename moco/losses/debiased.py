@@ -9,11 +9,19 @@ import torch
 from torch import Tensor
 
 from moco.errors import InputError
-from moco.losses.logsumexp import queue_logsumexp
+from moco.losses.logsumexp import LogSumExp, queue_logsumexp
 from moco.losses.weighted import LossOutput, check_positive, full_precision
 
 
-def debiased_loss(q: Tensor, k: Tensor, queue: Tensor, temperature: float, prior: float, beta: float = 0.0) -> Tensor:
+def debiased_loss(
+    q: Tensor,
+    k: Tensor,
+    queue: Tensor,
+    temperature: float,
+    prior: float,
+    beta: float = 0.0,
+    logsumexp: LogSumExp = queue_logsumexp,
+) -> Tensor:
     """HCL (Robinson et al., ICLR 2021, Eq 4), with β = 0 the debiased loss (Chuang et al., NeurIPS 2020, Eq 8), mean
     over queries; shapes as in moco/losses/weighted.py.
 
@@ -24,9 +32,9 @@ def debiased_loss(q: Tensor, k: Tensor, queue: Tensor, temperature: float, prior
     """
     length = queue.shape[1]
     positive = (q * k).sum(dim=1) / temperature
-    negatives = queue_logsumexp(q, queue, (1 + beta) / temperature)
+    negatives = logsumexp(q, queue, (1 + beta) / temperature)
     if beta:
-        negatives = negatives - queue_logsumexp(q, queue, beta / temperature) + math.log(length)
+        negatives = negatives - logsumexp(q, queue, beta / temperature) + math.log(length)
     if prior:
         # log(R - τ⁺·K·pos) = log R + log(1 - e^{-gap})
         gap = negatives - positive - math.log(prior * length)
@@ -51,6 +59,7 @@ class DebiasedLoss:
     temperature: float = 0.5
     prior: float = 0.1
     beta: float = 0.0
+    logsumexp: LogSumExp = queue_logsumexp
 
     def __post_init__(self) -> None:
         check_positive("temperature", self.temperature)
@@ -63,4 +72,5 @@ class DebiasedLoss:
     def __call__(
         self, q: Tensor, k: Tensor, queue: Tensor, labels: Tensor | None = None, queue_labels: Tensor | None = None
     ) -> LossOutput:
-        return LossOutput(debiased_loss(q, k, queue, self.temperature, self.prior, self.beta), {})
+        loss = debiased_loss(q, k, queue, self.temperature, self.prior, self.beta, self.logsumexp)
+        return LossOutput(loss, {})

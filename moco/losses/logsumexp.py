@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator
-from contextvars import ContextVar
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +14,9 @@ from torch.autograd.function import once_differentiable
 # that are made over it; an accelerator wants kernels that are large enough (8 MiB).
 ENTRIES = {"cpu": 2**18}
 ENTRIES_ELSEWHERE = 2**21
+
+
+LogSumExp = Callable[[Tensor, Tensor, float], Tensor]  # (q [N, C], queue [C, K], scale) -> [N]
 
 
 class _QueueLogSumExp(torch.autograd.Function):
@@ -59,21 +60,11 @@ def queue_logsumexp(q: Tensor, queue: Tensor, scale: float, chunk: int | None = 
 
     Memory beside the result: N × min(K, `chunk`); by default about ENTRIES, whatever N and K.
     """
-    if _whole.get():
-        return (scale * q @ queue.detach().clone()).logsumexp(dim=1)
     if chunk is None:
         chunk = max(256, ENTRIES.get(q.device.type, ENTRIES_ELSEWHERE) // max(1, len(q)))
     return _QueueLogSumExp.apply(q, queue, scale, chunk)
 
 
-_whole: ContextVar[bool] = ContextVar("whole", default=False)
-
-
-@contextlib.contextmanager
-def whole(wanted: bool = True) -> Iterator[None]:
-    """Inside, `queue_logsumexp` holds all N×K similarities at once, as published code does: to be held against."""
-    token = _whole.set(wanted)
-    try:
-        yield
-    finally:
-        _whole.reset(token)
+def whole_logsumexp(q: Tensor, queue: Tensor, scale: float) -> Tensor:
+    """The same as `queue_logsumexp`, with all N×K similarities held at once, as published code does."""
+    return (scale * q @ queue.detach().clone()).logsumexp(dim=1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from moco.errors import InputError
-from moco.losses.logsumexp import queue_logsumexp
+from moco.losses.logsumexp import LogSumExp, queue_logsumexp
 from moco.losses.weighted import LossOutput, check_positive, full_precision
 
 
@@ -25,7 +25,13 @@ def sum_of_same_label(labels: Tensor, queue: Tensor, queue_labels: Tensor, chunk
 
 
 def supcon_loss(
-    q: Tensor, k: Tensor, queue: Tensor, labels: Tensor, queue_labels: Tensor, temperature: float
+    q: Tensor,
+    k: Tensor,
+    queue: Tensor,
+    labels: Tensor,
+    queue_labels: Tensor,
+    temperature: float,
+    logsumexp: LogSumExp = queue_logsumexp,
 ) -> Tensor:
     """L_out (Khosla et al., NeurIPS 2020, Eq 2) over the queue, mean over queries; shapes as in
     moco/losses/weighted.py.
@@ -37,7 +43,7 @@ def supcon_loss(
     own = (q * k).sum(dim=1)
     total, count = sum_of_same_label(labels, queue, queue_labels)
     positives = (own + (q * total).sum(dim=1)) / ((1 + count) * temperature)
-    everything = torch.logaddexp(own / temperature, queue_logsumexp(q, queue, 1 / temperature))
+    everything = torch.logaddexp(own / temperature, logsumexp(q, queue, 1 / temperature))
     return (everything - positives).mean()
 
 
@@ -46,6 +52,7 @@ class SupConLoss:
     """`supcon_loss`."""
 
     temperature: float = 0.07
+    logsumexp: LogSumExp = queue_logsumexp
 
     def __post_init__(self) -> None:
         check_positive("temperature", self.temperature)
@@ -56,4 +63,5 @@ class SupConLoss:
     ) -> LossOutput:
         if labels is None or queue_labels is None:
             raise InputError("the supervised contrastive loss needs labels of the images and of the queue's keys")
-        return LossOutput(supcon_loss(q, k, queue, labels, queue_labels, self.temperature), {})
+        loss = supcon_loss(q, k, queue, labels, queue_labels, self.temperature, self.logsumexp)
+        return LossOutput(loss, {})

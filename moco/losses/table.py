@@ -7,7 +7,7 @@ needs no row: `--loss module:Class`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from moco.errors import InputError
 from moco.losses.debiased import DebiasedLoss
 from moco.losses.hard import HardContrastiveLoss, SimpleLoss
 from moco.losses.in_batch import InBatchLoss
+from moco.losses.logsumexp import whole_logsumexp
 from moco.losses.supcon import SupConLoss
 from moco.losses.weighted import PRESET_WEIGHTS, Across, Loss, OneProcess, WeightedLoss
 from moco.schedules import value_at
@@ -81,6 +82,8 @@ def make_loss(options: Any, across: Across | None = None) -> Loss:
         wanted = kind is InBatchLoss or options.unif_global
         settings["across"] = across if across is not None and wanted else OneProcess()
         settings["intra_batch"] = not options.moco_unif_no_intra_batch
+    if options.reference_step and "logsumexp" in {field.name for field in fields(kind)}:
+        settings["logsumexp"] = whole_logsumexp
     return kind(**settings)
 
 

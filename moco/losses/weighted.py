@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from moco.errors import InputError
-from moco.losses.logsumexp import queue_logsumexp
+from moco.losses.logsumexp import LogSumExp, queue_logsumexp
 
 
 class LossOutput(NamedTuple):
@@ -76,10 +76,12 @@ def check_positive(name: str, value: float) -> None:
         raise InputError(f"the {name} must be a positive number, not {value:g}")
 
 
-def contrastive_loss(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> Tensor:
+def contrastive_loss(
+    q: Tensor, k: Tensor, queue: Tensor, temperature: float, logsumexp: LogSumExp = queue_logsumexp
+) -> Tensor:
     """InfoNCE, MoCo (He et al. 2020) Eq 1, mean over queries: -log[e^{q·k/T} / (e^{q·k/T} + Σ_j e^{q·Q_j/T})]."""
     positive = (q * k).sum(dim=1) / temperature
-    negatives = queue_logsumexp(q, queue, 1 / temperature)
+    negatives = logsumexp(q, queue, 1 / temperature)
     return (torch.logaddexp(positive, negatives) - positive).mean()
 
 
@@ -96,7 +98,12 @@ def align_loss(q: Tensor, k: Tensor, alpha: float = 2.0) -> Tensor:
 
 
 def uniform_loss(
-    q: Tensor, queue: Tensor, t: float = 3.0, intra_batch: bool = True, across: Across | None = None
+    q: Tensor,
+    queue: Tensor,
+    t: float = 3.0,
+    intra_batch: bool = True,
+    across: Across | None = None,
+    logsumexp: LogSumExp = queue_logsumexp,
 ) -> Tensor:
     """L_uniform (Wang & Isola 2020, §4.1) over queue entries: log mean exp(-t‖a - b‖²), one mean over all pairs (a, b).
 
@@ -104,7 +111,7 @@ def uniform_loss(
     flows to both. `across` joins the batches of several processes: then N counts all their queries.
     """
     across = across or OneProcess()
-    exponents = [queue_logsumexp(q, queue, 2 * t)]
+    exponents = [logsumexp(q, queue, 2 * t)]
     everyone, first = across.gather(q)
     count = len(everyone) * queue.shape[1]
     if intra_batch and len(everyone) > 1:
@@ -132,6 +139,7 @@ class WeightedLoss:
     unif_t: float = 3.0
     intra_batch: bool = True
     across: Across = field(default_factory=OneProcess)
+    logsumexp: LogSumExp = queue_logsumexp
 
     def __post_init__(self) -> None:
         check_positive("temperature", self.temperature)
@@ -145,10 +153,10 @@ class WeightedLoss:
             )
 
     def contrastive(self, q: Tensor, k: Tensor, queue: Tensor) -> Tensor:
-        return contrastive_loss(q, k, queue, self.temperature)
+        return contrastive_loss(q, k, queue, self.temperature, self.logsumexp)
 
     def uniform(self, q: Tensor, k: Tensor, queue: Tensor) -> Tensor:
-        return uniform_loss(q, queue, self.unif_t, self.intra_batch, self.across)
+        return uniform_loss(q, queue, self.unif_t, self.intra_batch, self.across, self.logsumexp)
 
     @full_precision
     def __call__(

@@ -13,13 +13,13 @@ command again with --resume auto.
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 
 import torch
 
 from moco import distributed
 from moco.builder import MoCo, compile_encoders
+from moco.commands import end_process, run_command
 from moco.data.augment import Augment
 from moco.data.augment.recipes import find_recipe
 from moco.data.loader import Loader
@@ -29,15 +29,14 @@ from moco.distributed.global_batch import GlobalBatch
 from moco.distributed.session import pick_device
 from moco.encoders import build_encoder
 from moco.encoders.files import load_trunk, read_encoder
-from moco.errors import EXIT_OK, exit_code
+from moco.errors import EXIT_OK
 from moco.evaluate.online import OnlineEvaluator
-from moco.losses.logsumexp import whole
 from moco.losses.table import check_labels, make_loss
 from moco.pretrain import state as resume
 from moco.pretrain.hints import first_losses, next_command
 from moco.pretrain.loop import Training
 from moco.pretrain.loss_state import LossState
-from moco.pretrain.options import PretrainOptions, parse_pretrain
+from moco.pretrain.options import ResolvedPretrainOptions, parse_pretrain
 from moco.pretrain.reference import ReferenceMoCo
 from moco.pretrain.step import TrainingStep
 from moco.run import checkpoint
@@ -62,10 +61,10 @@ def main(argv: list[str] | None = None) -> int:
         with distributed.session(device, options.rank_timeout), Preemption() as preemption:
             return train(options, device, preemption)
 
-    return exit_code(run)
+    return run_command(run)
 
 
-def train(options: PretrainOptions, device: torch.device, preemption: Preemption) -> int:
+def train(options: ResolvedPretrainOptions, device: torch.device, preemption: Preemption) -> int:
     rank, world = distributed.rank(), distributed.world_size()
     folder = Path(options.output_dir)
 
@@ -77,8 +76,6 @@ def train(options: PretrainOptions, device: torch.device, preemption: Preemption
     torch.manual_seed(seed)
     kernels = set_arithmetic(options.deterministic, device)
 
-    # resolved by the parser
-    assert options.image_size is not None and options.recipe is not None and options.loss is not None
     # Data: uint8 crops from threads; everything photometric happens on the device.
     source = options.open("train", labels_required=False)
     check_labels(options.loss, source.labels)
@@ -143,7 +140,8 @@ def train(options: PretrainOptions, device: torch.device, preemption: Preemption
         symmetric=options.symmetric,
     )
 
-    position, meters = resume.Position(epoch=options.start_epoch), [Meter(), Meter()]
+    position = resume.Position(epoch=options.start_epoch)
+    meters = (Meter(), Meter())
     if saved is not None and path is not None:
         position, more = resume.restore(saved, path, step, meters, options)
         notes += more
@@ -166,17 +164,15 @@ def train(options: PretrainOptions, device: torch.device, preemption: Preemption
             log.say(hint)
         if rank == 0:
             write_json(folder / "options.json", as_dict(options))
-        with whole(options.reference_step), Profile(folder, device, options.profile and rank == 0, log.say) as profile:
-            training = Training(
-                options, device, loader, model, step, meters, position, evaluate, log, preemption, profile
-            )
+        with Profile(folder, device, options.profile and rank == 0, log.say) as profile:
+            training = Training(options, loader, step, meters, position, evaluate, log, preemption, profile)
             code = training.run()
         if code == EXIT_OK:
             log.say(next_command(options))
         return code
 
 
-def online_evaluator(options: PretrainOptions, train: Source, device: torch.device) -> OnlineEvaluator | None:
+def online_evaluator(options: ResolvedPretrainOptions, train: Source, device: torch.device) -> OnlineEvaluator | None:
     """None if --eval-freq is 0, or is not given where there is no val split. InputError as `open_split`."""
     default = 10 if options.has("val") else 0
     every = default if options.eval_freq is None else options.eval_freq
@@ -187,8 +183,8 @@ def online_evaluator(options: PretrainOptions, train: Source, device: torch.devi
         options.open("val", labels_required=False),
         options,
         device,
-        recipe=options.recipe or "v1",
-        size=options.image_size or 224,
+        recipe=options.recipe,
+        size=options.image_size,
         seed=options.seed or 0,
         k=options.knn_k,
         t=options.knn_t,
@@ -197,4 +193,4 @@ def online_evaluator(options: PretrainOptions, train: Source, device: torch.devi
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

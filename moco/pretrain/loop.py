@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import time
-from dataclasses import dataclass
 
-import torch
+from torch import Tensor
 
 from moco import distributed
-from moco.builder import MoCo
 from moco.data.loader import Loader
 from moco.errors import EXIT_OK, EXIT_PREEMPTED
 from moco.evaluate.online import OnlineEvaluator
 from moco.losses.table import curves, set_epoch
 from moco.pretrain import state as resume
-from moco.pretrain.options import PretrainOptions
+from moco.pretrain.options import ResolvedPretrainOptions
 from moco.pretrain.step import TrainingStep
 from moco.pretrain.watch import Watch
 from moco.run import checkpoint
@@ -27,105 +24,133 @@ from moco.schedules import learning_rate
 from moco.timing import Profile, as_line, shares, timeline, waited_for
 
 
-@dataclass
 class Training:
-    """The loop. `position` says where it is; everything it changes is in `resume.snapshot`."""
+    """The loop over epochs and steps. All that it changes is in `resume.snapshot`.
 
-    options: PretrainOptions
-    device: torch.device
-    loader: Loader
-    model: MoCo
-    step: TrainingStep
-    meters: list[Meter]  # means since the last line, means of the epoch
-    position: resume.Position
-    evaluate: OnlineEvaluator | None
-    log: RunLog
-    preemption: Preemption
-    profile: Profile
+    meters: the means since the last printed line, and those of the epoch. position: where the run begins or goes on.
+    """
 
-    def run(self) -> int:
-        options = self.options
-        timeline.start(self.device)
+    def __init__(
+        self,
+        options: ResolvedPretrainOptions,
+        loader: Loader,
+        step: TrainingStep,
+        meters: tuple[Meter, Meter],
+        position: resume.Position,
+        evaluate: OnlineEvaluator | None,
+        log: RunLog,
+        preemption: Preemption,
+        profile: Profile,
+    ) -> None:
+        self.options, self.loader, self.step, self.position = options, loader, step, position
+        self.since_print, self.of_epoch = meters
+        self.evaluate, self.log, self.preemption, self.profile = evaluate, log, preemption, profile
+        self.watch = Watch(options, step, loader, log, position)
+        self.clock = Clock()
+        self.every = Every(options.save_every)
         self.saver = None
         if distributed.rank() == 0:
             self.saver = Saver(options.output_dir, options.keep_last, options.keep_every)
-        self.every, self.save_stall = Every(options.save_every), 0.0
-        self.watch = Watch(options, self.step, self.loader, self.log, self.position)
-        self.values: dict[str, float] = {}  # as last printed
-        while self.position.epoch < options.epochs:
+        self.save_stall = 0.0  # seconds since the last printed line
+        self.printed: dict[str, float] = {}  # the values of the last printed line
+
+    def run(self) -> int:
+        """Trains to the last epoch, or until it is preempted. Returns the exit code."""
+        timeline.start(self.step.device)
+        while self.position.epoch < self.options.epochs:
             if not self.one_epoch():
                 return EXIT_PREEMPTED
-            epoch = self.position.epoch
-            self.position = resume.Position(epoch + 1, 0, self.position.global_step)
-            last = epoch + 1 == options.epochs
-            if self.evaluate and ((epoch + 1) % self.evaluate.every == 0 or last):
-                found = dict(self.evaluate(self.model.encoder_q))
-                self.log.eval(found, epoch=epoch, global_step=self.position.global_step)
-            if (epoch + 1) % options.save_freq == 0 or last:
-                self.save(checkpoint.checkpoint_name(epoch))
+            self.position = resume.Position(self.position.epoch + 1, 0, self.position.global_step)
+            self._after_epoch(self.position.epoch - 1)
         if self.saver:
             self.saver.wait()
         return EXIT_OK
 
     def one_epoch(self) -> bool:
         """The rest of the current epoch, from `position.step` on. False if it was preempted, and saved."""
-        options, position, epoch, steps = self.options, self.position, self.position.epoch, len(self.loader)
+        options, position, epoch = self.options, self.position, self.position.epoch
         lr = learning_rate(epoch, options.lr, options.epochs, options.schedule, options.cos, options.warmup_epochs)
         self.step.guard.set_lr(lr)
         set_epoch(self.step.loss, options, epoch)
-        self.model.train()
-        clock, of_batch, (since_print, of_epoch), began = Clock(), Meter(), self.meters, timeline.totals()
+        self.step.moco.train()
+        self.clock = Clock()
+        began = timeline.totals()
         with contextlib.closing(self.loader.epoch(epoch, position.step)) as batches:
-            asked = time.perf_counter()
             for batch in waited_for(batches):
-                clock.waited(asked)
-                printing = (position.step + 1) % options.print_freq == 0 or position.step + 1 == steps
+                printing = (position.step + 1) % options.print_freq == 0 or position.step + 1 == len(self.loader)
                 losses, measured = self.step(batch, epoch, self.loader.sampler.sizes(position.step), measure=printing)
                 position.step += 1
                 position.global_step += 1
-                clock.step(options.batch_size)
-                for meter in self.meters:
-                    meter.add(losses, len(batch.index))
-                where = dict(epoch=epoch, step=position.step, steps=steps, epochs=options.epochs)
-                if printing or self.device.type == "cpu":
-                    self.watch.numbers(position, self.values)
+                self.clock.step(options.batch_size)
+                self.since_print.add(losses, len(batch.index))
+                self.of_epoch.add(losses, len(batch.index))
+                if printing or self.step.device.type == "cpu":
+                    self.watch.numbers(position, self.printed)
                 if printing:
-                    self.watch.agreement(position)
-                    of_batch.add(measured, len(batch.index))
-                    self.values = {**since_print.read(), **of_batch.read(), "lr": lr, **curves(options, epoch)}
-                    timeline.totals()
-                    timing = clock.lap(self.device, (options.epochs - epoch) * steps - position.step)
-                    if self.save_stall:
-                        timing["save_stall_s"], self.save_stall = self.save_stall, 0.0
-                    self.log.train(self.values, timing, **where, global_step=position.global_step)
-                    if position.step == steps or position.step % (100 * options.print_freq) == 0:
-                        self.watch.collapse(position, self.values)
+                    self._print(measured, len(batch.index), lr)
                 else:
-                    self.log.advance(**where)
+                    self.log.advance(**self._where())
                 self.profile.step()
-                wanted = self.every.due(position.global_step) and position.step < steps
-                preempted, due = distributed.any_rank(bool(self.preemption), wanted)
-                if preempted or due:
-                    self.watch.numbers(position, self.values)  # else a step not applied would be saved and forgotten
-                    self.save(checkpoint.checkpoint_name(epoch, position.step))
-                if preempted:
-                    if self.saver:
-                        self.saver.wait()
-                    signal = self.preemption.name or "a signal to another rank"
-                    self.log.say(
-                        f"{signal}: saved after epoch {epoch + 1}, step {position.step}; go on with --resume auto"
-                    )
+                if self._save_if_due():
                     return False
-                asked = time.perf_counter()
         spent = shares(began, timeline.totals())
-        self.log.epoch(of_epoch.read(), {"shares": spent}, epoch=epoch, global_step=position.global_step)
+        self.log.epoch(self.of_epoch.read(), {"shares": spent}, epoch=epoch, global_step=position.global_step)
         self.log.say(f"epoch {epoch + 1}  time  {as_line(spent)}")
         if options.skip_bad_images:
             self.watch.bad_images(position)
         return True
 
+    def _where(self) -> dict[str, int]:
+        """The position as the log has it."""
+        at = self.position
+        return dict(epoch=at.epoch, step=at.step, steps=len(self.loader), epochs=self.options.epochs)
+
+    def _print(self, measured: dict[str, Tensor], samples: int, lr: float) -> None:
+        """One line of the log. All ranks together; waits for the device."""
+        options, position, steps = self.options, self.position, len(self.loader)
+        self.watch.agreement(position)
+        of_batch = Meter()
+        of_batch.add(measured, samples)
+        curve_values = curves(options, position.epoch)
+        self.printed = {**self.since_print.read(), **of_batch.read(), "lr": lr, **curve_values}
+        timing = self.clock.lap(self.step.device, (options.epochs - position.epoch) * steps - position.step)
+        if self.save_stall:
+            timing["save_stall_s"] = self.save_stall
+            self.save_stall = 0.0
+        self.log.train(self.printed, timing, **self._where(), global_step=position.global_step)
+        if position.step == steps or position.step % (100 * options.print_freq) == 0:
+            self.watch.collapse(position, self.printed)
+
+    def _save_if_due(self) -> bool:
+        """Saves inside the epoch if a rank wants it. True if the run was preempted, and is saved."""
+        position = self.position
+        wanted = self.every.due(position.global_step) and position.step < len(self.loader)
+        preempted, due = distributed.any_rank(bool(self.preemption), wanted)
+        if preempted or due:
+            self.watch.numbers(position, self.printed)  # else a step not applied would be saved and forgotten
+            self.save(checkpoint.checkpoint_name(position.epoch, position.step))
+        if preempted:
+            if self.saver:
+                self.saver.wait()
+            signal = self.preemption.name or "a signal to another rank"
+            self.log.say(
+                f"{signal}: saved after epoch {position.epoch + 1}, step {position.step}; go on with --resume auto"
+            )
+        return preempted
+
+    def _after_epoch(self, epoch: int) -> None:
+        """Evaluates and saves after the 0-based `epoch`, where it is their turn."""
+        options = self.options
+        last = epoch + 1 == options.epochs
+        if self.evaluate and ((epoch + 1) % self.evaluate.every == 0 or last):
+            measures = dict(self.evaluate(self.step.moco.encoder_q))
+            self.log.eval(measures, epoch=epoch, global_step=self.position.global_step)
+        if (epoch + 1) % options.save_freq == 0 or last:
+            self.save(checkpoint.checkpoint_name(epoch))
+
     def save(self, name: str) -> None:
-        state = resume.snapshot(self.step, self.meters, self.position, self.options)
+        """Begins to write the checkpoint `name`. All ranks together."""
+        state = resume.snapshot(self.step, [self.since_print, self.of_epoch], self.position, self.options)
         self.log.sync()
         if self.saver:
             self.save_stall += self.saver.submit(state, name)

@@ -17,12 +17,12 @@ from moco.data.augment.recipes import RECIPES
 from moco.data.datasets import defaults_of
 from moco.encoders import check_arch
 from moco.encoders.batchnorm import BN_MODES
-from moco.errors import InputError
+from moco.errors import InputError, flag
 from moco.losses import PRESET_WEIGHTS
 from moco.losses.table import LOSSES, check_loss
 from moco.plugins import known_or_outside
 from moco.run import flags
-from moco.run.options import CommonOptions, at_least, check_common, evaluation, positive, result, running
+from moco.run.options import CommonOptions, at_least, check_common, check_unread, evaluation, positive, result, running
 from moco.run.saver import Every
 from moco.schedules import number_or_curve
 
@@ -118,8 +118,22 @@ class PretrainOptions(CommonOptions):
     wandb: str | None = running(None, "log to this Weights & Biases project as well (new)", metavar="PROJECT")
 
 
-def parse_pretrain(argv: list[str] | None = None) -> PretrainOptions:
-    """The options of main_moco.py, checked and resolved: no None is left but where None means "none"."""
+class ResolvedPretrainOptions(PretrainOptions):
+    """The same options after `parse_pretrain`: these have a value, whether or not it was typed."""
+
+    image_size: int
+    recipe: str
+    loss: str
+    moco_t: float | str
+    bn: str
+
+
+def parse_pretrain(argv: list[str] | None = None, world_size: int | None = None) -> ResolvedPretrainOptions:
+    """The options of main_moco.py, checked and resolved.
+
+    world_size: the number of ranks that will train; default: of this process's start.
+    """
+    world_size = distributed.world_size() if world_size is None else world_size
     o = flags.parse(PretrainOptions, "Momentum-contrast pretraining.", argv)
     size, recipe = defaults_of(o.dataset)
     given = (o.moco_contr_w, o.moco_align_w, o.moco_unif_w)
@@ -133,7 +147,7 @@ def parse_pretrain(argv: list[str] | None = None) -> PretrainOptions:
     presets = PRESET_WEIGHTS.get(loss, (None, None, None))
     weights = [preset if w is None else w for w, preset in zip(given, presets, strict=True)]
     resolved = dataclasses.replace(
-        o,
+        ResolvedPretrainOptions(**vars(o)),
         image_size=size if o.image_size is None else o.image_size,
         recipe=o.recipe or ("v2" if o.aug_plus else recipe),
         loss=loss,
@@ -141,7 +155,7 @@ def parse_pretrain(argv: list[str] | None = None) -> PretrainOptions:
         moco_contr_w=weights[0],
         moco_align_w=weights[1],
         moco_unif_w=weights[2],
-        bn=choose_bn(o.bn, o.moco_k),
+        bn=choose_bn(o.bn, o.moco_k, world_size),
         output_dir=o.output_dir or os.path.join("runs", f"{o.dataset}-{o.arch}-{loss}".replace(":", "-")),
     )
     check_common(resolved)
@@ -150,17 +164,39 @@ def parse_pretrain(argv: list[str] | None = None) -> PretrainOptions:
     positive(resolved, "moco_t", "moco_align_alpha", "moco_unif_t", "grad_clip", "knn_t", "rank_timeout")
     if resolved.moco_m > 1:
         raise InputError(f"--moco-m must lie between 0 and 1, not {resolved.moco_m:g}")
-    if resolved.batch_size < distributed.world_size() * resolved.accum_steps:
+    if resolved.batch_size < world_size * resolved.accum_steps:
         raise InputError(
-            f"--batch-size {resolved.batch_size} leaves some of {distributed.world_size()} ranks ×"
+            f"--batch-size {resolved.batch_size} leaves some of {world_size} ranks ×"
             f" {resolved.accum_steps} accumulation steps without an image; raise it"
         )
     check_loss(resolved)
+    at_least(resolved, 0, "moco_tau_plus", "moco_beta")
+    positive(resolved, "moco_hard_alpha", "moco_simple_w")
+    for name in ("moco_tau_plus", "moco_hard_alpha"):
+        if getattr(resolved, name) > 1:
+            raise InputError(f"{flag(name)} is a share, at most 1, not {getattr(resolved, name):g}")
+    check_unread(flags.typed(PretrainOptions, argv), _unread(resolved))
     check_arch(resolved.arch, resolved.arch_arg)
     if not resolved.moco_k:
         _check_without_queue(resolved)
     Every(resolved.save_every)
     return resolved
+
+
+def _unread(o: ResolvedPretrainOptions) -> dict[str, str]:
+    """Options that these settings leave without effect: option -> the setting."""
+    of_losses = {name for row in LOSSES.values() for name in row.settings.values()}
+    read_by_loss = set(LOSSES[o.loss].settings.values()) if o.loss in LOSSES else set()
+    if o.loss not in PRESET_WEIGHTS:
+        of_losses |= {"moco_unif_no_intra_batch", "unif_global"}
+    unread = dict.fromkeys(of_losses - read_by_loss, f"--loss {o.loss}")
+    if o.cos:
+        unread["schedule"] = "--cos"
+    if o.aug_plus and o.recipe != "v2":
+        unread["aug_plus"] = f"--recipe {o.recipe}"
+    if o.bn != "split":
+        unread["bn_group_size"] = f"--bn {o.bn}"
+    return unread
 
 
 def _temperature(loss: str) -> float:

@@ -1,8 +1,9 @@
-"""The slow paths, as MoCo's paper writes them (He et al. 2020, Algorithm 1): what every fast one is held against.
+"""The slow paths, as MoCo's paper writes them (He et al. 2020, Algorithm 1).
 
-`main_moco.py --reference-step` trains with them. Each does what its fast one does, with the same random choices, so the
-two runs differ by rounding alone: all similarities at once over a clone of the queue (`moco.losses.logsumexp.whole`), a
-Python loop over parameters for the momentum update, and for shuffle-BN an all-gather of the finished fp32 images.
+`main_moco.py --reference-step` trains with them. Each does the same as its fast one, with the same random choices, so
+the two runs differ by rounding alone: all similarities at once over a clone of the queue
+(`moco.losses.logsumexp.whole_logsumexp`), a Python loop over parameters for the momentum update, and for shuffle-BN an
+all-gather of the finished fp32 images.
 """
 
 from __future__ import annotations

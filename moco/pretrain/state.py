@@ -7,8 +7,7 @@ additions under the one key `moco_run`.
 
 from __future__ import annotations
 
-import random
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +20,17 @@ from moco.errors import InputError, flag
 from moco.pretrain.optimiser import load_state
 from moco.pretrain.options import PretrainOptions
 from moco.pretrain.step import TrainingStep
-from moco.run import checkpoint
 from moco.run.meter import Meter
 from moco.run.options import as_dict, result_options
 from moco.run.provenance import git_state
+from moco.run.resume import Position as Position, find as find, restore_meters, seed as seed
 
 FORMAT = 1
 
 
-@dataclass
-class Position:
-    """The position of a run: `step` optimiser steps into the 0-based `epoch`."""
-
-    epoch: int = 0
-    step: int = 0
-    global_step: int = 0
-
-
-def snapshot(step: TrainingStep, meters: list[Meter], position: Position, options: PretrainOptions) -> dict[str, Any]:
+def snapshot(
+    step: TrainingStep, meters: Sequence[Meter], position: Position, options: PretrainOptions
+) -> dict[str, Any]:
     """The checkpoint's contents. All ranks must call it: each adds its own random generators and running means."""
     of_ranks = distributed.gather_objects({"random": _random_states(), "meters": [meter.state() for meter in meters]})
     return {
@@ -68,35 +60,11 @@ def _random_states() -> dict[str, Tensor]:
     return states
 
 
-def find(resume: str | None, folder: str | Path) -> tuple[Path | None, list[str]]:
-    """The file that `--resume` means, and what should be said about it. 'auto' with nothing to resume is a fresh
-    start."""
-    if resume is None:
-        if checkpoint.checkpoints(folder):
-            raise InputError(
-                f"{folder} already holds a run; pass --resume auto to go on with it, or another --output-dir"
-            )
-        return None, []
-    if resume != "auto":
-        return Path(resume), []
-    path, skipped = checkpoint.latest(folder)
-    notes = [f"skipped {bad}: {reason}" for bad, reason in skipped]
-    return path, notes + [f"resuming from {path}" if path else f"nothing to resume in {folder}; starting afresh"]
-
-
-def seed(wish: int | None, state: dict[str, Any] | None) -> int:
-    """The run's seed: the one asked for, else that of the run that goes on, else one drawn from the system."""
-    if wish is not None:
-        return wish
-    run = (state or {}).get("moco_run")
-    return int(run["options"]["seed"]) if run else random.SystemRandom().randrange(2**31)
-
-
 def restore(
     state: dict[str, Any],
     path: Path,
     step: TrainingStep,
-    meters: list[Meter],
+    meters: Sequence[Meter],
     options: PretrainOptions,
 ) -> tuple[Position, list[str]]:
     """Puts a checkpoint's contents in place; returns the position of its run, and notes for the log.
@@ -126,7 +94,7 @@ def restore(
     step.moco.load_queue_state(run["queue_state"])
     step.guard.load_state(run)
     step.loss_state.load_state_dict(run.get("loss", {}))
-    _restore_meters(meters, [old["meters"] for old in run["ranks"]], step.device)
+    restore_meters(meters, [old["meters"] for old in run["ranks"]], step.device)
     notes += _restore_generators(path, [old["random"] for old in run["ranks"]])
     notes += [f"{flag(name)} was {before} and is {now} from here on" for name, (before, now) in changed.items()]
     return Position(int(state["epoch"]), int(run["step_in_epoch"]), int(run["global_step"])), notes
@@ -191,14 +159,3 @@ def _restore_generators(path: Path, of_ranks: list[dict[str, Tensor]]) -> list[s
     if "cuda" in own_states and torch.cuda.is_available():
         torch.cuda.set_rng_state(own_states["cuda"])
     return []
-
-
-def _restore_meters(meters: list[Meter], of_ranks: list[list[dict[str, Any]]], device: torch.device) -> None:
-    """Each rank takes over its own sums; on another number of ranks the old ones' are dealt out, so that none is
-    lost."""
-    for meter, old in zip(meters, zip(*of_ranks, strict=True), strict=True):
-        mine = old[distributed.rank() :: distributed.world_size()]
-        sums = {name: torch.zeros_like(total) for name, total in old[0]["sums"].items()}
-        for state in mine:
-            sums = {name: state["sums"][name] + total for name, total in sums.items()}
-        meter.load({"sums": sums, "samples": sum(state["samples"] for state in mine)}, device)

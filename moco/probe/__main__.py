@@ -13,7 +13,6 @@ Exit codes (moco/errors.py): 0 done, 2 bad input, 3 numbers gone wrong.
 from __future__ import annotations
 
 import copy
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,13 +22,14 @@ import torch
 from torch import nn
 
 from moco import distributed
+from moco.commands import end_process, run_command
 from moco.data.augment import Augment
 from moco.data.augment.recipes import find_recipe
 from moco.data.source import Source, check_same_classes, hold_out, share_of_classes
 from moco.distributed.session import pick_device
 from moco.encoders import trunk
 from moco.encoders.files import read_encoder
-from moco.errors import EXIT_OK, InputError, exit_code
+from moco.errors import EXIT_OK, InputError
 from moco.evaluate.features import centre_crops, extract_features
 from moco.probe.logistic import five_nearest, solve
 from moco.probe.model import Rows, build, stream_of
@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         with distributed.session(device):
             return probe(options, device)
 
-    return exit_code(run)
+    return run_command(run)
 
 
 def probe(options: LinclsOptions, device: torch.device) -> int:
@@ -212,4 +212,4 @@ def solved(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

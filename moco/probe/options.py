@@ -10,7 +10,7 @@ from moco.data.augment.recipes import RECIPES
 from moco.encoders import check_arch
 from moco.errors import InputError, flag
 from moco.run import flags
-from moco.run.options import CommonOptions, at_least, check_common, evaluation, positive, result, running
+from moco.run.options import CommonOptions, at_least, check_common, check_unread, evaluation, positive, result, running
 
 # MoCo's learning rate is for frozen features; nothing that trains with its encoder survives it
 _LR = 30.0
@@ -92,6 +92,25 @@ class LinclsOptions(CommonOptions):
         return [(self.head_lr if self.finetune else self.lr, self.weight_decay)]
 
 
+def _unread(o: LinclsOptions) -> dict[str, str]:
+    """Options that these settings leave without effect: option -> the setting."""
+    unread: dict[str, str] = {}
+    if not o.finetune:
+        unread |= dict.fromkeys(("trunk_lr", "head_lr"), "frozen features, without --finetune")
+    if not o.sweep:
+        unread |= dict.fromkeys(("sweep_lrs", "sweep_wds", "held_out"), "one classifier, without --sweep")
+    else:
+        unread |= dict.fromkeys(("lr", "weight_decay"), "--sweep, which has --sweep-lrs and --sweep-wds")
+    if o.optimizer == "adam":
+        unread["momentum"] = "--optimizer adam"
+    if not o.solved:
+        unread["folds"] = "a classifier that is trained by epochs, without --cached"
+    elif not o.evaluate:
+        trained = ("lr", "momentum", "weight_decay", "optimizer", "schedule", "lr_drop", "epochs")
+        unread |= dict.fromkeys(trained, "--cached without --sweep, which solves for the optimum")
+    return unread
+
+
 def parse_lincls(argv: list[str] | None = None) -> LinclsOptions:
     """The options of main_lincls.py, checked. `arch`, `image_size` and `output_dir` may still be for the checkpoint to
     say."""
@@ -111,4 +130,5 @@ def parse_lincls(argv: list[str] | None = None) -> LinclsOptions:
     fine = all(0 < lr < math.inf for lr in o.sweep_lrs) and all(0 <= wd < math.inf for wd in o.sweep_wds)
     if o.sweep and not (o.sweep_lrs and o.sweep_wds and fine):
         raise InputError("--sweep needs --sweep-lrs above 0 and --sweep-wds of at least 0: give one of each or more")
+    check_unread(flags.typed(LinclsOptions, argv), _unread(o))
     return o

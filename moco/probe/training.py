@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -26,6 +25,7 @@ from moco.probe.options import LinclsOptions
 from moco.run.log import RunLog
 from moco.run.meter import Clock, Meter
 from moco.schedules import learning_rate
+from moco.timing import timeline, waited_for
 
 
 class Classifiers(nn.Module):
@@ -171,11 +171,10 @@ class Probe:
         lr = self.optimizer.param_groups[self.chosen]["lr"]
         if self.trunk is not None:
             self.trunk.train()
+        timeline.start(self.device)
         clock, since_print, of_epoch = Clock(), Meter(), Meter()
         with contextlib.closing(self.stream.epoch(epoch)) as batches:
-            asked = time.perf_counter()
-            for step, batch in enumerate(batches):
-                clock.waited(asked)
+            for step, batch in enumerate(waited_for(batches)):
                 x, labels = self.stream.inputs(batch, epoch)
                 n, total = len(labels), sum(self.stream.sampler.sizes(step))
                 logits = self.parallel(x)
@@ -196,7 +195,6 @@ class Probe:
                     self.log.train({**since_print.read(), "lr": lr}, timing, **at, global_step=epoch * steps + step + 1)
                 else:
                     self.log.advance(**at)
-                asked = time.perf_counter()
         means = of_epoch.read()
         self.log.epoch(means, epoch=epoch, global_step=(epoch + 1) * steps)
         if self.trunk is not None:

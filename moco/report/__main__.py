@@ -8,11 +8,11 @@ A run is an output folder of main_moco.py, a sweep one of launch/sweep.py. docs/
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from moco.errors import EXIT_OK, InputError, exit_code
+from moco.commands import end_process, run_command
+from moco.errors import EXIT_OK, InputError
 from moco.pretrain.options import PretrainOptions
 from moco.report import figures, page, similarities, sweep_figures
 from moco.report.comparison import accuracy_measure, correlations, temperature_curves
@@ -23,40 +23,29 @@ from moco.run.checkpoint import latest
 from moco.run.files import write_text
 from moco.run.options import result_options
 
-AT_ONCE = 6  # runs in one figure of curves
-
 
 def write(encoders: Sequence[Encoder], folder: Path, title: str, queries: int = 0) -> list[Path]:
-    """Writes the page and its PNGs; returns their paths, the page first. `queries`: rows of nearest neighbours for the
-    last checkpoint of each run that is no element of a sweep."""
+    """Writes the page and its figures as PNGs; returns their paths, the page first. `queries`: rows of nearest
+    neighbours for the last checkpoint of each run that is no element of a sweep."""
     measure = accuracy_measure(encoders)
     against = [name for name in (measure, "val_uniformity", "val_tolerance") if name]
     curves = temperature_curves(encoders, result_options(PretrainOptions))
     against = [name for name in against if any(curve.points(name)[0] for curve in curves)]
     used = sorted({one.temperature for one in encoders if one.temperature})
-    shown = used[:: max(1, -(-len(used) // 6))] or list(sweep_figures.TEMPERATURES)
-
-    sections = [
-        page.header(title, encoders),
-        page.plane(encoders),
-        page.temperatures(curves, against),
-        page.training(encoders),
-        page.penalties(shown),
-        similarities.histograms(encoders),
-        similarities.neighbours(grids(encoders, queries)),
-    ]
-    written = [folder / "index.html"]
-    write_text(written[0], page.html(title, sections))
-    trained = [figures.Pictured(one.name, one.records) for one in encoders if one.trained]
-    for start in range(0, len(trained), AT_ONCE):
-        name = "curves.png" if start == 0 else f"curves-{start // AT_ONCE + 1}.png"
-        written.append(figures.curves(trained[start : start + AT_ONCE], folder / name))
-    if measure and any(one.state in MEASURED for one in encoders):
-        written.append(sweep_figures.plane(encoders, measure, folder / "alignment-uniformity.png"))
-    if against:
-        written.append(sweep_figures.temperatures(curves, against, folder / "temperature.png"))
-    written.append(sweep_figures.penalties(shown, folder / "penalties.png"))
-    return written
+    together, losses = figures.training(encoders)
+    contents = page.Contents(
+        title,
+        encoders,
+        plane=[sweep_figures.plane(encoders, measure)] if any(one.state in MEASURED for one in encoders) else [],
+        temperatures=sweep_figures.temperatures(curves, against),
+        together=together,
+        losses=losses,
+        penalties=[sweep_figures.penalties(used[:: max(1, -(-len(used) // 6))] or sweep_figures.TEMPERATURES)],
+        checkpoints=similarities.measured(encoders),
+        grids=grids(encoders, queries),
+    )
+    write_text(folder / "index.html", page.html(contents))
+    return [folder / "index.html", *(plot.png(folder) for plot in contents.plots)]
 
 
 def grids(encoders: Sequence[Encoder], queries: int) -> dict[str, list[Row]]:
@@ -99,8 +88,8 @@ def main(argv: list[str] | None = None) -> int:
             print(path)
         return EXIT_OK
 
-    return exit_code(run)
+    return run_command(run)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

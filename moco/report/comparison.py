@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from moco.errors import InputError
+from moco.metrics.table import LOGGED
+from moco.pretrain.options import PretrainOptions
 from moco.report.correlation import RankCorrelation, rank_correlation
 from moco.report.runs import COLLAPSE, DONE, KNN, PROBE, Encoder
+from moco.run.options import result_options
+
+DEFAULTS = {field.name: field.default for field in dataclasses.fields(PretrainOptions)}
 
 
 def accuracy_measure(encoders: Sequence[Encoder]) -> str | None:
@@ -50,6 +57,21 @@ def differing(encoders: Sequence[Encoder], names: Iterable[str]) -> list[str]:
     """Those options of `names` in which the encoders that have options differ where they matter."""
     known = [one for one in encoders if one.options]
     return [name for name in names if len({json.dumps(one.option(name)) for one in known}) > 1]
+
+
+def tip(one: Encoder) -> str:
+    """Its measures, then its options that are not at their defaults."""
+    lines = [one.name, *([f"{one.state}: {one.why}"] if one.why else [])]
+    lines += [f"{row.heading}: {one.measured[name]:.4g}" for name, row in LOGGED.items() if name in one.measured]
+    changed = [name for name in result_options(PretrainOptions) if one.option(name) not in (None, DEFAULTS.get(name))]
+    return "\n".join([*lines, "", *(f"--{name.replace('_', '-')} {written(one.option(name))}" for name in changed)])
+
+
+def written(value: Any) -> str:
+    """An option's value as on the command line."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 @dataclass

@@ -1,34 +1,37 @@
-"""Figures of runs: training curves from their logs, and what their features look like on paper.
-
-Figures are drawn on `Figure` objects, never through pyplot, so nothing global is touched and no display is needed.
-Colours are Okabe & Ito's and Tol's, which people with any of the usual colour blindnesses can tell apart; classes carry
-their name as well.
-"""
+"""Figures of runs: training curves from their logs, and what their features look like on paper."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import patheffects
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure, FigureBase
+from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from sklearn.manifold import TSNE
 
-from moco.report.runs import Records
+from moco.metrics.table import LOGGED
+from moco.report.plots import (
+    CLASS_COLOURS,
+    FAINT,
+    INK,
+    RUN_COLOURS,
+    Plot,
+    colour,
+    figure,
+    legend,
+    plain_axes,
+    shares,
+    write_figure,
+)
+from moco.report.runs import DONE, KNN, Encoder, Records
 
-# Okabe & Ito (2008), in the order the runs are given
-RUN_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-# Tol's "muted" scheme, its grey last
-CLASS_COLOURS = (
-    "#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499", "#BBBBBB",
-)  # fmt: skip
-INK, FAINT = "#222222", "#8A8A8A"
+AT_ONCE = len(RUN_COLOURS)  # runs that a figure can tell apart
 
 
 @dataclass(frozen=True)
@@ -62,100 +65,108 @@ def project(features: np.ndarray, seed: int = 0) -> np.ndarray:
     return TSNE(2, perplexity=perplexity, init="pca", metric="cosine", random_state=seed).fit_transform(features)
 
 
-def curves(encoders: Sequence[Pictured], path: str | Path) -> Path:
-    """Writes one PNG of the runs' curves: losses, kNN, and the way through the plane of alignment and uniformity."""
-    figure = Figure(figsize=(13, 4.2), dpi=150, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1))
-    _curves(figure, encoders, _colours(encoders))
-    return write_figure(figure, path)
+def training(encoders: Sequence[Encoder]) -> tuple[list[Plot], list[Plot]]:
+    """(kNN and the way through the plane of all runs, the losses of six runs each). Figures without points are left
+    out.
+
+    Where a figure shows more than six runs, they have the colours of their last kNN accuracies.
+    """
+    shown = [one for one in encoders if one.trained]
+    names = [one.name if one.state == DONE else f"{one.name} ({one.state})" for one in shown]
+    runs = [Pictured(name, one.records) for name, one in zip(names, shown, strict=True)]
+    colours = _colours(runs)
+    marks = {f"run-{i}": {"class": "run", "data-name": one.name, "data-tip": one.name} for i, one in enumerate(shown)}
+    together, losses = [], []
+    for name, draw, label in (
+        ("knn", _knn, "kNN accuracy while training"),
+        ("way", _sphere, "alignment and uniformity while training"),
+    ):
+        drawn, axes = figure(5, 4.2)
+        draw(axes, runs, colours)
+        if len(runs) <= AT_ONCE:
+            legend(axes)
+        if axes.lines:
+            together.append(Plot(name, drawn, label, marks))
+    finished = [one for one in runs if len(series(one.records, "epoch", "loss")[0])]
+    for start in range(0, len(finished), AT_ONCE):
+        group = finished[start : start + AT_ONCE]
+        drawn = Figure(figsize=(4.6, 1 + 1.2 * len(group)), dpi=200, layout="constrained")
+        _losses(list(drawn.subplots(len(group), 1, sharex=True, squeeze=False)[:, 0]), group, colours)
+        name = "loss" if start == 0 else f"loss-{start // AT_ONCE + 1}"
+        losses.append(Plot(name, drawn, f"loss of {', '.join(one.name for one in group)}"))
+    return together, losses
 
 
 def comparison(encoders: Sequence[Pictured], classes: Sequence[str], title: str, path: str | Path) -> Path:
     """Writes one PNG: the runs' curves above, every encoder's features below, in the order given."""
     colours = _colours(encoders)
-    figure = Figure(figsize=(13, 8.6), dpi=150, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1))
-    figure.suptitle(title, fontsize=15, color=INK, x=0.012, ha="left", weight="bold")
-    above, below = figure.subfigures(2, 1, height_ratios=(1, 1.12), squeeze=False)[:, 0]
-    _curves(above, encoders, colours)
+    drawn = Figure(figsize=(13, 8.6), dpi=150, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1))
+    drawn.suptitle(title, fontsize=15, color=INK, x=0.012, ha="left", weight="bold")
+    above, below = drawn.subfigures(2, 1, height_ratios=(1, 1.12), squeeze=False)[:, 0]
+    trained = [encoder for encoder in encoders if encoder.trained]
+    columns = above.subfigures(1, 3, squeeze=False)[0]
+    _losses(list(columns[0].subplots(max(1, len(trained)), 1, sharex=True, squeeze=False)[:, 0]), trained, colours)
+    _knn(columns[1].subplots(), encoders, colours)
+    axes = columns[2].subplots()
+    _sphere(axes, encoders, colours)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=True, edgecolor="white", framealpha=0.8, labelcolor="linecolor", handletextpad=0.2)
     panels = below.subplots(1, len(encoders), squeeze=False)[0]
     for axes, encoder in zip(panels, encoders, strict=True):
         _features(axes, encoder, classes, colours.get(encoder.name, INK))
-    return write_figure(figure, path)
+    return write_figure(drawn, path)
 
 
 def _colours(encoders: Sequence[Pictured]) -> dict[str, str]:
-    return dict(zip((encoder.name for encoder in encoders if encoder.trained), cycle(RUN_COLOURS), strict=False))
-
-
-def write_figure(figure: Figure, path: str | Path) -> Path:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-    return path
-
-
-def _curves(place: FigureBase, encoders: Sequence[Pictured], colours: Mapping[str, str]) -> None:
+    """Of more runs than there are colours: by their last kNN accuracy, and grey without."""
     trained = [encoder for encoder in encoders if encoder.trained]
-    columns = place.subfigures(1, 3, squeeze=False)[0]
-    _losses(columns[0].subplots(max(1, len(trained)), 1, sharex=True, squeeze=False)[:, 0], trained, colours)
-    _knn(columns[1].subplots(), encoders, colours)
-    _sphere(columns[2].subplots(), encoders, colours)
-
-
-def plain_axes(axes: Axes, title: str, x: str, y: str) -> None:
-    axes.set_title(title, loc="left", fontsize=11.5, color=INK)
-    axes.set_xlabel(x, color=INK)
-    axes.set_ylabel(y, color=INK)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(FAINT)
-    axes.tick_params(colors=INK, labelsize=9)
-    axes.grid(color="#E6E6E6", linewidth=0.8)
-    axes.set_axisbelow(True)
+    if len(trained) <= AT_ONCE:
+        return dict(zip((encoder.name for encoder in trained), RUN_COLOURS, strict=False))
+    ends = {one.name: values[-1] for one in trained if len(values := series(one.records, "eval", KNN)[1])}
+    shades = [colour(share) for share in shares(ends.values())]
+    return dict.fromkeys((encoder.name for encoder in trained), FAINT) | dict(zip(ends, shades, strict=True))
 
 
 def _losses(rows: Sequence[Axes], trained: Sequence[Pictured], colours: Mapping[str, str]) -> None:
-    """One panel each: losses of different heads have no common scale."""
+    """One panel each: different losses have no common scale."""
     for place, (axes, encoder) in enumerate(zip(rows, trained, strict=False)):
-        axes.plot(*series(encoder.records, "epoch", "loss"), color=colours[encoder.name], linewidth=2)
-        plain_axes(axes, "Training loss" if place == 0 else "", "epoch" if place == len(rows) - 1 else "", "loss")
+        epochs, values = series(encoder.records, "epoch", "loss")
+        axes.plot(epochs, values, "-" if len(epochs) > 1 else "o", color=colours[encoder.name], linewidth=2)
+        plain_axes(axes, encoder.name, "epoch" if place == len(rows) - 1 else "", "loss")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_title(encoder.name, loc="right", fontsize=10, weight="bold", color=colours[encoder.name])
 
 
 def _knn(axes: Axes, encoders: Sequence[Pictured], colours: Mapping[str, str]) -> None:
-    """The panels on both sides name the colours: a legend here would lie on a curve."""
-    for encoder in encoders:
-        epochs, values = series(encoder.records, "eval", "knn_top1")
-        if encoder.trained:
-            axes.plot(
-                epochs, values, "o-", color=colours[encoder.name], linewidth=2, markersize=4.5, label=encoder.name
-            )
+    few = len(encoders) <= AT_ONCE
+    for number, encoder in enumerate(encoders):
+        epochs, values = series(encoder.records, "eval", KNN)
+        if encoder.trained and len(values):
+            look: dict[str, Any] = dict(color=colours[encoder.name], linewidth=2, markersize=4.5, label=encoder.name)
+            axes.plot(epochs, values, "o-" if few or len(values) == 1 else "-", gid=f"run-{number}", **look)
         elif len(values):
             axes.axhline(values[-1], color=FAINT, linewidth=1.5, linestyle="--")
             corner = axes.get_yaxis_transform()
             axes.text(0.99, values[-1], encoder.name, transform=corner, ha="right", va="bottom", color=FAINT)
-    plain_axes(axes, "Validation kNN while training", "epoch", "top-1 [%]")
+    plain_axes(axes, "Validation kNN while training", "epoch", LOGGED[KNN].heading)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(y=0.1)
 
 
 def _sphere(axes: Axes, encoders: Sequence[Pictured], colours: Mapping[str, str]) -> None:
     """Wang & Isola's plane, where less is better on both axes: each run's way through it; the dots grow in time."""
-    for encoder in encoders:
+    for number, encoder in enumerate(encoders):
         _, align = series(encoder.records, "eval", "val_alignment")
         _, uniform = series(encoder.records, "eval", "val_uniformity")
         if not len(align) or len(align) != len(uniform):
             continue
-        colour, size = colours.get(encoder.name, FAINT), 50.0
-        axes.plot(align, uniform, color=colour, linewidth=1.2, alpha=0.6)
-        sizes = np.linspace(size / 5, size, len(align)) if encoder.trained else size
-        axes.scatter(align, uniform, s=sizes, color=colour, marker="o" if encoder.trained else "X", zorder=3)
-        axes.scatter([], [], s=size, color=colour, marker="o" if encoder.trained else "X", label=encoder.name)
+        look: dict[str, Any] = dict(color=colours.get(encoder.name, FAINT), marker="o" if encoder.trained else "X")
+        axes.plot(align, uniform, color=look["color"], linewidth=1.2, alpha=0.6, gid=f"run-{number}")
+        axes.scatter(align, uniform, s=np.linspace(10, 50, len(align)) if encoder.trained else 50, zorder=3, **look)
+        axes.scatter([], [], s=50, label=encoder.name, **look)
     title = "Alignment and uniformity (validation)"
     plain_axes(axes, title, "alignment  ← closer positives", "uniformity  ← more spread out")
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.margins(0.1)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=True, edgecolor="white", framealpha=0.8, labelcolor="linecolor", handletextpad=0.2)
 
 
 def _features(axes: Axes, encoder: Pictured, classes: Sequence[str], colour: str) -> None:

@@ -37,6 +37,10 @@ class Shown:
     similarity: float
     uri: str
 
+    def compared_with(self, query: Shown) -> str:
+        """ "same" or "different" class; "" if one is unknown."""
+        return "" if not (self.label and query.label) else "same" if self.label == query.label else "different"
+
 
 @dataclass(frozen=True)
 class Row:
@@ -59,17 +63,17 @@ def grid(checkpoint: Path, options: Mapping[str, Any], queries: int, count: int 
         raise InputError(
             f"the run's images come from --dataset {dataset}, which is not imported; leave out --neighbours"
         )
-    images = DataOptions(data=data, dataset=dataset, skip_bad_images=True)
-    source = images.open("val" if images.has("val") else "train", labels_required=False)
+    where = DataOptions(data=data, dataset=dataset, skip_bad_images=True)
+    source = where.open("val" if where.has("val") else "train", labels_required=False)
     size, recipe_name = suited(dataset, options)
     recipe, file = find_recipe(recipe_name), read_encoder(checkpoint)
     arch, arch_arg = network_of(file, None, [])
     encoder = build_encoder(arch, 1, image_size=size, arguments=arch_arg)
     load_trunk(encoder, file)
-    crops = centre_crops(source, recipe, size, images, torch.device("cpu"))
-    x, _ = extract_features(trunk(encoder), crops, Augment(recipe.for_evaluation(), 0))
+    images = centre_crops(source, recipe, size, where, torch.device("cpu"))
+    x, _ = extract_features(trunk(encoder), images, Augment(recipe.for_evaluation(), 0))
     x = F.normalize(x, dim=1)
-    readable = [index for index in range(len(source)) if index not in crops.bad]  # the images of the rows of x
+    readable = [index for index in range(len(source)) if index not in images.bad]  # the images of the rows of x
     rows = []
     for query in np.unique(np.linspace(0, len(x) - 1, queries).round().astype(int)).tolist():
         similarity = x @ x[query]

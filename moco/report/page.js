@@ -5,7 +5,7 @@
   if (!table) return;
   const body = table.tBodies[0];
   const rows = [...body.rows];
-  const dots = [...document.querySelectorAll(".dot")];
+  const dots = [...document.querySelectorAll("svg [data-name]")];
   const named = (list, name) => list.filter((element) => element.dataset.name === name);
 
   // Pointing at a dot or a row, with the mouse or the keyboard, shows the options and lights its counterpart.

@@ -17,6 +17,7 @@ from typing import Any
 
 from moco.errors import InputError
 from moco.losses.table import LOSSES
+from moco.metrics.table import LOGGED
 from moco.pretrain.watch import COLLAPSED
 from moco.run.log import read_log
 
@@ -28,14 +29,6 @@ MEASURED = (DONE, COLLAPSE, OTHER)  # states whose numbers are shown
 COMPARED = (DONE, COLLAPSE)  # and those that a correlation may use
 
 PROBE, KNN = "lincls_top1", "knn_top1"
-MEASURES = {
-    PROBE: "linear top-1 [%]",
-    KNN: "kNN top-1 [%]",
-    "val_alignment": "alignment",
-    "val_uniformity": "uniformity",
-    "val_tolerance": "tolerance",
-    "loss": "loss",
-}
 # An option says nothing where the weight of its term is 0
 IDLE_WITHOUT = {
     "moco_t": "moco_contr_w",
@@ -55,7 +48,7 @@ COLLAPSE_RULE = f"collapsed: uniformity (t = 2) of the validation outputs above 
 
 @dataclass
 class Encoder:
-    """One run: a row of the table. `measured` has the keys of MEASURES that exist, and is empty unless `state` is in
+    """One run: a row of the table. `measured` has the keys of LOGGED that exist, and is empty unless `state` is in
     MEASURED; `why` says what a state means here."""
 
     name: str
@@ -168,17 +161,17 @@ def _judge(encoder: Encoder, probe: Path | None) -> None:
         encoder.state, encoder.why = UNFINISHED, f"{done} of {epochs} epochs"
         return
     last = [r for r in encoder.records if r.get("kind") in ("epoch", "eval") and r.get("epoch") == epochs - 1]
-    odd = [MEASURES[name] for record in last for name in MEASURES if name in record and not _number(record[name])]
+    odd = [LOGGED[name].heading for record in last for name in LOGGED if name in record and not _number(record[name])]
     if odd:
         encoder.state, encoder.why = UNMEASURED, f"its log is damaged: no number stands for {', '.join(odd)}"
         return
-    values = {name: record[name] for record in last for name in MEASURES if name in record}
+    values = {name: record[name] for record in last for name in LOGGED if name in record}
     if not {"val_alignment", "val_uniformity"} <= values.keys():
         encoder.state, encoder.why = UNMEASURED, "no evaluation after the last epoch (--eval-freq)"
         return
     if probe is not None:
         encoder.why = _probe(encoder, values, probe, epochs)
-    if bad := [MEASURES[name] for name, value in values.items() if not math.isfinite(value)]:
+    if bad := [LOGGED[name].heading for name, value in values.items() if not math.isfinite(value)]:
         encoder.state, encoder.why = UNMEASURED, f"not finite: {', '.join(bad)}"
         return
     encoder.measured = {name: float(value) for name, value in values.items()}

@@ -9,10 +9,11 @@ import sys
 import types
 import typing
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import yaml
 
+from moco.commands import Parser
 from moco.errors import InputError, did_you_mean, flag
 
 T = TypeVar("T")
@@ -40,18 +41,9 @@ def option(default: Any, help: str, *names: str, group: str, positional: bool = 
     })  # fmt: skip
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence, instead of the usage of sixty flags."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (see --help)")
-
-
 def build_parser(options: type, description: str) -> argparse.ArgumentParser:
     """`options`: a dataclass of `option` fields. A field called `data` is the positional argument."""
-    parser = _Parser(
-        description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = Parser(description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     hints = typing.get_type_hints(options)
     groups: dict[str, argparse._ArgumentGroup] = {}
     for f in sorted(dataclasses.fields(options), key=lambda field: field.name == "data"):  # the last positional
@@ -59,7 +51,7 @@ def build_parser(options: type, description: str) -> argparse.ArgumentParser:
         title = f.metadata["group"]
         group = groups[title] if title in groups else groups.setdefault(title, parser.add_argument_group(title))
         if f.name == "data":
-            group.add_argument("data", nargs="?", **argument)
+            group.add_argument("data", **{"nargs": "?", **argument})
             continue
         if f.metadata["positional"]:
             group.add_argument(f.name, **argument)
@@ -85,7 +77,7 @@ def parse(options: type[T], description: str, argv: list[str] | None) -> T:
     override."""
     argv = sys.argv[1:] if argv is None else argv
     parser = build_parser(options, description)
-    finder = _Parser(add_help=False, allow_abbrev=False)
+    finder = Parser(add_help=False, allow_abbrev=False)
     finder.add_argument("--config")
     config = finder.parse_known_args(argv)[0].config
     if config is not None:
@@ -101,6 +93,14 @@ def parse(options: type[T], description: str, argv: list[str] | None) -> T:
         known = [name for action in parser._actions for name in action.option_strings]
         raise InputError(f"unknown argument {word}{did_you_mean(word, known)} (see --help)")
     return options(**vars(namespace))
+
+
+def typed(options: type, argv: list[str] | None) -> set[str]:
+    """The options that stand on the command line itself, not those of a --config file or of a default."""
+    parser = build_parser(options, "")
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+    return set(vars(parser.parse_known_args(sys.argv[1:] if argv is None else argv)[0]))
 
 
 def _read_config(path: str, parser: argparse.ArgumentParser) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from moco.errors import InputError
+from moco.metrics.table import LOGGED
 from moco.run.files import write_text
 
 FIRST = ("loss", "acc1", "eta_s")
@@ -30,16 +31,16 @@ def duration(seconds: float) -> str:
     return f"{minutes}m{s % 60:02d}s" if minutes else f"{s}s"
 
 
-def _percent(name: str) -> Callable[[float], str]:
-    return lambda value: f"{name} {value:5.1f}"
+def _plain(name: str, form: str) -> Callable[[float], str]:
+    return lambda value: f"{name} {value:{form}}"
 
 
 # name of a value -> how it is shown. One that is not listed is shown as `name 0.1234`.
 SHOWN: dict[str, Callable[[float], str]] = {
-    **{name: _percent(name) for name in ("acc1", "acc5", "knn_top1")},
-    "loss": lambda value: f"loss {value:7.4f}",
-    "lr": lambda value: f"lr {value:.4g}",
+    **{name: _plain(name, row.console) for name, row in LOGGED.items()},
+    **{name: _plain(name, form) for name, form in (("acc1", "5.1f"), ("acc5", "5.1f"), ("lr", ".4g"))},
     "images_per_s": lambda value: f"{value:.0f} img/s" if value >= 10 else f"{value:.2f} img/s",
+    "tokens_per_s": lambda value: f"{value:.0f} tokens/s",
     "data_wait": lambda value: f"data wait {value:.0%}",
     "memory_gb": lambda value: f"{value:.2f} GB",
     "save_stall_s": lambda value: f"saving {value:.2f} s",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from moco.distributed import all_reduce_sum
+from moco.timing import timeline
 
 
 class Meter:
@@ -48,23 +49,28 @@ class Meter:
 
 
 class Clock:
-    """Seconds, and the part of them spent waiting for data, since the last `lap`."""
+    """Speed since the last `lap`. The share of time spent waiting for data is that of the stage "data wait".
 
-    def __init__(self) -> None:
+    unit: the name of the samples.
+    """
+
+    def __init__(self, unit: str = "images") -> None:
+        self._unit = unit
         self._start = time.perf_counter()
-        self._waited = 0.0
-        self._images = self._steps = 0
+        self._waited = timeline.totals()["data wait"]
+        self._samples = 0
+        self._steps = 0
 
-    def waited(self, since: float) -> None:
-        """Called when a batch arrives: the wait began at `since` (time.perf_counter)."""
-        self._waited += time.perf_counter() - since
-
-    def step(self, images: int) -> None:
-        self._images += images
+    def step(self, samples: int) -> None:
+        self._samples += samples
         self._steps += 1
 
     def lap(self, device: torch.device, steps_left: int) -> dict[str, float]:
-        """Images/s over all ranks, share of the time spent waiting for data, peak memory in GB, seconds to the end."""
+        """Samples/s over all ranks, share of the time spent waiting for data, peak memory in GB, seconds to the end.
+
+        Waits for the device.
+        """
+        waited = timeline.totals()["data wait"]
         now = time.perf_counter()
         elapsed = max(now - self._start, 1e-9)
         if device.type == "cuda":
@@ -72,10 +78,13 @@ class Clock:
         else:
             memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
         values = {
-            "images_per_s": self._images / elapsed,
-            "data_wait": self._waited / elapsed,
+            f"{self._unit}_per_s": self._samples / elapsed,
+            "data_wait": (waited - self._waited) / elapsed,
             "memory_gb": memory,
             "eta_s": steps_left * elapsed / max(self._steps, 1),
         }
-        self._start, self._waited, self._images, self._steps = now, 0.0, 0, 0
+        self._start = now
+        self._waited = waited
+        self._samples = 0
+        self._steps = 0
         return values

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -96,17 +97,44 @@ def check_common(o: Any) -> None:
     """Checks the options of both mains. InputError."""
     check_data(o)
     at_least(o, 1, "epochs", "batch_size", "print_freq")
-    at_least(o, 0, "start_epoch", "momentum", "weight_decay", "seed")
+    at_least(o, 0, "start_epoch", "momentum", "weight_decay")
     positive(o, "lr")
-    if o.seed is not None and o.seed >= 2**63:
-        raise InputError(f"--seed must be less than 2^63, not {o.seed}")
+    check_seed(o.seed)
+    if o.start_epoch >= o.epochs:
+        raise InputError(f"--start-epoch {o.start_epoch} is past the last of {o.epochs} epochs; raise --epochs")
+    if any(not 0 <= epoch < MOST for epoch in o.schedule):
+        raise InputError(f"--schedule takes epochs from 0 on, not {' '.join(map(str, o.schedule))}")
+
+
+def check_seed(seed: int | None) -> None:
+    if seed is not None and not 0 <= seed < 2**63:
+        raise InputError(f"--seed must be at least 0 and less than 2^63, not {seed}")
+
+
+def check_unread(typed: set[str], unread: Mapping[str, str]) -> None:
+    """InputError if an option was typed that the run would not read.
+
+    unread: option -> the setting that leaves it out, such as '--loss infonce'. From a --config file it is accepted, as
+    one file may serve several runs.
+    """
+    for name in sorted(typed & unread.keys()):
+        raise InputError(f"{flag(name)} is not read with {unread[name]}; leave it out")
+
+
+MOST = 2**31  # of counts and sizes: no run comes near it
+
+
+def _shown(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 def at_least(o: Any, least: float, *names: str) -> None:
     for name in names:
         value = getattr(o, name)
-        if value is not None and not (math.isfinite(value) and value >= least):
-            raise InputError(f"{flag(name)} must be at least {least:g}, not {value:g}")
+        if value is not None and not value >= least:
+            raise InputError(f"{flag(name)} must be at least {least:g}, not {_shown(value)}")
+        if value is not None and not value < MOST:
+            raise InputError(f"{flag(name)} must be below 2^31, not {_shown(value)}")
 
 
 def positive(o: Any, *names: str) -> None:
@@ -117,14 +145,14 @@ def positive(o: Any, *names: str) -> None:
                 raise InputError(f"{flag(name)} must be greater than 0, not {value:g}")
 
 
-def result_options(options: type[CommonOptions]) -> list[str]:
+def result_options(options: type) -> list[str]:
     """Names of the options that change results."""
     return [f.name for f in dataclasses.fields(options) if f.metadata["group"] == RESULTS]
 
 
-def as_dict(o: CommonOptions) -> dict[str, Any]:
+def as_dict(o: Any) -> dict[str, Any]:
     return dataclasses.asdict(o)
 
 
-def as_json(o: CommonOptions) -> str:
+def as_json(o: Any) -> str:
     return json.dumps(as_dict(o), indent=2)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from moco.commands import run_command
 from moco.data import listing
 from moco.data.beton.__main__ import main as beton
 from moco.data.beton.file import BetonFile, BetonSource
@@ -24,7 +25,7 @@ from moco.data.datasets import find_beton, has_split, open_split, split_folder
 from moco.data.decode import BadImage, decode, open_image
 from moco.data.folder import FolderSource
 from moco.data.source import ArraySource
-from moco.errors import ESCAPED, InputError, exit_code
+from moco.errors import ESCAPED, InputError
 from moco.run.files import write_text
 from tests.data.conftest import make_photo
 
@@ -58,10 +59,10 @@ def test_names_that_are_not_utf8_are_escaped(tree: Path) -> None:
 
 
 def test_messages_with_such_names_can_be_printed(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By every command: the streams of `exit_code` take any name."""
+    """By every command: the streams of `run_command` take any name."""
     terminal = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="strict")
     monkeypatch.setattr(sys, "stderr", terminal)
-    assert exit_code(lambda: len(FolderSource(tree / LATIN))) == 2
+    assert run_command(lambda: len(FolderSource(tree / LATIN))) == 2
     terminal.flush()
     assert terminal.buffer.getvalue().endswith(rb"/caf\xe9: check the path" + b"\n")  # type: ignore[attr-defined]
 

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 from moco.data import threads as crew
+from moco.data.batch_memory import BatchMemory
 from moco.data.decode import BadImage
 from moco.data.folder import FolderPicture, FolderSource
 from moco.data.loader import MOST_BAD_IN_A_ROW, Batch, Loader, _Filling
@@ -386,3 +387,19 @@ def test_batches_on_a_gpu() -> None:
     here = list(itertools.islice(loader(arrays()).epoch(0), 3))
     assert {x.device.type for b in there for x in (b.crops, b.index, b.labels)} == {"cuda"}
     assert all(same(Batch(a.crops.cpu(), a.index.cpu(), a.labels.cpu()), b) for a, b in zip(there, here, strict=True))
+
+
+def test_memory_is_used_again_only_when_no_tensor_shares_it() -> None:
+    memory = BatchMemory(most=2, pinned=False)
+    first = memory.take((4, 5))
+    row = first[1]
+    address = first.data_ptr()
+    del first
+    assert memory.take((4, 5)).data_ptr() != address  # `row` is still in it
+    view = row.numpy()
+    del row
+    assert memory.take((4, 5)).data_ptr() != address  # a NumPy view of it, too
+    del view
+    assert address in {memory.take((4, 5)).data_ptr() for _ in range(3)} or address in {
+        block.ctypes.data for block in memory.free
+    }

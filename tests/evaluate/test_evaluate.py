@@ -21,6 +21,7 @@ from moco.encoders import build_encoder, trunk
 from moco.errors import EXIT_INPUT, EXIT_OK
 from moco.evaluate import __main__ as evaluate
 from moco.metrics import geometry
+from moco.metrics.table import OF_FEATURES
 from tests.probe.test_main import CLASSES, pretrained_state, write_images
 
 
@@ -99,7 +100,7 @@ def test_every_measure_is_that_of_the_features(
     line = next(line for line in table.splitlines() if line.startswith("uniformity"))
     assert f"({output['uniformity_bounds'][0]:.4g})" in line
     assert f"{output['measures']['uniformity']:.4g}" in line
-    assert all(title in table for title in evaluate.TITLES.values())
+    assert all(row.heading in table for row in OF_FEATURES.values())
 
 
 def test_views_and_measures_are_a_function_of_the_seed(images: Path, tmp_path: Path) -> None:

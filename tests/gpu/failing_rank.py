@@ -9,7 +9,8 @@ import torch
 import torch.distributed as dist
 
 from moco import distributed
-from moco.errors import SampleError, exit_code
+from moco.commands import run_command
+from moco.errors import SampleError
 
 
 def run() -> int:
@@ -21,4 +22,4 @@ def run() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(run))
+    sys.exit(run_command(run))

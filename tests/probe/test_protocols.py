@@ -38,7 +38,9 @@ SWEEP = dict(sweep=True, held_out=0.3, lr=None, sweep_lrs="2 0.02", sweep_wds="0
 
 
 def words_of(data: Path, **flags: Any) -> list[str]:
-    """`arguments`, with flags that take several words."""
+    """`arguments`, with flags that take several words, without those that a solved classifier does not read."""
+    if flags.get("cached") and not flags.get("sweep"):
+        flags = dict.fromkeys(("lr", "epochs", "schedule")) | flags
     return [part for word in arguments(data, **flags) for part in (word.split() if word[0].isdigit() else [word])]
 
 

@@ -50,6 +50,12 @@ def test_interval_repeats_itself_and_narrows_with_confidence() -> None:
     assert wide.low < narrow.low < narrow.high < wide.high
 
 
+def test_draws_without_an_order_are_left_out() -> None:
+    found = rank_correlation([0, 0, 0, 0, 1], [1, 2, 3, 4, 5])  # a third of all draws lack the 1
+    assert found.rho == pytest.approx(0.5**0.5)
+    assert -1 <= found.low <= found.rho < found.high <= 1
+
+
 def test_a_perfect_order_has_no_width() -> None:
     found = rank_correlation(range(8), [-v for v in range(8)])
     assert (found.rho, found.low, found.high) == pytest.approx((-1, -1, -1))

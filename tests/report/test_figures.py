@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from moco.report.figures import Pictured, comparison, curves, project, series
+from moco.report.figures import Pictured, comparison, project, series, training
+from moco.report.plots import RUN_COLOURS, colour
+from moco.report.runs import Encoder
 
 
 def features(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -63,8 +66,42 @@ def test_comparison_without_any_training(tmp_path: Path) -> None:
     ).exists()
 
 
-def test_curves_of_two_runs(tmp_path: Path) -> None:
+def runs(count: int) -> list[Encoder]:
     records = [{"kind": kind, "epoch": e, "loss": 4.0 - e} for e in range(2) for kind in ("train", "epoch")]
-    figure = curves([Pictured(name, records) for name in ("one", "two")], tmp_path / "figures" / "curves.png")
-    with Image.open(figure) as image:
-        assert image.size == (1950, 630)
+    values = {"val_alignment": 0.5, "val_uniformity": -1.0}
+    return [
+        Encoder(
+            f"_{i}",
+            Path(),
+            records=[*records, *({"kind": "eval", "epoch": e, "knn_top1": 50.0 + i + e, **values} for e in range(2))],
+        )
+        for i in range(count)
+    ]
+
+
+def test_few_runs_have_their_own_colours_and_a_legend() -> None:
+    (knn, way), (loss,) = training(runs(2))
+    lines: Any = knn.figure.axes[0].lines
+    assert [line.get_color() for line in lines] == list(RUN_COLOURS[:2])
+    assert lines[1].get_ydata().tolist() == [51, 52]
+    assert len(way.figure.axes[0].lines) == 2 and len(loss.figure.axes) == 2
+    assert [text.get_text() for text in knn.figure.legends[0].get_texts()] == ["_0", "_1"]
+    assert knn.marks["run-1"]["data-name"] == "_1" and 'data-name="_1"' in knn.svg()
+
+
+def test_many_runs_have_the_colours_of_their_accuracy() -> None:
+    some = runs(8)
+    some[3].state = "unfinished"
+    (knn, _), losses = training(some)
+    shades = [line.get_color() for line in knn.figure.axes[0].lines]
+    assert shades[0] == colour(0) and shades[7] == colour(1) and not knn.figure.legends
+    assert [(one.name, len(one.figure.axes)) for one in losses] == [("loss", 6), ("loss-2", 2)]
+    assert losses[0].figure.axes[3].get_title(loc="left") == "_3 (unfinished)"
+
+
+def test_runs_without_evaluations() -> None:
+    (one,) = runs(1)
+    one.records = [record for record in one.records if record["kind"] != "eval"]
+    together, losses = training([one])
+    assert together == [] and len(losses) == 1
+    assert training([Encoder("none", Path())]) == ([], [])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from moco.errors import InputError
 from moco.metrics.geometry import similarity_histograms
 from moco.report.__main__ import main
 from moco.report.neighbours import Row, Shown, grid
+from moco.report.page import Contents, html
 from moco.report.runs import Encoder
-from moco.report.similarities import SCHEMA, histograms, neighbours
+from moco.report.similarities import SCHEMA, measured
 from moco.run import checkpoint
 from tests.report.made_runs import OPTIONS, run
 
@@ -73,9 +75,14 @@ def test_the_report_shows_them_on_request(folder: Path, capsys: pytest.CaptureFi
 
 def test_names_of_files_and_classes_are_text() -> None:
     bad = Shown("<b>", "<i>cat</i>", 0.5, "data:image/jpeg;base64,")
-    text = neighbours({"<u>": [Row(bad, [bad, Shown("x", "dog", 0.25, "data:,")])]})
-    assert not {"<b>", "<i>", "<u>"} & set(text.replace(">", "> ").split(" ")) and "&lt;i&gt;cat" in text
+    text = page({"<u>": [Row(bad, [bad, Shown("x", "dog", 0.25, "data:,")])]})
+    assert not {"<b>", "<i>", "<u>"} & set(text.replace(">", "> ").split()) and "&lt;i&gt;cat" in text
     assert text.count('class="same"') == 1 and text.count('class="different"') == 1
+
+
+def page(grids: dict[str, list[Row]] | None = None, encoders: Sequence[Encoder] = ()) -> str:
+    """Only what these say."""
+    return html(Contents("a title", encoders, [], [], [], [], [], measured(encoders), grids or {}))
 
 
 def measures(histogram: Any, schema: int = SCHEMA) -> dict[str, Any]:
@@ -95,13 +102,19 @@ def test_histograms_are_densities(tmp_path: Path) -> None:
         "negative": counted.negative.tolist(), "same_class": None,
     }  # fmt: skip
     one = Encoder("one", tmp_path)
-    assert histograms([one]) == ""
+    assert measured([one]) == [] and "Similarities" not in page(encoders=[one])
     (tmp_path / "measures.json").write_text(json.dumps(measures(histogram)))
-    text = histograms([one])
+    text = page(encoders=[one])
     assert "checkpoint_0001.pth.tar, epoch 2" in text and "−0.25" in text and "–</td>" in text
-    assert text.count('class="bars') == 2 and "two images of one class" not in text  # a kind without pairs
-    # all positives are 1: with bins joined by two, the last is 0.2 wide and so 5 high, on an axis to 5.25 of 206 units
-    assert f",{12 + 206 * (1 - 5 / 5.25):.1f} " in text
+    assert "two views of one image" in text and "two images of one class" not in text  # a kind without pairs
+    ((plot,),) = (found.plots for found in measured([one]))
+    names = [text.get_text() for text in plot.figure.legends[0].get_texts()]
+    assert names == ["two images", "two views of one image"]
+    patches: Any = plot.figure.axes[0].patches
+    negative, _, positive, _ = (stairs.get_data() for stairs in patches)
+    # all positives are 1: with bins joined by two, the last is 0.2 wide and so 5 high
+    assert positive.values.tolist() == pytest.approx([0] * 9 + [5])
+    assert (negative.values * np.diff(negative.edges)).sum() == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
@@ -115,5 +128,5 @@ def test_histograms_are_densities(tmp_path: Path) -> None:
 )
 def test_measures_of_another_kind(tmp_path: Path, content: str, told: str) -> None:
     (tmp_path / "measures.json").write_text(content)
-    text = histograms([Encoder("one", tmp_path)])
+    text = page(encoders=[Encoder("one", tmp_path)])
     assert told in text and "<svg" not in text

@@ -25,9 +25,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of a sweep with a collapsed, an unfinished and a failed element, and of a run with a hostile name."""
     folder = tmp_path_factory.mktemp("report")
     elements: dict[str, dict[str, Any]] = {
-        "five": {"probe": 75.0, "alignment": 0.5, "moco_t": 0.5},
+        "five": {"probe": 75.0, "alignment": 0.5, "moco_t": 0.5, "knn": 60.0},
         "nine": {"probe": 9.5, "alignment": 0.9, "moco_t": 0.05},
-        "ten": {"probe": 80.0, "alignment": 0.1, "moco_t": 0.1},
+        "ten": {"probe": 80.0, "alignment": 0.1, "uniformity": -3.0, "moco_t": 0.1},
         "fallen": {"probe": 10.0, "alignment": 0.0, "uniformity": 0.0},
         "half": {"epochs": 1, "row": False},
         "broken": {"row": False},
@@ -77,6 +77,8 @@ def test_a_click_on_a_header_sorts(shown: Browser) -> None:
     assert shown.run(NAMES)[:4] == ["ten", "five", "fallen", "nine"]
     last = set(shown.run(NAMES)[4:])
     assert {"half", "broken"} <= last  # what has no number stays last either way
+    shown.click(head(shown, "uniformity"))
+    assert shown.run(NAMES)[0] == "ten"  # the proper minus of the text is no number
     shown.click(head(shown, "encoder"))
     assert shown.run("document.querySelectorAll('[aria-sort=ascending], [aria-sort=descending]').length") == 1
 
@@ -95,6 +97,7 @@ def test_typing_filters_rows_and_fades_their_dots(shown: Browser) -> None:
     assert shown.run("document.getElementById('count').textContent") == "1 of 7"
     kept = "[...document.querySelectorAll('.dot:not(.out)')].map(dot => dot.dataset.name)"
     assert shown.run(kept) == ["nine"]
+    assert set(shown.run(kept.replace("dot", "run"))) == {"nine"}  # and their curves
 
 
 def test_pointing_at_a_dot_shows_its_options_and_lights_its_row(shown: Browser) -> None:
@@ -109,6 +112,13 @@ def test_pointing_at_a_dot_shows_its_options_and_lights_its_row(shown: Browser) 
     assert 0 <= box[0] < box[2] <= 1280 and 0 <= box[1] < box[3] <= 900
     shown.press("Escape")
     assert shown.run("document.getElementById('tip').hidden")
+
+
+def test_pointing_at_a_curve_names_its_run(shown: Browser) -> None:
+    shown.point(".run[data-name=five]")
+    shown.until("!document.getElementById('tip').hidden")
+    assert shown.run("document.getElementById('tip').textContent") == "five"
+    assert shown.run("document.querySelector('tr.lit').dataset.name") == "five"
 
 
 def test_the_keyboard_reaches_a_dot_and_its_row(shown: Browser) -> None:
@@ -157,9 +167,9 @@ def test_it_fits_and_follows_the_scheme(shown: Browser, page: Path, tmp_path: Pa
         .map(v => (v /= 255) <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
         .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
       const paper = light(getComputedStyle(document.body).backgroundColor);
-      return ['body', 'header p', 'svg text', 'svg text.label'].map(name => {
-        const style = getComputedStyle(document.querySelector(name));
-        const ink = light(name.startsWith('svg') ? style.fill : style.color);
+      return [...document.querySelectorAll('body, header p, svg text')].map(element => {
+        const style = getComputedStyle(element);
+        const ink = light(element.tagName === 'text' ? style.fill : style.color);
         return (Math.max(ink, paper) + .05) / (Math.min(ink, paper) + .05);
       });
     })()"""

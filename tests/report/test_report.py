@@ -35,15 +35,19 @@ def test_page_and_figures_of_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixtu
     said = capsys.readouterr().out
     assert "without collapsed ones: -1.00 (95% interval -1.00 to -1.00, n = 5)" in said
     assert "all comparable encoders: -1.00" in said and "n = 6)" in said
-    names = ("index.html", "curves.png", "alignment-uniformity.png", "temperature.png", "penalties.png")
-    for name in names:
+    measures = ("lincls_top1", "val_uniformity", "val_tolerance")
+    names = ("alignment-uniformity", "knn", "way", "loss", "penalties", *(f"temperature-{name}" for name in measures))
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"index.html", *(f"{name}.png" for name in names)}
+    for name in ("index.html", *(f"{name}.png" for name in names)):
         assert (tmp_path / "out" / name).stat().st_size > 1000 and name in said
     text = (tmp_path / "out" / "index.html").read_text()
     assert "1 collapsed" in text and "collapsed: uniformity (t = 2) of the validation outputs above −0.1" in text
     assert "ρ = −1.00 (95% interval −1.00 to −1.00, n\u00a0=\u00a05)" in text
     tags = Tags(text).found
     assert len([1 for tag, a in tags if (a.get("class") or "") == "dot"]) == 6
-    assert not [a for _, a in tags if {"src", "href"} & a.keys()]  # nothing is fetched
+    assert {(a.get("src") or a.get("href") or "#")[0] for _, a in tags} == {"#"}  # nothing is fetched
+    ids = [a["id"] for _, a in tags if "id" in a]
+    assert len(ids) == len(set(ids))
 
 
 def test_runs_without_labels_have_no_accuracy_and_no_tolerance(tmp_path: Path) -> None:
@@ -54,7 +58,7 @@ def test_runs_without_labels_have_no_accuracy_and_no_tolerance(tmp_path: Path) -
         log.write_text("".join(json.dumps(record) + "\n" for record in kept))
     assert main([str(tmp_path / "a"), str(tmp_path / "b"), "--output", str(tmp_path / "out")]) == 0
     page = (tmp_path / "out" / "index.html").read_text()
-    assert page.count("temperature τ") == 1  # uniformity alone
+    assert page.count(">temperature τ<") == 1  # uniformity alone
 
 
 def test_names_are_text(tmp_path: Path) -> None:

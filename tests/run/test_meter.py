@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
+from moco import timing
 from moco.run import meter as meters
 from moco.run.meter import Clock, Meter
 
@@ -52,11 +53,12 @@ def test_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     time: Any = type("Time", (), {"perf_counter": staticmethod(lambda: now[0])})
     monkeypatch.setattr(meters, "time", time)
+    monkeypatch.setattr(timing, "time", time)
+    timing.timeline.start(CPU)
     clock = Clock()
     for waited in (1.0, 3.0, 0.0):
-        asked = now[0]
-        now[0] += waited
-        clock.waited(asked)
+        with timing.stage("data wait"):
+            now[0] += waited
         now[0] += 2
         clock.step(64)
     values = clock.lap(CPU, 9)
@@ -67,3 +69,4 @@ def test_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     now[0] += 5
     clock.step(10)
     assert clock.lap(CPU, 0)["images_per_s"] == pytest.approx(2)
+    timing.timeline.running = False

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from moco.commands import end_process, run_command
 from moco.data.beton.file import JPEG, BetonFile, BetonSource, require_ffcv
 from moco.data.beton.writer import MODES, progress_bar, write_beton
 from moco.data.datasets import DATASETS, SPLITS, find_beton, has_split, open_split, subset_classes
@@ -25,7 +25,7 @@ from moco.data.decode import BadImage
 from moco.data.folder import FolderSource
 from moco.data.source import Source, check_same_classes
 from moco.data.threads import worker_count
-from moco.errors import EXIT_OK, InputError, exit_code
+from moco.errors import EXIT_OK, InputError
 
 SHOWN = 20
 
@@ -205,9 +205,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    options = parser().parse_args(argv)
-
     def run() -> int:
+        options = parser().parse_args(argv)
         if not 1 <= getattr(options, "quality", 90) <= 100 or not 0 <= getattr(options, "proportion", 0) <= 1:
             raise InputError("--quality goes from 1 to 100 and --proportion from 0 to 1")
         most = getattr(options, "max_resolution", None)
@@ -215,8 +214,8 @@ def main(argv: list[str] | None = None) -> int:
             raise InputError(f"--max-resolution {most} must be a number of pixels, 1 or more")
         return options.run(options)
 
-    return exit_code(run)
+    return run_command(run)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

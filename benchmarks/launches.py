@@ -1,0 +1,59 @@
+"""Kernels and bytes of a training step on a GPU, counted without one, by stage.
+
+    python -m benchmarks.launches
+
+ResNet-50, 224 px, batch 256, bf16, K 65,536: main_moco.py runs a step on the pretended GPU of the tests
+(tests/gpu/pretended), and what it asks of the device is counted. Nothing is timed. Needs a CPU build of torch and a C++
+compiler. tests/gpu/pretended/check_counts.py holds a step to these numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.measuring import RESULTS, commit
+from tests.gpu.pretended.counting import Count, count
+
+FILE = RESULTS / "launches-counted.json"
+WORDS = "-a resnet50 --image-size 224 --moco-dim 128 --moco-k 65536 --mlp --aug-plus --amp bf16"
+RANKS = (1, 8)  # of one batch
+STAGES = ("augmentation", "query", "key", "head", "backward", "communication", "optimiser", "EMA", "queue", "other")
+
+
+def step(ranks: int, words: str = WORDS, images: int = 256) -> Count:
+    """The last of so many ranks."""
+    with tempfile.TemporaryDirectory() as folder:
+        return count(words, Path(folder), ranks, ranks - 1, images)
+
+
+def record(counts: dict[int, Count]) -> dict[str, Any]:
+    """What the file holds: the stages' kernels and bytes, for each number of ranks."""
+    return {
+        "topic": "launches",
+        "torch": torch.__version__,
+        "commit": commit(),
+        "options": WORDS,
+        "counted": {
+            str(ranks): {s: {"kernels": found.kernels[s], "bytes": found.bytes[s]} for s in STAGES if found.kernels[s]}
+            for ranks, found in counts.items()
+        },
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args(argv)
+    from benchmarks import performance_page
+
+    FILE.write_text(json.dumps(record({ranks: step(ranks) for ranks in RANKS}), indent=1) + "\n")
+    print(performance_page.section("launches-counted", RESULTS))
+    performance_page.main()
+
+
+if __name__ == "__main__":
+    main()

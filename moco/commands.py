@@ -1,0 +1,92 @@
+"""The way every command reads its numbers and ends."""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import math
+import os
+import sys
+import threading
+from collections.abc import Callable
+from typing import NoReturn
+
+from moco.errors import (
+    ESCAPED,
+    EXIT_INPUT,
+    EXIT_INTERRUPTED,
+    EXIT_NUMERICS,
+    EXIT_RANK,
+    InputError,
+    NumericsError,
+    RankError,
+    SampleError,
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, instead of the usage of sixty flags."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see --help)")
+
+
+def number(kind: type[int] | type[float], least: float = -math.inf, most: float = math.inf) -> Callable[[str], float]:
+    """The type of an option that takes a finite number from `least` to `most`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            wanted = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}") from None
+        if not (math.isfinite(value) and least <= value <= most):
+            bounds = f"at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
+            raise argparse.ArgumentTypeError(f"{text} must be {bounds}")
+        return value
+
+    return parse
+
+
+def run_command(work: Callable[[], int]) -> int:
+    """Calls `work`; returns its exit code, or that of the error it ended with, which becomes one line on stderr.
+
+    Every rank meets the same bad input, so rank 0 speaks for all. A rank that lost another one speaks for itself.
+    """
+    rank = os.environ.get("RANK", "0")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a name in no known encoding is no reason to end a run
+            stream.reconfigure(errors=ESCAPED)
+    try:
+        return work()
+    except (InputError, NumericsError) as error:
+        if rank == "0" or isinstance(error, SampleError):
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        return EXIT_INPUT if isinstance(error, InputError) else EXIT_NUMERICS
+    except RankError as error:
+        print(f"error (seen by rank {rank}): {error}", file=sys.stderr, flush=True)
+        return EXIT_RANK
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {os.fsdecode(error.filename)}: {error.strerror}", file=sys.stderr, flush=True)
+        return EXIT_INPUT
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        return EXIT_INTERRUPTED
+
+
+def end_process(code: int) -> NoReturn:
+    """Ends the process with `code`, after Python's threads, its atexit functions and its output.
+
+    Libraries have threads of their own in C++. One that is still alive when the interpreter is taken down can abort the
+    process, and a run that ended well would be reported as failed. So the interpreter is not taken down.
+    """
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            code = code or 1  # the reader of a pipe is gone, or the disk is full
+    os._exit(code)

@@ -1,0 +1,116 @@
+"""One row a metric: names, title, unit, digits, better direction, function.
+
+Read by the online evaluation, `moco.evaluate`, the console and the report. A new metric is a function and a row here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor
+
+from moco.errors import InputError
+from moco.metrics.functions import alignment, effective_rank, tolerance, uniformity
+from moco.metrics.geometry import ClassCollapse, class_collapse
+
+
+@dataclass
+class Features:
+    """Unit rows: of the validation images [n, d], of their views q and k, of the training images [m, d] (kNN's)."""
+
+    x: Tensor
+    labels: Tensor  # int64 [n], -1 is unknown
+    q: Tensor
+    k: Tensor
+    bank: Tensor | None
+    bank_labels: Tensor | None
+    classes: int  # of the data
+    alpha: float  # alignment's
+    t: float  # uniformity's
+    predict: Callable[[Tensor, Tensor, Tensor, Tensor], float]
+    """Accuracy in percent of kNN for training rows, their labels, validation rows, their labels."""
+
+    @cached_property
+    def collapse(self) -> ClassCollapse:
+        """InputError where labels do not allow it."""
+        return class_collapse(self.x, self.labels)
+
+    @cached_property
+    def own_similarities(self) -> Tensor:
+        """float64 [n]: of the two views of each image."""
+        return (self.q.double() * self.k.double()).sum(1)
+
+
+def _knn(f: Features) -> float:
+    known = f.labels >= 0
+    if not known.any() or f.classes == 0:
+        raise InputError("kNN needs labels, and the validation images have none")
+    if f.bank is None or f.bank_labels is None:
+        raise InputError("kNN needs labelled training images, and there are none")
+    if f.classes < 2:
+        raise InputError("kNN tells classes apart, and the data has one")
+    return f.predict(f.bank, f.bank_labels, f.x[known], f.labels[known])
+
+
+def _positive(f: Features) -> Tensor:
+    _negative(f)  # both or none
+    return f.own_similarities.mean()
+
+
+def _negative(f: Features) -> Tensor:
+    n = len(f.q)
+    if n < 2:
+        raise InputError(f"negatives are pairs of images and need 2, not {n}")
+    # over all ordered pairs i ≠ j without a loop, as in metrics.tolerance
+    pairs = f.q.double().sum(0) @ f.k.double().sum(0) - f.own_similarities.sum()
+    return pairs / (n * (n - 1))
+
+
+@dataclass(frozen=True)
+class Metric:
+    """`function` None: it is not one of features. `logged` "": no run logs it."""
+
+    name: str  # in the JSON file of moco.evaluate
+    title: str
+    function: Callable[[Features], float | Tensor] | None
+    better: str = ""  # "higher" or "lower"; "" if neither is
+    logged: str = ""  # in log.jsonl, of the validation images; a probe's is in lincls.json
+    unit: str = ""
+    beside: str = ""  # shown behind the value: its bound or target
+    digits: int = 3  # after the point, in tables
+    console: str = ".4f"
+
+    @property
+    def heading(self) -> str:
+        """Of a column or an axis: kNN top-1 [%]."""
+        return f"{self.title} [{self.unit}]" if self.unit else self.title
+
+    @property
+    def direction(self) -> str:
+        return f"{self.better} is better" if self.better else ""
+
+
+def _accuracy(name: str, title: str, function: Callable[[Features], float] | None) -> Metric:
+    return Metric(name, title, function, "higher", name, unit="%", digits=2, console="5.1f")
+
+
+_ROWS = (
+    _accuracy("lincls_top1", "linear top-1", None),
+    _accuracy("knn_top1", "kNN top-1", _knn),
+    Metric("alignment", "alignment", lambda f: alignment(f.q, f.k, f.alpha), "lower", "val_alignment"),
+    Metric("uniformity", "uniformity", lambda f: uniformity(f.x, f.t), "lower", "val_uniformity", beside="lowest"),
+    Metric("tolerance", "tolerance", lambda f: tolerance(f.x, f.labels), "", "val_tolerance"),
+    Metric("effective_rank", "effective rank", lambda f: effective_rank(f.x), "higher"),
+    Metric("positive_similarity", "mean similarity, positives", _positive, "higher"),
+    Metric("negative_similarity", "mean similarity, negatives", _negative, "lower"),
+    Metric("within_between", "within/between classes (NC1)", lambda f: f.collapse.within_between, "lower"),
+    Metric("own_mean_cosine", "cosine to own class mean", lambda f: f.collapse.own_mean_cosine, "higher"),
+    Metric("simplex_cosine", "cosine of class means", lambda f: f.collapse.simplex_cosine, beside="simplex"),
+    Metric("simplex_deviation", "deviation from the simplex (NC2)", lambda f: f.collapse.simplex_deviation, "lower"),
+    Metric("loss", "loss", None, "lower", "loss", console="7.4f"),
+)
+METRICS: dict[str, Metric] = {row.name: row for row in _ROWS}
+OF_FEATURES: dict[str, Metric] = {row.name: row for row in _ROWS if row.function is not None}
+LOGGED: dict[str, Metric] = {row.logged: row for row in _ROWS if row.logged}

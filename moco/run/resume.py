@@ -1,0 +1,60 @@
+"""How a run goes on: the checkpoint to resume from, the seed, the position, the running means."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moco import distributed
+from moco.errors import InputError
+from moco.run import checkpoint
+from moco.run.meter import Meter
+
+
+@dataclass
+class Position:
+    """The position of a run: `step` optimiser steps into the 0-based `epoch`."""
+
+    epoch: int = 0
+    step: int = 0
+    global_step: int = 0
+
+
+def find(resume: str | None, folder: str | Path) -> tuple[Path | None, list[str]]:
+    """The file that `--resume` means, and what should be said about it. 'auto' with nothing to resume is a fresh
+    start."""
+    if resume is None:
+        if checkpoint.checkpoints(folder):
+            raise InputError(
+                f"{folder} already holds a run; pass --resume auto to go on with it, or another --output-dir"
+            )
+        return None, []
+    if resume != "auto":
+        return Path(resume), []
+    path, skipped = checkpoint.latest(folder)
+    notes = [f"skipped {bad}: {reason}" for bad, reason in skipped]
+    return path, notes + [f"resuming from {path}" if path else f"nothing to resume in {folder}; starting afresh"]
+
+
+def seed(wish: int | None, state: dict[str, Any] | None) -> int:
+    """The run's seed: the one asked for, else that of the run that goes on, else one drawn from the system."""
+    if wish is not None:
+        return wish
+    run = (state or {}).get("moco_run")
+    return int(run["options"]["seed"]) if run else random.SystemRandom().randrange(2**31)
+
+
+def restore_meters(meters: Sequence[Meter], of_ranks: list[list[dict[str, Any]]], device: torch.device) -> None:
+    """Each rank takes over its own sums; on another number of ranks the old ones' are dealt out, so that none is
+    lost."""
+    for meter, old in zip(meters, zip(*of_ranks, strict=True), strict=True):
+        mine = old[distributed.rank() :: distributed.world_size()]
+        sums = {name: torch.zeros_like(total) for name, total in old[0]["sums"].items()}
+        for state in mine:
+            sums = {name: state["sums"][name] + total for name, total in sums.items()}
+        meter.load({"sums": sums, "samples": sum(state["samples"] for state in mine)}, device)

@@ -1,0 +1,164 @@
+"""Sentence classification: labelled files, and l2 logistic regression by nested cross-validation.
+
+The protocol is Quick-Thought's for MR and CR: frozen features, shuffled once, C of 2⁰ … 2⁸ chosen on the training part
+of each outer fold by an inner cross-validation; the score is the mean accuracy of the outer folds.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse import csr_matrix
+
+from moco import distributed
+from moco.errors import InputError
+from moco.randomness import Purpose, permutation, stream_key
+from moco.sentences.corpus import Corpus, from_sentences
+from moco.sentences.measures import encode
+from moco.sentences.network import SentencePair
+from moco.sentences.text import lines_of, read_text, words
+from moco.sentences.vocabulary import Vocabulary
+
+COSTS = [2.0**power for power in range(9)]
+# scikit-learn's own 1e-4 is met at once by features of unit length, whose gradients are small: C would decide nothing
+TOLERANCE = 1e-5
+
+
+@dataclass
+class LabelledSentences:
+    """Tokenised sentences and their class, int64 [n]."""
+
+    name: str
+    classes: list[str]
+    sentences: list[list[str]]
+    labels: np.ndarray
+
+    @property
+    def majority(self) -> float:
+        """Percent of the most frequent class."""
+        return 100 * float(np.bincount(self.labels).max()) / len(self.labels)
+
+
+def read_labelled(folder: str | Path, encoding: str = "auto", folds: int = 10) -> LabelledSentences:
+    """A folder of CLASS.txt files, one sentence a line. InputError for another, or one too small for `folds`."""
+    files = sorted(Path(folder).glob("*.txt"))
+    if len(files) < 2:
+        raise InputError(
+            f"{folder} must hold a .txt file for each class, one sentence a line, such as pos.txt and neg.txt"
+        )
+    sentences, labels = [], []
+    for number, path in enumerate(files):
+        lines = [line for line in lines_of(read_text(path, encoding)) if line.strip()]
+        if len(lines) < folds**2:
+            raise InputError(
+                f"{path} has {len(lines)} sentences, too few for a nested {folds}-fold cross-validation; give at least"
+                f" {folds**2} or lower --folds"
+            )
+        sentences += [words(line) for line in lines]
+        labels += [number] * len(lines)
+    name = Path(folder).resolve().name
+    return LabelledSentences(name, [path.stem for path in files], sentences, np.array(labels, dtype=np.int64))
+
+
+def sentence_features(
+    pair: SentencePair, data: LabelledSentences, vocabulary: Vocabulary, longest: int, device: torch.device
+) -> np.ndarray:
+    """[f; g] of each sentence, each half of unit length: float32 [n, 2C]."""
+    corpus: Corpus = from_sentences(data.sentences, vocabulary, longest)
+    return torch.cat(encode(pair, corpus, device), dim=1).float().cpu().numpy()
+
+
+def bag_of_words(data: LabelledSentences) -> csr_matrix:
+    """Counts of every word of the data: sparse float64 [n, words]. No encoder, no pretraining."""
+    columns: dict[str, int] = {}
+    ids = [[columns.setdefault(word, len(columns)) for word in sentence] for sentence in data.sentences]
+    rows = np.repeat(np.arange(len(ids)), [len(sentence) for sentence in ids])
+    flat = np.array([word for sentence in ids for word in sentence], dtype=np.int64)
+    return csr_matrix((np.ones(len(flat)), (rows, flat)), shape=(len(ids), len(columns)))
+
+
+def _path(x: Any, y: np.ndarray, costs: Sequence[float], tolerance: float) -> list[Any]:
+    """A classifier for each C; each starts from the last one's weights."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    model, found = LogisticRegression(warm_start=True, max_iter=1000, tol=tolerance), []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # at C 256 the last digits of the weights decide nothing
+        for cost in costs:
+            model.set_params(C=cost).fit(x, y)
+            found.append((model.coef_.copy(), model.intercept_.copy(), model.classes_))
+    return found
+
+
+def _accuracy(classifier: Any, x: Any, y: np.ndarray) -> float:
+    weight, bias, classes = classifier
+    scores = x @ weight.T + bias
+    predicted = classes[(scores[:, 0] > 0).astype(int)] if len(classes) == 2 else classes[scores.argmax(axis=1)]
+    return 100 * float((predicted == y).mean())
+
+
+def _folds(n: int, folds: int) -> list[np.ndarray]:
+    return np.array_split(np.arange(n), folds)
+
+
+def _without(n: int, fold: np.ndarray) -> np.ndarray:
+    return np.setdiff1d(np.arange(n), fold, assume_unique=True)
+
+
+def outer_fold(
+    x: Any, y: np.ndarray, test: np.ndarray, folds: int, costs: Sequence[float], tolerance: float
+) -> tuple[float, float]:
+    """(accuracy on the rows `test`, the C chosen without them)."""
+    train = _without(len(y), test)
+    x_train, y_train = x[train], y[train]
+    scores = np.zeros(len(costs))
+    for held in _folds(len(train), folds):
+        kept = _without(len(train), held)
+        classifiers = _path(x_train[kept], y_train[kept], costs, tolerance)
+        scores += [_accuracy(classifier, x_train[held], y_train[held]) for classifier in classifiers]
+    best = float(costs[int(scores.round(6).argmax())])  # of equal ones the smallest, whatever the last bits say
+    return _accuracy(_path(x_train, y_train, [best], tolerance)[0], x[test], y[test]), best
+
+
+def nested_cross_validation(
+    x: Any,
+    y: np.ndarray,
+    folds: int = 10,
+    seed: int = 0,
+    costs: Sequence[float] = COSTS,
+    tolerance: float = TOLERANCE,
+) -> dict[str, Any]:
+    """{"accuracy": mean of the outer folds in percent, "folds": each one's, "costs": each one's C}, on every rank.
+
+    x: [n, C] features, dense or sparse. The ranks share the outer folds.
+    """
+    order = permutation(stream_key(seed, 0, Purpose.FOLD), len(y))
+    x, y = x[order], y[order]
+    own = _folds(len(y), folds)[distributed.rank() :: distributed.world_size()]
+    mine = [outer_fold(x, y, test, folds, costs, tolerance) for test in own]
+    of_ranks = distributed.gather_objects(mine)
+    found = [of_ranks[i % len(of_ranks)][i // len(of_ranks)] for i in range(folds)]
+    accuracies = [accuracy for accuracy, _ in found]
+    return {"accuracy": sum(accuracies) / folds, "folds": accuracies, "costs": [cost for _, cost in found]}
+
+
+def classify(
+    pair: SentencePair,
+    data: LabelledSentences,
+    vocabulary: Vocabulary,
+    longest: int,
+    device: torch.device,
+    folds: int,
+    seed: int = 0,
+    say: Callable[[str], object] = lambda text: None,
+) -> dict[str, Any]:
+    """`nested_cross_validation` of the encoders' features."""
+    say(f"{data.name}: {len(data.labels)} sentences, nested {folds}-fold cross-validation")
+    return nested_cross_validation(sentence_features(pair, data, vocabulary, longest, device), data.labels, folds, seed)

@@ -1,0 +1,42 @@
+"""Features of sentences, and alignment and uniformity of held-out text."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moco import distributed, metrics
+from moco.sentences.corpus import Corpus
+from moco.sentences.network import SentencePair
+
+_AT_ONCE = 512  # sentences
+
+
+@torch.no_grad()
+def encode(pair: SentencePair, corpus: Corpus, device: torch.device) -> tuple[Tensor, Tensor]:
+    """f and g of every sentence: unit rows [n, C] on every rank. Each rank encodes its part."""
+    training = pair.training
+    pair.eval()
+    own = np.arange(len(corpus))[distributed.share(len(corpus))]
+    parts = [pair(corpus.batch(own[i : i + _AT_ONCE], device)) for i in range(0, len(own), _AT_ONCE)]
+    pair.train(training)
+    width = 2 * pair.encoder_f.gru.hidden_size
+    sizes = distributed.shares(len(corpus), distributed.world_size())
+    f, g = (
+        distributed.gather_rows(torch.cat([torch.empty(0, width, device=device), *(part[i] for part in parts)]), sizes)
+        for i in (0, 1)
+    )
+    return f, g
+
+
+def held_out_measures(f: Tensor, g: Tensor) -> dict[str, float]:
+    """alignment (α 2) of f_i and g_{i±1}, and uniformity (t 2), the mean of f's and g's.
+
+    Rows are consecutive sentences, at least 2.
+    """
+    forward, backward = metrics.alignment(f[:-1], g[1:]), metrics.alignment(f[1:], g[:-1])
+    return {
+        "val_alignment": float((forward + backward) / 2),
+        "val_uniformity": float((metrics.uniformity(f) + metrics.uniformity(g)) / 2),
+    }

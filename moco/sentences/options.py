@@ -1,0 +1,123 @@
+"""The options of python -m moco.sentences.train: flag, default, meaning, whether it changes the results.
+
+Flags that the image trainer has keep its names; the defaults are those of Wang & Isola's BookCorpus encoders.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+from dataclasses import dataclass
+
+from moco import distributed
+from moco.errors import InputError
+from moco.losses.neighbours import NEIGHBOUR_WEIGHTS, NeighbourLoss
+from moco.losses.weighted import Across, OneProcess
+from moco.run import flags
+from moco.run.options import at_least, evaluation, positive, result, running
+from moco.run.saver import Every
+from moco.sentences.text import LAYOUTS
+
+
+@dataclass(frozen=True)
+class SentenceOptions:
+    """Options of python -m moco.sentences.train."""
+
+    data: list[str] = result([], "plain-text files, or folders with .txt files, in the order of reading", nargs="*")
+    encoding: str = result("auto", "encoding of the text; auto: UTF-8, else Windows-1252")
+    layout: str = result(
+        "auto", "a sentence a line, a paragraph a line, or paragraphs between blank lines; auto: one of the last two",
+        choices=LAYOUTS,
+    )  # fmt: skip
+    held_out: int | None = result(
+        None, "sentences at the end of the text that are not trained on; default: a tenth, at most 5000"
+    )
+    vocabulary: str | None = result(None, "use the words of this vocabulary.txt of a run, not those of the text")
+    vocabulary_size: int = result(50000, "most frequent words of the text that are known")
+    longest: int = result(30, "words of a sentence that are read; the rest is cut")
+
+    embedding: int = result(620, "width of the word embeddings")
+    hidden: int = result(600, "width of the GRU in each of its two directions; features have twice as many numbers")
+    init: float = result(0.1, "all parameters start uniform in ± this")
+
+    epochs: int = result(1, "epochs to train")
+    batch_size: int = result(400, "consecutive sentences a step, over all ranks", "-b")
+    lr: float = result(5e-4, "learning rate of Adam, constant", "--learning-rate")
+    grad_clip: float | None = result(0.5, "largest gradient norm; 0 for none")
+    loss: str = result(
+        "infonce", "infonce and align-uniform preset the three weights to 1/0/0 and 0/.9/.1",
+        choices=tuple(NEIGHBOUR_WEIGHTS),
+    )  # fmt: skip
+    moco_t: float = result(0.075, "temperature of the contrastive term", "--moco-contr-tau")
+    moco_contr_w: float | None = result(None, "weight of the contrastive term")
+    moco_align_w: float | None = result(None, "weight of the alignment term")
+    moco_align_alpha: float = result(2.0, "exponent α of alignment")
+    moco_unif_w: float | None = result(None, "weight of the uniformity term")
+    moco_unif_t: float = result(5.0, "t of uniformity")
+    seed: int | None = result(None, "seed of everything random; default: drawn at the start, and saved")
+    deterministic: bool = result(False, "only deterministic kernels: bit-identical runs on a GPU too, at some cost")
+
+    classify: list[str] = evaluation(
+        [], "folders such as MR/ and CR/ to classify after training, as python -m moco.sentences.evaluate does",
+        nargs="*",
+    )  # fmt: skip
+    folds: int = evaluation(10, "folds of the nested cross-validation of --classify")
+
+    device: str = running("auto", "where to train: cuda if there is one", choices=("auto", "cuda", "cpu"))
+    print_freq: int = running(10, "steps between two log lines", "-p")
+    output_dir: str = running("", "where text, checkpoints, logs and options go; default: a name under runs/")
+    config: str | None = running(None, "YAML file with defaults: option name: value. Flags override it")
+    dry_run: bool = running(False, "print the resolved options and stop")
+    resume: str | None = running(None, "checkpoint to go on from; 'auto': the newest good one in --output-dir, if any")
+    save_freq: int = running(1, "epochs between two checkpoints; the last epoch is always saved")
+    save_every: str | None = running(None, "save inside epochs too: after so many steps (500) or minutes (30m)")
+    keep_last: int = running(0, "checkpoints to keep; 0: those of all epochs, and the last two of all kinds")
+    keep_every: int = running(0, "with --keep-last, keep also those of every so many epochs")
+    rank_timeout: float = running(1800.0, "seconds after which a rank that does not answer ends the run")
+    tensorboard: bool = running(True, "write TensorBoard files", action=argparse.BooleanOptionalAction)
+    wandb: str | None = running(None, "log to this Weights & Biases project as well", metavar="PROJECT")
+
+
+def parse_sentences(argv: list[str] | None = None) -> SentenceOptions:
+    """The options, checked and resolved. InputError."""
+    o = flags.parse(SentenceOptions, "Sentence encoders from plain text.", argv)
+    if not o.data:
+        raise InputError("say where the text is: plain-text files, or folders with .txt files")
+    given = (o.moco_contr_w, o.moco_align_w, o.moco_unif_w)
+    weights = [preset if w is None else w for w, preset in zip(given, NEIGHBOUR_WEIGHTS[o.loss], strict=True)]
+    resolved = dataclasses.replace(
+        o,
+        moco_contr_w=weights[0],
+        moco_align_w=weights[1],
+        moco_unif_w=weights[2],
+        output_dir=o.output_dir or os.path.join("runs", f"sentences-{o.loss}"),
+    )
+    at_least(resolved, 1, "epochs", "print_freq", "vocabulary_size", "longest", "embedding", "hidden", "save_freq")
+    at_least(resolved, 2, "batch_size", "folds")
+    at_least(resolved, 0, "seed", "held_out", "grad_clip", "keep_last", "keep_every")
+    positive(resolved, "lr", "init", "rank_timeout")
+    if resolved.seed is not None and resolved.seed >= 2**63:
+        raise InputError(f"--seed must be less than 2^63, not {resolved.seed}")
+    if resolved.batch_size < distributed.world_size():
+        raise InputError(
+            f"--batch-size {resolved.batch_size} leaves some of {distributed.world_size()} ranks without a sentence;"
+            " raise it"
+        )
+    make_loss(resolved)  # its own checks, before anything is read
+    Every(resolved.save_every)
+    return resolved
+
+
+def make_loss(o: SentenceOptions, across: Across | None = None) -> NeighbourLoss:
+    """The loss that the resolved options describe. `across`: the other ranks."""
+    assert o.moco_contr_w is not None and o.moco_align_w is not None and o.moco_unif_w is not None
+    return NeighbourLoss(
+        contr_w=o.moco_contr_w,
+        temperature=o.moco_t,
+        align_w=o.moco_align_w,
+        align_alpha=o.moco_align_alpha,
+        unif_w=o.moco_unif_w,
+        unif_t=o.moco_unif_t,
+        across=across or OneProcess(),
+    )

@@ -1,0 +1,44 @@
+"""The batches of an epoch: windows of consecutive sentences, in an order that is a function of seed and epoch."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from moco.distributed import rank, shares, world_size
+from moco.errors import InputError
+from moco.randomness import Purpose, permutation, stream_key
+
+
+def held_out_count(n: int, wish: int | None) -> int:
+    """How many of n sentences are held out, at the end of the text; by default a tenth, at most 5000."""
+    return min(n, min(5000, n // 10) if wish is None else wish)
+
+
+class WindowSampler:
+    """The sentences 0 … n - 1 in windows of `batch_size`; the last, smaller part of the text is left out.
+
+    Each rank gets its own contiguous stretch of a window, so that the ranks together see what one process would.
+    InputError if there is not one window.
+    """
+
+    def __init__(self, n: int, batch_size: int, seed: int):
+        self.batch_size, self.seed, self.steps = batch_size, seed, n // batch_size
+        if not self.steps:
+            raise InputError(
+                f"the text has {n} sentence{'s' * (n != 1)} to train on, fewer than --batch-size {batch_size};"
+                " give more text, or lower --batch-size or --held-out"
+            )
+        self.sizes = shares(batch_size, world_size())
+        self._before = sum(self.sizes[: rank()])
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def starts(self, epoch: int) -> np.ndarray:
+        """First sentence of each step's window: int64 [steps]."""
+        return permutation(stream_key(self.seed, epoch, Purpose.ORDER), self.steps) * self.batch_size
+
+    def own(self, start: int) -> np.ndarray:
+        """This rank's sentences of the window at `start`."""
+        first = start + self._before
+        return np.arange(first, first + self.sizes[rank()])

@@ -1,0 +1,111 @@
+"""The checkpoint of a sentence run, in MoCo's layout: what goes in, and how a run goes on from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from moco import distributed
+from moco.errors import InputError
+from moco.run.meter import Meter
+from moco.run.options import as_dict, result_options
+from moco.run.provenance import git_state
+from moco.run.resume import Position, restore_meters
+from moco.sentences.network import SentencePair
+from moco.sentences.options import SentenceOptions
+from moco.sentences.step import TrainingStep
+from moco.sentences.vocabulary import Vocabulary
+
+ARCH = "quick-thought"
+_SHAPE = ("embedding", "hidden")
+
+
+def snapshot(
+    step: TrainingStep,
+    meters: list[Meter],
+    position: Position,
+    options: SentenceOptions,
+    vocabulary: Vocabulary,
+    text: str,
+) -> dict[str, Any]:
+    """The checkpoint's contents. All ranks must call it. `text`: the digest of the corpus."""
+    return {
+        "epoch": position.epoch,
+        "arch": ARCH,
+        "state_dict": {f"module.{name}": value for name, value in step.pair.state_dict().items()},
+        "optimizer": step.optimizer.state_dict(),
+        "moco_run": {
+            "format": 1,
+            "step_in_epoch": position.step,
+            "global_step": position.global_step,
+            "meters": distributed.gather_objects([meter.state() for meter in meters]),
+            "vocabulary": "\n".join(vocabulary.words),
+            "text": text,
+            "options": as_dict(options),
+            "git": git_state(),
+        },
+    }
+
+
+def check(state: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The run's part of a checkpoint. InputError if it is not one of this program."""
+    if state.get("arch") != ARCH or "moco_run" not in state:
+        raise InputError(f"{path} is no checkpoint of python -m moco.sentences.train; check the path")
+    return state["moco_run"]
+
+
+def vocabulary_of(run: dict[str, Any]) -> Vocabulary:
+    return Vocabulary(run["vocabulary"].split("\n")[1:])
+
+
+def load_weights(pair: SentencePair, state: dict[str, Any], path: Path) -> None:
+    """InputError if the checkpoint's weights are of another shape."""
+    weights = {name.removeprefix("module."): value for name, value in state["state_dict"].items()}
+    wanted = pair.state_dict()
+    odd = [name for name in wanted if name not in weights or weights[name].shape != wanted[name].shape]
+    if odd:
+        before = state["moco_run"]["options"]
+        shape = " ".join(f"--{name} {before[name]}" for name in _SHAPE)
+        words = len(state["moco_run"]["vocabulary"].split("\n"))
+        raise InputError(
+            f"{path} does not fit this model, the first difference is {odd[0]}; it was trained with {shape} and a"
+            f" vocabulary of {words}"
+        )
+    pair.load_state_dict(weights)
+
+
+def restore(
+    state: dict[str, Any], path: Path, step: TrainingStep, meters: list[Meter], options: SentenceOptions, text: str
+) -> tuple[Position, list[str]]:
+    """Puts a checkpoint's contents in place; returns where its run was, and what should be said about it."""
+    run = check(state, path)
+    if run["text"] != text:
+        raise InputError(
+            f"{path} was trained on another text, or the text was read with other options; give the same, or start a"
+            " new run in another --output-dir"
+        )
+    before, now = run["options"], as_dict(options)
+    changed = [
+        name
+        for name in result_options(SentenceOptions)
+        # where the text lies makes no difference, its digest was compared
+        if name in before and before[name] != now[name] and name not in ("data", "vocabulary")
+    ]
+    cut = [name for name in changed if name in ("batch_size", "seed", "held_out")]
+    if run["step_in_epoch"] and cut:
+        raise InputError(
+            f"{path} was saved inside an epoch of --{cut[0].replace('_', '-')} {before[cut[0]]}, which another value"
+            " cannot finish; pass the same, or resume from a checkpoint at an epoch's end"
+        )
+    load_weights(step.pair, state, path)
+    step.optimizer.load_state_dict(state["optimizer"])
+    for group in step.optimizer.param_groups:
+        group["lr"] = options.lr
+    restore_meters(meters, run["meters"], step.device)
+    notes = [f"--{name.replace('_', '-')} was {before[name]} and is {now[name]} from here on" for name in changed]
+    if len(run["meters"]) != distributed.world_size():
+        notes.append(
+            f"{path} was written by {len(run['meters'])} ranks, this run has {distributed.world_size()}: the sentences"
+            " stay the same, sums over ranks round differently from here on"
+        )
+    return Position(int(state["epoch"]), int(run["step_in_epoch"]), int(run["global_step"])), notes

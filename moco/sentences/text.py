@@ -1,0 +1,124 @@
+"""Plain text as tokens: files, encodings, sentences, words."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from moco.errors import InputError
+
+LAYOUTS = ("auto", "lines", "paragraphs", "wrapped")
+_BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+_CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")  # bytes that no text has
+_LINE = re.compile(r"\r\n|\n|\r")  # str.splitlines also splits at U+0085, an ellipsis in text taken for Latin-1
+_QUOTES = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "_": " "})
+_TOKEN = re.compile(r"[^\W\d]+|'[^\W\d]{1,2}(?![^\W\d])|\d+(?:[.,]\d+)*|\.{2,}|-{2,}|[^\w\s]")
+_LINE_END = tuple(".!?\"':;)]…—")
+
+
+def find_files(paths: Iterable[str | Path]) -> list[Path]:
+    """The text files that `paths` name, in order; of a folder all its .txt files, sorted. InputError if none."""
+    files: list[Path] = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise InputError(f"there is no file or folder {path}; check the path")
+        inside = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
+        if not inside:
+            raise InputError(f"{path} holds no .txt file; give text files or a folder with some")
+        files += inside
+    if not files:
+        raise InputError("say where the text is: plain-text files, or folders with .txt files")
+    return files
+
+
+def read_text(path: Path, encoding: str = "auto") -> str:
+    """The text of a file. 'auto': by its byte order mark, else UTF-8, else Windows-1252.
+
+    Windows-1252 is Latin-1 with quotation marks and dashes in the place of controls. InputError for a file that
+    is empty, binary or of another encoding.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}; check the path") from error
+    if not content.strip():
+        raise InputError(f"{path} is empty; leave it out")
+    marked = next((name for mark, name in _BOMS.items() if content.startswith(mark)), None)
+    may_hold_zeros = marked == "utf-16" or "16" in encoding or "32" in encoding
+    if not may_hold_zeros and _CONTROL.search(content, 0, 1 << 16):
+        raise InputError(f"{path} is a binary file, not plain text; leave it out")
+    name = (marked or "utf-8") if encoding == "auto" else encoding
+    try:
+        return content.decode(name)
+    except LookupError as error:
+        raise InputError(f"--encoding {name} is not known; utf-8, latin-1 and cp1252 are usual ones") from error
+    except UnicodeDecodeError as error:
+        if encoding == "auto" and marked is None:
+            with contextlib.suppress(UnicodeDecodeError):
+                return content.decode("cp1252")
+        tried = "UTF-8 or Windows-1252" if encoding == "auto" else encoding
+        raise InputError(
+            f"{path} is not {tried} (byte {content[error.start]:#04x} at {error.start}); pass its --encoding, such as"
+            " latin-1"
+        ) from error
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a text, without their ends."""
+    return _LINE.split(text)
+
+
+def is_wrapped(lines: list[str]) -> bool:
+    """Whether the lines look broken at a width: short, and often without a sentence's end."""
+    full = [line.rstrip() for line in lines if line.strip()]
+    open_ended = sum(not line.endswith(_LINE_END) for line in full)
+    return max(map(len, full), default=0) <= 100 and open_ended > len(full) / 4
+
+
+def split_sentences(text: str, layout: str = "auto") -> Iterator[str]:
+    """Yields the sentences of a text that hold a letter or a digit.
+
+    layout: 'lines' is one sentence a line; 'paragraphs' one paragraph a line; 'wrapped' has paragraphs between blank
+    lines; 'auto' is one of the last two. A paragraph is split by sentencex. InputError if that is not installed.
+    """
+    lines = lines_of(text)
+    if layout == "auto":
+        layout = "wrapped" if is_wrapped(lines) else "paragraphs"
+    if layout == "lines":
+        parts: Iterable[str] = lines
+    else:
+        paragraphs = _joined(lines) if layout == "wrapped" else lines
+        parts = (part for paragraph in paragraphs for part in _segment(paragraph))
+    return (part for part in parts if any(map(str.isalnum, part)))
+
+
+def _joined(lines: list[str]) -> Iterator[str]:
+    block: list[str] = []
+    for line in [*lines, ""]:
+        if line.strip():
+            block.append(line.strip())
+        elif block:
+            yield " ".join(block)
+            block = []
+
+
+def _segment(paragraph: str) -> list[str]:
+    if not paragraph.strip():
+        return []
+    try:
+        import sentencex
+    except ImportError as error:
+        raise InputError(
+            "paragraphs are split into sentences by sentencex, which is not installed; pip install sentencex, or give"
+            " one sentence a line and pass --layout lines"
+        ) from error
+    return sentencex.segment("en", paragraph)
+
+
+def words(sentence: str) -> list[str]:
+    """The tokens of a sentence, case kept: words, clitics ('s, 't), numbers, marks of punctuation."""
+    return _TOKEN.findall(unicodedata.normalize("NFC", sentence).translate(_QUOTES))

@@ -1,0 +1,148 @@
+"""Sentence encoders from plain text, as Quick-Thought and Wang & Isola train them.
+
+    python -m moco.sentences.train novels/ --loss infonce
+    torchrun --nproc_per_node=8 -m moco.sentences.train bookcorpus/ --layout lines --loss align-uniform --held-out 50000
+
+Two encoders f and g read the same sentences; the positives of f(s_i) are g(s_{i-1}) and g(s_{i+1}). The loop is
+moco/sentences/loop.py, the losses are moco/losses/neighbours.py, the output folder is that of any run (moco/run/).
+Exit codes (moco/errors.py): 0 done, 2 bad input, 3 numbers gone wrong, 75 preempted and saved. After 75 start the same
+command again with --resume auto.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moco import distributed
+from moco.commands import end_process, run_command
+from moco.distributed.global_batch import GlobalBatch
+from moco.distributed.session import pick_device
+from moco.errors import EXIT_OK, InputError
+from moco.run import checkpoint, resume
+from moco.run.arithmetic import set_arithmetic
+from moco.run.files import write_json
+from moco.run.lock import only_run_in
+from moco.run.log import RunLog
+from moco.run.meter import Meter
+from moco.run.options import as_dict, as_json
+from moco.run.preemption import Preemption
+from moco.run.provenance import git_state, machine
+from moco.run.resume import Position
+from moco.sentences import corpus
+from moco.sentences.classification import read_labelled
+from moco.sentences.loop import Training
+from moco.sentences.network import SentencePair
+from moco.sentences.options import SentenceOptions, make_loss, parse_sentences
+from moco.sentences.sampler import WindowSampler, held_out_count
+from moco.sentences.state import check, restore, vocabulary_of
+from moco.sentences.step import TrainingStep
+from moco.sentences.vocabulary import FILE, Vocabulary, read_vocabulary
+
+
+def main(argv: list[str] | None = None) -> int:
+    def run() -> int:
+        options = parse_sentences(argv)
+        if options.dry_run:
+            print(as_json(options))
+            return EXIT_OK
+        device = pick_device(options.device)
+        folder = Path(options.output_dir)
+        with distributed.session(device, options.rank_timeout), Preemption() as preemption, only_run_in(folder):
+            return train(options, device, preemption)
+
+    return run_command(run)
+
+
+def train(options: SentenceOptions, device: torch.device, preemption: Preemption) -> int:
+    rank, world, folder = distributed.rank(), distributed.world_size(), Path(options.output_dir)
+
+    # What is there to go on from? A checkpoint that cannot be used ends here, before any text is read.
+    path, notes = distributed.on_rank_0(lambda: resume.find(options.resume, folder))
+    saved = checkpoint.load(path) if path else None
+    run = check(saved, path) if saved is not None and path is not None else None
+    seed = distributed.broadcast_object(resume.seed(options.seed, saved))
+    options = dataclasses.replace(options, seed=seed)
+    torch.manual_seed(seed)
+    kernels = set_arithmetic(options.deterministic, device)
+
+    # Text: rank 0 reads it once and leaves the ids in the folder, where all ranks map them.
+    labelled = [read_labelled(name, folds=options.folds) for name in options.classify]
+    distributed.on_rank_0(lambda: read_text(options, run, path, folder))
+    text, vocabulary = corpus.load(folder), read_vocabulary(folder / FILE)
+    border = len(text) - held_out_count(len(text), options.held_out)
+    training_text, held_out = text.part(0, border), text.part(border, len(text))
+    sampler = WindowSampler(len(training_text), options.batch_size, seed)
+
+    # Model, loss, optimiser.
+    pair = SentencePair(len(vocabulary), options.embedding, options.hidden, options.init).to(device)
+    across = GlobalBatch()
+    step = TrainingStep(
+        distributed.data_parallel(pair, device),
+        make_loss(options, across),
+        torch.optim.Adam(pair.parameters(), options.lr, fused=True),
+        across,
+        sampler.sizes,
+        options.grad_clip,
+    )
+    position, meters = Position(), [Meter(), Meter()]
+    if saved is not None and path is not None:
+        position, more = restore(saved, path, step, meters, options, text.digest)
+        notes += more
+    del saved  # as large as model and optimiser
+
+    with RunLog(folder, rank=rank, tensorboard=options.tensorboard, wandb=options.wandb) as log:
+        if rank == 0:
+            aside = checkpoint.set_aside(folder, after=(position.epoch, position.step))
+            notes += [f"set aside {old.name}: this run goes on from before it" for old in aside]
+        log.cut_back(position.global_step)
+        begin = {"options": as_dict(options), "world_size": world, "git": git_state(), "machine": machine(device)}
+        log.start(begin, epoch=position.epoch, global_step=position.global_step)
+        for note in (*notes, *about_text(text, options), kernels):
+            log.say(note)
+        log.say(
+            f"{len(training_text)} sentences to train on, {len(held_out)} held out, {len(vocabulary)} words;"
+            f" {len(sampler)} steps of {options.batch_size} an epoch, on {world} x {device.type}; --seed {seed}; output"
+            f" in {folder}"
+        )
+        if rank == 0:
+            write_json(folder / "options.json", as_dict(options))
+        return Training(
+            options, device, training_text, held_out, vocabulary, sampler, step, meters, position, labelled, log,
+            preemption,
+        ).run()  # fmt: skip
+
+
+def read_text(options: SentenceOptions, run: dict[str, Any] | None, path: Path | None, folder: Path) -> None:
+    """Leaves corpus and vocabulary in the run's folder. InputError if the vocabulary is that of another run."""
+    vocabulary: Vocabulary | None = read_vocabulary(Path(options.vocabulary)) if options.vocabulary else None
+    if run is not None:
+        of_run = vocabulary_of(run)
+        if vocabulary is not None and vocabulary.digest != of_run.digest:
+            raise InputError(
+                f"{options.vocabulary} is the vocabulary of another run, not that of {path}; leave out --vocabulary"
+            )
+        vocabulary = of_run
+    corpus.prepare(
+        options.data,
+        folder,
+        encoding=options.encoding,
+        layout=options.layout,
+        longest=options.longest,
+        size=options.vocabulary_size,
+        vocabulary=vocabulary,
+    )
+
+
+def about_text(text: corpus.Corpus, options: SentenceOptions) -> list[str]:
+    """What should be said about how the text was read."""
+    if not text.cut:
+        return []
+    return [f"{text.cut} of {len(text)} sentences are longer than --longest {options.longest} words and were cut"]
+
+
+if __name__ == "__main__":
+    end_process(main())

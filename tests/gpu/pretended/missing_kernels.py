@@ -1,0 +1,61 @@
+"""Operations for which torch has no fake form, or one that does not do as CUDA does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+
+def fused(gpu: Any, parameters: list[Tensor], *lists: Any, **more: Any) -> None:
+    """torch's fused optimisers on CUDA refuse tensors that differ in device, dtype, shape or strides."""
+    for others in (other for other in lists if isinstance(other, (list, tuple)) and other):
+        for parameter, other in zip(parameters, others, strict=True):
+            if other.dim() == 0 and parameter.dim():  # a step count
+                continue
+            strides = zip(parameter.shape, parameter.stride(), other.stride(), strict=True)
+            same = (other.device, other.dtype, other.shape) == (parameter.device, parameter.dtype, parameter.shape)
+            if not same or any(a != b for n, a, b in strides if n > 1):
+                raise RuntimeError(
+                    f"fused optimiser: a parameter {tuple(parameter.shape)} with strides {parameter.stride()} and a"
+                    f" tensor {tuple(other.shape)} of {other.device} with strides {other.stride()}"
+                )
+    for scalar in (more.get("found_inf"), more.get("grad_scale")):
+        if scalar is not None and scalar.device != parameters[0].device:
+            raise RuntimeError(f"fused optimiser: found_inf or grad_scale on {scalar.device}")
+
+
+def _per_channel(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape[1], dtype=torch.float32)
+
+
+KERNELS: dict[str, Callable[..., Any]] = {
+    "_fused_sgd_": fused,
+    "_fused_adam_": fused,
+    "_fused_adamw_": fused,
+    # torch.nn.SyncBatchNorm
+    "batch_norm_stats": lambda gpu, x, *_: (_per_channel(x), _per_channel(x)),
+    "batch_norm_gather_stats_with_counts": lambda gpu, x, *_: (_per_channel(x), _per_channel(x)),
+    "batch_norm_elemt": lambda gpu, x, *_: torch.empty_like(x),
+    "batch_norm_backward_reduce": lambda gpu, grad, x, *_: tuple(_per_channel(x) for _ in range(4)),
+    "batch_norm_backward_elemt": lambda gpu, grad, x, *_: torch.empty_like(x),
+}
+_CUDNN = ("convolution", "convolution_backward", "native_batch_norm", "native_batch_norm_backward")
+
+
+def keeps_channels_last(name: str, args: Any, out: Any) -> Any:
+    """A CPU build does not know that cuDNN answers NHWC with NHWC."""
+    if name not in _CUDNN or not any(_is_nhwc(x) for x in args[:3]):
+        return out
+    return tree_map(
+        lambda x: x.contiguous(memory_format=torch.channels_last) if isinstance(x, Tensor) and x.dim() == 4 else x, out
+    )
+
+
+def _is_nhwc(x: Any) -> bool:
+    if not isinstance(x, Tensor) or x.dim() != 4:
+        return False
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()

@@ -1,0 +1,98 @@
+"""The programs of this project on a pretended GPU. The only file here that knows how they are put together."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import moco.data.augment.apply as augmentations
+import moco.pretrain.__main__ as pretraining
+import moco.probe.__main__ as probing
+from moco.data.source import ArraySource
+from moco.pretrain.step import TrainingStep
+from tests.gpu.pretended.gpu import Gpu, Listener
+from tests.gpu.pretended.world import Call, rank_of
+
+IMAGES, SIDE, CLASSES = 26, 8, 3
+SMALL = ["--dataset", "digits", "--device", "cuda", "-a", "smallcnn", "--image-size", "16", "-j", "1", "--seed", "0"]
+QUIET = ["--no-tensorboard", "--moco-dim", "8"]
+
+
+class Enough(Exception):
+    """Raised to end a program after the steps that were to be looked at."""
+
+
+def source(images: int = IMAGES) -> ArraySource:
+    """Stands in for a data set: a few grey images of three classes."""
+    labels = np.arange(images) % CLASSES
+    pixels = np.full((images, SIDE, SIDE, 3), 128, np.uint8)
+    return ArraySource(pixels, labels.astype(np.int64), [f"class {c}" for c in range(CLASSES)], "made up")
+
+
+def prepare(patch: pytest.MonkeyPatch, images: int = IMAGES) -> None:
+    """What is not to be tried: reading of data sets, and compiling, which FakeTensors do not go through."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("moco.") and hasattr(module, "open_split"):
+            patch.setattr(module, "open_split", lambda *_, **__: source(images))
+    patch.setattr(augmentations, "_compiled", lambda: augmentations.everywhere)
+
+
+def pretrain(words: str, folder: Path) -> int:
+    return pretraining.main([*SMALL, *QUIET, "--output-dir", str(folder), *words.split()])
+
+
+def probe(words: str, folder: Path) -> int:
+    return probing.main([*SMALL, "--output-dir", str(folder), *words.split()])
+
+
+@contextmanager
+def steps_watched(
+    gpu: Gpu, patch: pytest.MonkeyPatch, last: int | None = None, listeners: Sequence[Listener] = ()
+) -> Iterator[list[list[str]]]:
+    """Yields a list that gets each training step's waits for the device.
+
+    `last`: Enough is raised after that step. `listeners` are those of the GPU during each step.
+    """
+    of_steps: list[list[str]] = []
+    real = TrainingStep.__call__
+
+    def step(self: TrainingStep, *args: Any, **how: Any) -> Any:
+        before = len(gpu.waits)
+        gpu.listeners[:] = listeners
+        out = real(self, *args, **how)
+        gpu.listeners.clear()
+        of_steps.append(gpu.waits[before:])
+        if len(of_steps) == last:
+            raise Enough
+        return out
+
+    with patch.context() as here:
+        here.setattr(TrainingStep, "__call__", step)
+        yield of_steps
+
+
+@contextmanager
+def on_gpu(patch: pytest.MonkeyPatch, world: int = 1, rank: int = 0) -> Iterator[tuple[Gpu, list[Call]]]:
+    """A process that is `rank` of `world`, on GPU 3. Yields the GPU, and the list of its collectives."""
+    with Gpu(torch.device("cuda", 3)) as gpu, rank_of(world, rank, gpu, patch) as calls:
+        yield gpu, calls
+
+
+def two_steps(
+    words: str, folder: Path, patch: pytest.MonkeyPatch, *, world: int = 1, batch: int = 8
+) -> tuple[Gpu, list[str]]:
+    """Runs two steps, the last rank's of several. Returns the GPU, and the second step's waits for it."""
+    with (
+        on_gpu(patch, world, world - 1) as (gpu, _),
+        steps_watched(gpu, patch, last=2) as waits,
+        pytest.raises(Enough),
+    ):
+        pretrain(f"--epochs 9 -b {batch} --recipe lincls --eval-freq 0 {words}", folder)
+    return gpu, waits[1]

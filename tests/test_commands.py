@@ -1,0 +1,188 @@
+"""Exceptions become one line and an exit code."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from launch.jobs import main as jobs
+from launch.submitit_job import main as submit
+from moco.commands import run_command
+from moco.data.beton.__main__ import main as beton
+from moco.errors import (
+    EXIT_INPUT,
+    EXIT_INTERRUPTED,
+    EXIT_NUMERICS,
+    EXIT_OK,
+    EXIT_PREEMPTED,
+    EXIT_RANK,
+    InputError,
+    NumericsError,
+    RankError,
+    SampleError,
+)
+from moco.evaluate.__main__ import main as evaluate
+from moco.export.__main__ import main as export
+from moco.pretrain.__main__ import main as pretrain
+from moco.probe.__main__ import main as probe
+from moco.report.__main__ import main as report
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def failing(error: BaseException) -> Callable[[], int]:
+    def run() -> int:
+        raise error
+
+    return run
+
+
+def test_codes_are_what_scripts_rely_on() -> None:
+    assert (EXIT_OK, EXIT_RANK, EXIT_INPUT, EXIT_NUMERICS, EXIT_PREEMPTED) == (0, 1, 2, 3, 75)
+    assert run_command(lambda: 0) == 0 and run_command(lambda: EXIT_PREEMPTED) == 75
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "on_rank_0", "on_rank_1"),
+    [
+        (InputError("no folder"), 2, "error: no folder\n", ""),
+        (NumericsError("step 3"), 3, "error: step 3\n", ""),
+        (SampleError("a.png"), 2, "error: a.png\n", "error: a.png\n"),  # only one rank knows
+        (RankError("rank 2"), 1, "error (seen by rank 0): rank 2\n", "error (seen by rank 1): rank 2\n"),
+    ],
+)
+def test_one_line_and_a_code(
+    error: Exception,
+    code: int,
+    on_rank_0: str,
+    on_rank_1: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for rank, told in (("0", on_rank_0), ("1", on_rank_1)):
+        monkeypatch.setenv("RANK", rank)
+        assert run_command(failing(error)) == code
+        assert capsys.readouterr() == ("", told)
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    with pytest.raises(ValueError, match="a bug"):
+        run_command(failing(ValueError("a bug")))
+    with pytest.raises(OSError, match="no file"):
+        run_command(failing(OSError("no file")))
+
+
+def test_a_path_that_cannot_be_used_and_ctrl_c(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(lambda: len(Path("x" * 300).read_text())) == EXIT_INPUT
+    assert capsys.readouterr().err == f"error: {'x' * 300}: File name too long\n"
+    assert run_command(failing(KeyboardInterrupt())) == EXIT_INTERRUPTED
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+ABORTS_AT_THE_END = """
+import atexit, ctypes, os, sys, threading
+from moco.commands import end_process
+abort = ctypes.CFUNCTYPE(None)(os.abort)
+ctypes.CDLL(None).__cxa_atexit(abort, None, None)  # as a library does whose threads are still alive
+threading.Thread(target=lambda: (threading.main_thread().join(), print("thread"))).start()
+atexit.register(lambda: print("atexit"))
+print("work")
+END(7)
+"""
+
+
+@pytest.mark.parametrize(("end", "codes"), [("end_process", [7]), ("sys.exit", [-6, -11])])
+def test_the_end_of_a_process_cannot_change_its_code(end: str, codes: list[int]) -> None:
+    """Threads, atexit functions and output come first. The second case shows that the first proves something."""
+    command = [sys.executable, "-c", ABORTS_AT_THE_END.replace("END", end)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode in codes
+    if end == "end_process":
+        assert done.stdout == "work\nthread\natexit\n"
+
+
+def test_output_that_cannot_be_written_is_no_success() -> None:
+    code = "import sys; from moco.commands import end_process; sys.stdout.write('x'); end_process(0)"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", code], stdout=full, cwd=ROOT)
+    assert done.returncode == 1
+
+
+DIGITS = "--dataset digits -a smallcnn --epochs 1 --moco-k 64 --moco-dim 16 -b 64 --eval-freq 0"
+JOB = "--dry-run {} -- --dataset digits"
+LONG = "x" * 300
+REFUSED = [
+    (pretrain, f"{DIGITS} --loss infonce --moco-tau-plus 0.2", "--moco-tau-plus is not read with --loss infonce"),
+    (pretrain, f"{DIGITS} --loss hcl --moco-tau-plus nan", "--moco-tau-plus must be at least 0, not nan"),
+    (pretrain, f"{DIGITS} --loss hcl --moco-beta -5", "--moco-beta must be at least 0, not -5"),
+    (pretrain, f"{DIGITS} --loss hard --moco-hard-alpha 7", "--moco-hard-alpha is a share, at most 1, not 7"),
+    (
+        pretrain,
+        f"{DIGITS} --loss hard --moco-unif-no-intra-batch",
+        "--moco-unif-no-intra-batch is not read",
+    ),
+    (pretrain, f"{DIGITS} --loss simple --moco-t 0.2", "--moco-t is not read with --loss simple"),
+    (pretrain, f"{DIGITS} --cos --schedule 1 2", "--schedule is not read with --cos"),
+    (pretrain, f"{DIGITS} --aug-plus --recipe v1", "--aug-plus is not read with --recipe v1"),
+    (pretrain, f"{DIGITS} --bn local --bn-group-size 7", "--bn-group-size is not read with --bn local"),
+    (pretrain, f"{DIGITS} --start-epoch 5", "--start-epoch 5 is past the last of 1 epochs"),
+    (pretrain, f"{DIGITS} --schedule -3 -2", "--schedule takes epochs from 0 on, not -3 -2"),
+    (pretrain, f"{DIGITS} --epochs 99999999999999999999", "--epochs must be below 2^31"),
+    (pretrain, f"{DIGITS} --output-dir {LONG}", "File name too long"),
+    (probe, "--dataset digits --sweep --lr 5", "--lr is not read with --sweep"),
+    (probe, "--dataset digits --cached --momentum 9", "--momentum is not read with --cached"),
+    (probe, "--dataset digits --optimizer adam --momentum .5", "--momentum is not read with --optimizer adam"),
+    (probe, "--dataset digits --trunk-lr 5", "--trunk-lr is not read with frozen features"),
+    (probe, "--dataset digits --folds 3", "--folds is not read with a classifier that is trained by epochs"),
+    (probe, f"--dataset digits --pretrained {LONG}", "File name too long"),
+    (evaluate, f"{LONG} --dataset digits", "File name too long"),
+    (evaluate, "c --dataset digits --bins 10000000000000", "--bins must be"),
+    (evaluate, "c --dataset digits --align-alpha 1e308", "--align-alpha must be at most 100"),
+    (evaluate, "c --dataset digits --seed -1", "--seed must be at least 0"),
+    (evaluate, "c --dataset digits --seed 99999999999999999999999999", "--seed must be at least 0 and less than 2^63"),
+    (export, f"{LONG} --to onnx", "File name too long"),
+    (report, LONG, ""),
+    (beton, f"info {LONG}", ""),
+    (beton, f"write {LONG} out.beton", ""),
+    (beton, "write . out.beton --max-resolution 0", "--max-resolution"),
+    (submit, JOB.format("--mem-gb nan"), "argument --mem-gb: nan must be at least 0.001"),
+    (submit, JOB.format("--mem-gb inf"), "argument --mem-gb"),
+    (submit, JOB.format("--nodes 0"), "argument --nodes: 0 must be at least 1"),
+    (submit, JOB.format("--tasks-per-node -2"), "argument --tasks-per-node"),
+    (submit, JOB.format("--cpus-per-task 0"), "argument --cpus-per-task"),
+    (submit, JOB.format("--time 0"), "argument --time"),
+    (submit, JOB.format("--time x"), "argument --time: 'x' is not a whole number"),
+    (submit, JOB.format("--signal-delay 999999 --time 1"), "--signal-delay 999999 s leaves nothing of --time 1 min"),
+    (submit, JOB.format("--stalled-restarts -1"), "argument --stalled-restarts"),
+    (submit, JOB.format("--sbatch =x"), "--sbatch =x must have the form NAME=VALUE"),
+    (submit, JOB.format("--name ''"), "--name must not be empty"),
+    (submit, "--cluster debug -- --dataset digits --output-dir /dev/null/x", "Not a directory"),
+    (submit, "--cluster debug -- /nonexistent", "there is no folder /nonexistent"),
+    (jobs, "--index .", "Is a directory"),
+    (jobs, "--watch nan", "argument --watch"),
+    (jobs, "--watch -1", "argument --watch"),
+    (jobs, f"--index {LONG}", "File name too long"),
+]
+
+
+@pytest.mark.parametrize(("main", "words", "says"), REFUSED)
+def test_bad_commands_end_with_one_sentence(
+    main: Callable[[list[str]], int],
+    words: str,
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(shlex.split(words)) == EXIT_INPUT
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error")]
+    assert len(lines) == 1
+    assert says in lines[0]
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [path for path in written if "jobs" not in path.parts], "half-written"  # a job that began keeps its record
