@@ -53,7 +53,7 @@ test-slurm: install-dev ## launch/ on a real Slurm of two nodes, which is starte
 IMAGES ?=
 PHOTOS := $(if $(IMAGES),--images "$(IMAGES)")
 bench: install-dev ## every benchmark on the CPU (a quiet one); writes the tables of docs/performance.md
-	@for topic in loss_head training_step momentum_update communication scaling $(if $(wildcard benchmarks/linear_probe.py),linear_probe); do \
+	@for topic in loss_head training_step momentum_update sentence_step communication scaling $(if $(wildcard benchmarks/linear_probe.py),linear_probe); do \
 	  echo "== $$topic"; OMP_NUM_THREADS=1 $(PY) -m benchmarks.$$topic || exit; done
 	@echo "== photographs"; $(PY) -m benchmarks.photographs --rounds 5 $(PHOTOS)
 	@$(PY) -m benchmarks.performance_page
@@ -61,7 +61,7 @@ bench: install-dev ## every benchmark on the CPU (a quiet one); writes the table
 # with the Python that is there, as a GPU machine has its own torch: make bench-gpu PY=python3
 bench-gpu: ## the same on one GPU, within ten minutes
 	@$(PY) -c 'import sys, torch; torch.cuda.is_available() or sys.exit("error: torch sees no GPU; make bench measures the CPU")'
-	@for topic in loss_head training_step momentum_update photographs; do \
+	@for topic in loss_head training_step momentum_update sentence_step photographs; do \
 	  echo "== $$topic"; $(PY) -m benchmarks.$$topic --device cuda $$([ $$topic != photographs ] || echo '--rounds 3 $(PHOTOS)') || exit; done
 	@$(PY) -m benchmarks.performance_page
 

@@ -14,14 +14,20 @@ from moco.pretrain.options import PretrainOptions, parse_pretrain
 from moco.probe.options import LinclsOptions, parse_lincls
 from moco.run.files import write_text
 from moco.run.options import CommonOptions, as_dict
+from moco.sentences.options import SentenceOptions, parse_sentences
 
 NOT_KEPT = ("config", "dry_run", "resume")
-PATHS = ("data", "output_dir", "pretrained")
+PATHS = ("data", "output_dir", "pretrained", "vocabulary", "classify")
 
 
 def pretraining(argv: list[str], ranks: int) -> PretrainOptions:
     """Parsed as `ranks` ranks will parse it. InputError says what is wrong before anything waits in a queue."""
     return parse_pretrain(argv, world_size=ranks)
+
+
+def sentences(argv: list[str], ranks: int) -> SentenceOptions:
+    """The same for python -m moco.sentences.train."""
+    return parse_sentences(argv, world_size=ranks)
 
 
 def probe(argv: list[str], pretrain: PretrainOptions) -> LinclsOptions:
@@ -47,7 +53,7 @@ def probe(argv: list[str], pretrain: PretrainOptions) -> LinclsOptions:
     return parse_lincls([*words, *argv])
 
 
-def write(main: str, options: CommonOptions, path: Path) -> Step:
+def write(main: str, options: CommonOptions | SentenceOptions, path: Path) -> Step:
     """Keeps `options` in `path`, with absolute paths, so that the job's working folder does not matter."""
     write_text(path, as_text(options))
     begin_from = getattr(options, "resume", None)
@@ -55,7 +61,11 @@ def write(main: str, options: CommonOptions, path: Path) -> Step:
     return Step(main, str(path), os.path.abspath(options.output_dir), begin_from)
 
 
-def as_text(options: CommonOptions) -> str:
+def as_text(options: CommonOptions | SentenceOptions) -> str:
     kept: dict[str, Any] = {k: v for k, v in as_dict(options).items() if v is not None and k not in NOT_KEPT}
-    absolute = {name: os.path.abspath(kept[name]) for name in PATHS if kept.get(name)}
+    absolute = {name: _absolute(kept[name]) for name in PATHS if kept.get(name)}
     return yaml.safe_dump({**kept, **absolute, "resume": "auto"}, sort_keys=False)
+
+
+def _absolute(path: str | list[str]) -> str | list[str]:
+    return [os.path.abspath(one) for one in path] if isinstance(path, list) else os.path.abspath(path)

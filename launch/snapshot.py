@@ -40,3 +40,8 @@ def environment(code: Path) -> dict[str, str]:
 def python(code: Path) -> str:
     """This interpreter, as words for a shell, with `environment`. `env` replaces itself, so signals reach Python."""
     return shlex.join(["env", *(f"{name}={value}" for name, value in environment(code).items()), sys.executable])
+
+
+def rank_python(code: Path) -> str:
+    """The same for submitit, which adds `-u -m MODULE`: see launch/rank.py."""
+    return f"{python(code)} -u -m launch.rank"

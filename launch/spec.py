@@ -13,7 +13,8 @@
             moco_unif_t: [1, 2, 3]                  # one of these
             lr: {low: 0.03, high: 0.3, log: true}   # or a range
 
-A draw that main_moco.py refuses (all weights 0, say) is made again.
+A draw that main_moco.py refuses (all weights 0, say) is made again. With `program: sentences` the options are those of
+python -m moco.sentences.train, and there is no probe: `classify` is an option of that program.
 """
 
 from __future__ import annotations
@@ -39,9 +40,11 @@ from moco.errors import InputError
 from moco.pretrain.options import PretrainOptions
 from moco.probe.options import LinclsOptions
 from moco.run.options import CommonOptions, result_options
+from moco.sentences.options import SentenceOptions
 
 Settings = dict[str, Any]
 _CONFIG = r"--config \S*moco-sweep-\S+\.yaml: "  # how the parser calls what is a part of the sweep here
+IMAGES, SENTENCES = "images", "sentences"  # programs
 PATIENCE = 200  # draws in a row that may be refused
 
 
@@ -50,8 +53,13 @@ class Element:
     """One encoder of a sweep. `swept`: the options in which the elements differ."""
 
     swept: Settings
-    pretrain: PretrainOptions
+    pretrain: PretrainOptions | SentenceOptions
     probe: LinclsOptions | None
+
+    @property
+    def main(self) -> str:
+        """The module of the program that trains it."""
+        return "moco.sentences.train" if isinstance(self.pretrain, SentenceOptions) else "main_moco"
 
     @property
     def id(self) -> str:
@@ -74,16 +82,22 @@ def read(path: Path, folder: Path | None, words: list[str], ranks: int) -> Spec:
     spec, name = _load(path), name_of(path)
     elements: dict[str, Element] = {}
     probe = _section(spec, "probe", str(path)) if "probe" in spec else None
+    program = str(spec.get("program", IMAGES))
+    if program not in (IMAGES, SENTENCES) or (program == SENTENCES and probe is not None):
+        raise InputError(
+            f"{path}: `program` is {IMAGES} or {SENTENCES}, the second without `probe`: sentences are classified by"
+            " `classify`"
+        )
     for number, part in enumerate(spec["parts"]):
         where = f"{path}, part {number + 1}"
         if not isinstance(part, dict) or set(part) - {"set", "grid", "random"} or {"grid", "random"} <= set(part):
             raise InputError(f"{where} must hold `grid` or `random`, and may hold `set`")
         fixed = {**_section(spec, "set", str(path)), **_section(part, "set", where)}
         for swept in _grid(_section(part, "grid", where), where) if "random" not in part else ():
-            element = _resolve(fixed, swept, probe, words, ranks, where)
+            element = _resolve(fixed, swept, probe, words, ranks, where, program)
             elements.setdefault(element.id, element)
         if "random" in part:
-            _draw_elements(elements, _section(part, "random", where), fixed, probe, words, ranks, where)
+            _draw_elements(elements, _section(part, "random", where), fixed, probe, words, ranks, where, program)
     out = folder or Path("runs/sweeps") / name
     for element in elements.values():
         place = out / "elements" / element.id
@@ -96,7 +110,7 @@ def read(path: Path, folder: Path | None, words: list[str], ranks: int) -> Spec:
 
 def _compared(elements: list[Element]) -> list[Element]:
     """With `swept` set: for all elements the same options, whichever part they come from, as they were resolved."""
-    for name in result_options(PretrainOptions):
+    for name in result_options(type(elements[0].pretrain)):
         values = [getattr(element.pretrain, name) for element in elements]
         if any(value != values[0] for value in values):
             for element, value in zip(elements, values, strict=True):
@@ -114,7 +128,7 @@ def _load(path: Path) -> dict[str, Any]:
     except (OSError, yaml.YAMLError) as error:
         why = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
         raise InputError(f"cannot read the sweep {path}: {why}") from error
-    known = {"name", "set", "probe", "parts"}
+    known = {"name", "program", "set", "probe", "parts"}
     if not isinstance(spec, dict) or set(spec) - known or not isinstance(spec.get("parts"), list) or not spec["parts"]:
         raise InputError(
             f"{path} must hold `parts`, a list of one or more, and may hold"
@@ -151,6 +165,7 @@ def _draw_elements(
     words: list[str],
     ranks: int,
     where: str,
+    program: str,
 ) -> None:
     count, draw = wanted.get("count"), _section(wanted, "draw", where)
     if not isinstance(count, int) or count < 1 or not draw:
@@ -159,7 +174,7 @@ def _draw_elements(
     while found < count:
         swept = {name: _draw(generator, choice, f"{where}: {name}") for name, choice in draw.items()}
         try:
-            element = _resolve(fixed, swept, probe, words, ranks, where)
+            element = _resolve(fixed, swept, probe, words, ranks, where, program)
         except InputError:
             element = None
             if refused > PATIENCE:
@@ -185,10 +200,12 @@ def _draw(generator: random.Random, choice: Any, where: str) -> Any:
 
 
 def _resolve(
-    fixed: Settings, swept: Settings, probe: Settings | None, words: list[str], ranks: int, where: str
+    fixed: Settings, swept: Settings, probe: Settings | None, words: list[str], ranks: int, where: str, program: str
 ) -> Element:
     try:
         with _as_config({**fixed, **swept}) as config:
+            if program == SENTENCES:
+                return Element({}, options_file.sentences(config + words, ranks), None)
             pretrain = options_file.pretraining(config + words, ranks)
         classifier = None
         if probe is not None:
@@ -208,7 +225,7 @@ def _as_config(settings: Settings) -> Iterator[list[str]]:
         yield ["--config", file.name]
 
 
-def _changed(options: CommonOptions) -> Settings:
+def _changed(options: CommonOptions | SentenceOptions) -> Settings:
     """Options that change results and differ from their defaults: a new option in a later version changes no id."""
     fields = {field.name: field for field in dataclasses.fields(options)}
     changed = {}

@@ -149,7 +149,7 @@ def executor(o: argparse.Namespace, folder: Path, code: Path, name: str, **more:
     if o.cluster == "local":
         if o.nodes > 1:
             raise InputError("--cluster local is this machine alone: pass --nodes 1 and more --tasks-per-node")
-        local = submitit.LocalExecutor(folder, max_num_timeout=AS_OFTEN_AS_NEEDED, python=snapshot.python(code))
+        local = submitit.LocalExecutor(folder, max_num_timeout=AS_OFTEN_AS_NEEDED, python=snapshot.rank_python(code))
         local.update_parameters(
             timeout_min=o.time,
             tasks_per_node=tasks_per_node(o),
@@ -159,7 +159,7 @@ def executor(o: argparse.Namespace, folder: Path, code: Path, name: str, **more:
         )
         return local
     try:
-        slurm = submitit.SlurmExecutor(folder, max_num_timeout=AS_OFTEN_AS_NEEDED, python=snapshot.python(code))
+        slurm = submitit.SlurmExecutor(folder, max_num_timeout=AS_OFTEN_AS_NEEDED, python=snapshot.rank_python(code))
     except RuntimeError as error:
         raise InputError(
             "there is no srun here: submit from a login node of the cluster, or pass --cluster local"
@@ -194,7 +194,8 @@ def submit(o: argparse.Namespace, pretrain_argv: list[str], probe_argv: list[str
     name = o.name or out.name
     if o.dry_run:
         folder = out / "jobs" / "TIME"
-        command = f"{snapshot.python(folder / 'code')} -u -m submitit.core._submit {shlex.quote(str(folder / '%j'))}"
+        rank = snapshot.rank_python(folder / "code")
+        command = f"{rank} -u -m submitit.core._submit {shlex.quote(str(folder / '%j'))}"
         print(_make_sbatch_string(command=command, folder=folder / "%j", **slurm_parameters(o, name)))
         print(options_file.as_text(pretrain))
         return []

@@ -38,7 +38,7 @@ def prepare(sweep: spec.Spec, folder: Path) -> list[Path]:
     places = []
     for element in sweep.elements:
         place = folder / "elements" / element.id
-        steps = [options_file.write("main_moco", element.pretrain, place / "main_moco.yaml")]
+        steps = [options_file.write(element.main, element.pretrain, place / f"{element.main}.yaml")]
         if element.probe:
             steps.append(options_file.write("main_lincls", element.probe, place / "main_lincls.yaml"))
         epochs = [element.pretrain.epochs, element.probe.epochs if element.probe else 0]

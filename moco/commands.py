@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from moco.errors import (
+    ESCAPED,
     EXIT_INPUT,
     EXIT_INTERRUPTED,
     EXIT_NUMERICS,
@@ -53,6 +54,9 @@ def run_command(work: Callable[[], int]) -> int:
     Every rank meets the same bad input, so rank 0 speaks for all. A rank that lost another one speaks for itself.
     """
     rank = os.environ.get("RANK", "0")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a name in no known encoding is no reason to end a run
+            stream.reconfigure(errors=ESCAPED)
     try:
         return work()
     except (InputError, NumericsError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import difflib
 from collections.abc import Iterable
 
@@ -27,6 +28,19 @@ class NumericsError(Exception):
 
 class RankError(Exception):
     """A rank was killed, hangs or has failed: the message names it. The mains print it and exit with 1."""
+
+
+def _escape(problem: UnicodeError) -> tuple[str, int]:
+    """The bytes of a file's name that are not UTF-8 as \\xe9, other characters that an encoding lacks as \\u00e9."""
+    if not isinstance(problem, UnicodeEncodeError):
+        raise problem
+    wrong = problem.object[problem.start : problem.end]
+    shown = (f"\\x{ord(c) - 0xDC00:02x}" if 0xDC80 <= ord(c) <= 0xDCFF else c for c in wrong)
+    return "".join(shown).encode("ascii", "backslashreplace").decode("ascii"), problem.end
+
+
+ESCAPED = "moco-escaped"  # errors=ESCAPED: text with any file's name in it can be written
+codecs.register_error(ESCAPED, _escape)
 
 
 def flag(option: str) -> str:

@@ -21,6 +21,7 @@ from benchmarks import (
     momentum_update,
     performance_page,
     photographs,
+    sentence_step,
     training_step,
 )
 from benchmarks.measuring import Row, number, ratio
@@ -39,7 +40,7 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     torch.backends.cudnn.benchmark = benchmark
 
 
-@pytest.mark.parametrize("script", [loss_head, training_step, momentum_update, photographs])
+@pytest.mark.parametrize("script", [loss_head, training_step, momentum_update, sentence_step, photographs])
 def test_runs_in_tiny(script: ModuleType, results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     script.main(["--trial", "--rounds", "1"])
     assert "| what | against | measured | target | met |" in capsys.readouterr().out

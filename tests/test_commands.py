@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
@@ -106,6 +107,19 @@ def test_the_end_of_a_process_cannot_change_its_code(end: str, codes: list[int])
         assert done.stdout == "work\nthread\natexit\n"
 
 
+@pytest.mark.parametrize(("ends", "code"), [("", 0), ("sys.exit(75)", 75), ("sys.exit('no')", 1), ("1 / 0", 1)])
+def test_a_rank_of_submitit_ends_with_its_own_code(ends: str, code: int, tmp_path: Path) -> None:
+    checked = "assert __name__ == '__main__' and sys.argv[1:] == ['folder']\n"
+    module = ABORTS_AT_THE_END.replace("END(7)", checked + ends)
+    (tmp_path / "some_job.py").write_text(module)
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    command = [sys.executable, "-u", "-m", "launch.rank", "-u", "-m", "some_job", "folder"]
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert done.returncode == code
+    assert done.stdout == "work\nthread\natexit\n"
+    assert ("ZeroDivisionError" in done.stderr) == (ends == "1 / 0")
+
+
 def test_output_that_cannot_be_written_is_no_success() -> None:
     code = "import sys; from moco.commands import end_process; sys.stdout.write('x'); end_process(0)"
     with open("/dev/full", "w") as full:
@@ -118,9 +132,9 @@ JOB = "--dry-run {} -- --dataset digits"
 LONG = "x" * 300
 REFUSED = [
     (pretrain, f"{DIGITS} --loss infonce --moco-tau-plus 0.2", "--moco-tau-plus is not read with --loss infonce"),
-    (pretrain, f"{DIGITS} --loss hcl --moco-tau-plus nan", "--moco-tau-plus must be at least 0, not nan"),
-    (pretrain, f"{DIGITS} --loss hcl --moco-beta -5", "--moco-beta must be at least 0, not -5"),
-    (pretrain, f"{DIGITS} --loss hard --moco-hard-alpha 7", "--moco-hard-alpha is a share, at most 1, not 7"),
+    (pretrain, f"{DIGITS} --loss hcl --moco-tau-plus nan", "must be in [0, 1), not nan"),
+    (pretrain, f"{DIGITS} --loss hcl --moco-beta -5", "must be at least 0 and finite, not -5"),
+    (pretrain, f"{DIGITS} --loss hard --moco-hard-alpha 7", "must be above 0 and at most 1, not 7"),
     (
         pretrain,
         f"{DIGITS} --loss hard --moco-unif-no-intra-batch",
@@ -185,4 +199,5 @@ def test_bad_commands_end_with_one_sentence(
     assert len(lines) == 1
     assert says in lines[0]
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert not [path for path in written if "jobs" not in path.parts], "half-written"  # a job that began keeps its record
+    half_written = [path for path in written if "jobs" not in path.parts]  # a job that began keeps its record
+    assert not half_written

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ import yaml
 
 from launch import element, journal, options_file, spec, sweep
 from moco.errors import EXIT_INPUT, InputError
+from moco.report import comparison, runs
 from moco.run.files import write_json
+from tests.sentences.material import write_classes, write_text
 
 RECIPES = Path(__file__).resolve().parent.parent / "launch" / "recipes"
 DIGITS = {"dataset": "digits", "arch": "smallcnn", "epochs": 1, "moco_k": 64, "moco_dim": 8, "seed": 0}
@@ -38,6 +41,8 @@ def test_recipes(path: Path) -> None:
         ("sweep_imagenette", 21, ["photos"]),
         ("sweep_imagenet100", 45, ["photos"]),
         ("sweep_stl10", 304, []),
+        ("sweep_bookcorpus", 108, ["text.txt", "--classify", "MR", "CR"]),
+        ("sweep_novels", 24, ["text.txt", "--classify", "MR", "CR"]),
     ],
 )
 def test_recipes_of_sweeps(name: str, count: int, words: list[str]) -> None:
@@ -115,6 +120,8 @@ def test_nonsense_is_refused_before_anything_starts(tmp_path: Path, part: dict, 
         ({"parts": []}, "must hold `parts`, a list of one or more"),
         ({"parts": 7}, "must hold `parts`, a list of one or more"),
         ({"else": 1}, "nothing else"),
+        ({"program": "depth"}, "`program` is images or sentences"),
+        ({"program": "sentences", "probe": {"epochs": 1}}, "the second without `probe`"),
     ],
 )
 def test_nonsense_beside_the_parts_is_refused_too(tmp_path: Path, more: dict, said: str) -> None:
@@ -131,6 +138,28 @@ def test_here_each_element_is_one_process(tmp_path: Path, capsys: pytest.Capture
     assert sweep.main([str(path), "--cluster", "local", "--tasks-per-node", "2", "--dry-run"]) == EXIT_INPUT
     assert "with one process, not with 2" in capsys.readouterr().err
     assert sweep.main([str(path), "--cluster", "local", "--dry-run"]) == 0
+
+
+def test_sentence_encoders_are_swept_and_shown(tmp_path: Path) -> None:
+    """Every element trains, is classified, and is a dot of the report's plane, coloured by its accuracy."""
+    text = write_text(tmp_path / "text.txt", 120)
+    write_classes(tmp_path / "MR", 20)
+    settings = {"layout": "lines", "embedding": 4, "hidden": 3, "batch_size": 20, "held_out": 20, "device": "cpu"}
+    settings |= {"folds": 2, "tensorboard": False, "seed": 0}
+    parts = [{"grid": {"moco_t": [0.1, 1]}}, {"set": {"loss": "align-uniform"}}]
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump({"program": "sentences", "set": settings, "parts": parts}))
+    words = [str(text), "--classify", str(tmp_path / "MR")]
+    (tmp_path / "out").mkdir()
+    for place in sweep.prepare(spec.read(tmp_path / "s.yaml", tmp_path / "out", words, 1), tmp_path / "out"):
+        element.Element(place, tmp_path)()
+    with (tmp_path / "out" / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    found = [(float(row["moco_contr_w"]), float(row["moco_t"])) for row in rows]
+    assert found == [(1, 0.1), (1, 1), (0, 0.075)]
+    assert all(0 < float(row["val_mr_acc1"]) < 100 and float(row["val_uniformity"]) < 0 for row in rows)
+    encoders = runs.read([tmp_path / "out"])
+    assert [one.measured["val_mr_acc1"] for one in encoders] == [float(row["val_mr_acc1"]) for row in rows]
+    assert comparison.accuracy_measure(encoders) == runs.MR
 
 
 def test_a_table_has_a_column_for_whatever_an_element_has(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from PIL import Image
 
 from moco import distributed
 from moco.data.folder import FolderSource
+from moco.data.layouts import SPLITS, data_root, find_labels, has_archives, no_split
+from moco.data.listing import says_what_cannot_be_read
 from moco.data.outside import open_outside
 from moco.data.source import ArraySource, Source
 from moco.errors import InputError
@@ -34,7 +36,6 @@ def defaults_of(dataset: str) -> tuple[int, str]:
     return DATASET_DEFAULTS["folder" if is_outside(dataset) else dataset]
 
 
-SPLITS = ("train", "val")
 LOADERS = ("auto", "ffcv", "folder")
 DOWNLOADS = "data"  # where torchvision's data sets go if no place is given; git ignores it
 
@@ -84,9 +85,12 @@ def open_split(
     if data is None:
         raise InputError(f"--dataset {dataset} needs the folder that holds train/ and val/")
     names = IMAGENET100 if dataset == "imagenet100" else subset_classes(subset)
-    return FolderSource(split_folder(data, split, labels_required), subset=names, labels_required=labels_required)
+    folder = split_folder(data, split, labels_required)
+    listed = says_what_cannot_be_read(find_labels)(folder) if folder.name == split else None
+    return FolderSource(folder, subset=names, labels_required=labels_required, listed=listed)
 
 
+@says_what_cannot_be_read
 def find_beton(data: str, split: str) -> Path | None:
     """The .beton file of a split: `data` itself (val: NAME.val.beton beside it), or train.beton in the folder."""
     path = Path(data)
@@ -97,6 +101,7 @@ def find_beton(data: str, split: str) -> Path | None:
     return None
 
 
+@says_what_cannot_be_read
 def _open_beton(path: Path, cache: str, labels_required: bool) -> Source:
     from moco.data.beton.file import BetonSource  # FFCV takes seconds to import
 
@@ -106,27 +111,29 @@ def _open_beton(path: Path, cache: str, labels_required: bool) -> Source:
     return source
 
 
+@says_what_cannot_be_read
 def split_folder(data: str, split: str, labels_required: bool = True) -> Path:
     """DATA/split; or DATA itself for pretraining on a plain folder of photos."""
-    root = Path(data)
+    root = data_root(data)
     if not root.is_dir():
         raise InputError(f"there is no folder {root}: check the path of the data")
     if (root / split).is_dir():
         return root / split
     has_splits = any((root / name).is_dir() for name in SPLITS)
     has_files = any(entry.is_file() and not entry.name.startswith(".") for entry in root.iterdir())
-    if split == "train" and not labels_required and has_files and not has_splits:
+    if split == "train" and not labels_required and has_files and not (has_splits or has_archives(root)):
         return root
-    raise InputError(f"there is no {root / split}: expected {root}/{split}/<class>/<image>")
+    raise no_split(root, split)
 
 
+@says_what_cannot_be_read
 def has_split(data: str | None, dataset: str, split: str, arguments: Sequence[str] = ()) -> bool:
     """Whether there is something to open; a broken split still counts as there."""
     if is_outside(dataset):
         return open_outside(data, dataset, split, arguments, labels_required=False) is not None
     if data is not None and (beton := find_beton(data, split)) is not None:
         return beton.exists()
-    return dataset in _IN_MEMORY or (data is not None and (Path(data) / split).is_dir())
+    return dataset in _IN_MEMORY or (data is not None and (data_root(data) / split).is_dir())
 
 
 def subset_classes(subset: str | None) -> Sequence[str] | None:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from moco.data.boxes import Box
 from moco.data.heif import ADVICE, can_read, is_heif
+from moco.data.jpeg import ends_in_zeros
 from moco.data.png import SIGNATURE, without_text
 from moco.errors import InputError
 
@@ -41,7 +42,8 @@ _TURNS = {
 }
 # Pillow's other plugins may find another size while they load (ICNS, EPS, PCD, ...): those load before they are asked.
 _SIZE_IN_HEADER = frozenset(["JPEG", "MPO", "PNG", "WEBP", "TIFF", "GIF", "BMP", "DIB", "PPM", "JPEG2000", "AVIF"])
-_SIXTEEN_BITS = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+_INTEGERS = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+_DEPTHS = (8, 10, 12, 14, 16)
 
 
 class BadImage(InputError):
@@ -56,6 +58,8 @@ def open_image(data: bytes) -> Image.Image:
         data = without_text(data)
     if is_heif(data) and not can_read():
         raise BadImage(ADVICE)
+    if ends_in_zeros(data):
+        raise BadImage("it was not downloaded in full: its end is filled with zeros; download it again")
     try:
         return Image.open(io.BytesIO(data))
     except UnidentifiedImageError:
@@ -119,7 +123,8 @@ def decode(image: Image.Image, reduction: int = 1) -> np.ndarray:
     """uint8 [ceil(H/k), ceil(W/k), 3], upright RGB, at 1/k of the size (k = `reduction`). Raises BadImage.
 
     A JPEG is decoded at 1/k right away (libjpeg computes only the low frequencies); other formats in full and then
-    averaged. Alpha is dropped, palettes and CMYK are converted, 16-bit grey keeps its upper eight bits.
+    averaged. Alpha is dropped, palettes and CMYK are converted, 16-bit grey keeps the upper eight of
+    the bits that it uses.
     """
     size = upright_size(image)
     whole = image.size
@@ -148,11 +153,24 @@ def decode(image: Image.Image, reduction: int = 1) -> np.ndarray:
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
-    if image.mode in _SIXTEEN_BITS:  # convert() would clip these to white
-        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in _INTEGERS:  # convert() would clip these to white
+        return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
     if image.mode == "F":
         raise BadImage("floating-point pixels have no range to map to 8 bits; convert the file")
     return image.convert("RGB")
+
+
+def _eight_bits(values: np.ndarray) -> np.ndarray:
+    """uint8 [H, W] of integers: the upper eight of the bits that the picture uses.
+
+    Microscopes, cameras and X-ray detectors write 10, 12 or 14 bits into files of 16, which say nothing about it. The
+    depth is the smallest of 8, 10, 12, 14 and 16 that holds the largest value. Negative values are raised to 0.
+    """
+    values = values.astype(np.int64)
+    values -= min(0, int(values.min()))
+    largest = int(values.max())
+    bits = next((bits for bits in _DEPTHS if largest < 1 << bits), largest.bit_length())
+    return (values >> (bits - 8)).astype(np.uint8)
 
 
 def resample(pixels: np.ndarray, box: Box, out: Tensor) -> None:

@@ -12,6 +12,8 @@ from PIL import Image
 from moco.data.boxes import Size
 from moco.data.decode import BadImage, decode, is_image, open_image, upright_size
 from moco.data.heif import ADVICE, SUFFIXES as HEIF_SUFFIXES, can_read
+from moco.data.layouts import Labels
+from moco.data.listing import around, entries, files_below, leads_back, says_what_cannot_be_read
 from moco.data.source import Pixels
 from moco.errors import InputError
 
@@ -25,17 +27,32 @@ class FolderSource:
 
     `subset` names the classes to take, in the order their labels get. Hidden files are ignored. A file without an
     image suffix is taken if it holds an image all the same, else left out and named in `notes`. Without class folders
-    the images are unlabelled (-1), which `labels_required` forbids. Raises InputError where there is nothing to train
-    on.
+    the images have the labels `listed` in a file, or are unlabelled (-1), which `labels_required` forbids. Raises
+    InputError where there is nothing to train on.
     """
 
-    def __init__(self, root: str | Path, *, subset: Sequence[str] | None = None, labels_required: bool = True) -> None:
+    @says_what_cannot_be_read
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        subset: Sequence[str] | None = None,
+        labels_required: bool = True,
+        listed: Labels | None = None,
+    ) -> None:
         self.root = Path(root)
         if not self.root.is_dir():
             raise InputError(f"there is no folder {self.root}: check the path")
         self.notes: list[str] = []
         self._foreign: list[str] = []
-        folders, loose = _entries(self.root)
+        found, circle = entries(self.root), around(self.root)
+        folders = sorted(name for name in found.folders if not leads_back(self.root / name, circle))
+        self._foreign += [f"{name} (a link to a folder that holds it)" for name in found.folders if name not in folders]
+        self._foreign += [f"{name} (not a file)" for name in found.others]
+        loose = found.files
+        if listed is not None:
+            self._read_listed(listed, subset)
+            folders, loose, subset = [], [], None
         if subset is not None:
             _check_subset(self.root, folders, subset)
             folders = list(subset)
@@ -46,7 +63,7 @@ class FolderSource:
                     f"{self.root} holds class folders and images beside them, such as {loose[0]}: "
                     "move those images into a class folder"
                 )
-        else:
+        elif listed is None:
             self._read_unlabelled(loose, labels_required)
         if self._foreign:
             names, more = ", ".join(self._foreign[:5]), len(self._foreign) - 5
@@ -70,6 +87,29 @@ class FolderSource:
             )
         self.paths, self.labels, self.classes = paths, np.array(labels, dtype=np.int64), folders
 
+    def _read_listed(self, listed: Labels, subset: Sequence[str] | None) -> None:
+        """Sorted by class, as class folders are read."""
+        files, left_out = files_below(self.root)
+        self._foreign += left_out
+        classes = sorted(set(listed.classes.values()))
+        if subset is not None:
+            _check_subset(listed.origin, classes, subset)
+            classes = list(subset)
+        number = {name: label for label, name in enumerate(classes)}
+        labelled = []
+        for path in files:
+            name = listed.classes.get(os.path.splitext(path)[0])
+            if name in number:
+                labelled.append((number[name], path))
+            elif name is None and self.root / path != listed.origin:
+                self._foreign.append(path)
+        if not labelled:
+            raise InputError(f"{listed.origin} names none of the images in {self.root}: download both again")
+        labelled.sort()
+        self.paths, self.classes = [path for _, path in labelled], classes
+        self.labels = np.array([label for label, _ in labelled], dtype=np.int64)
+        self.notes.append(f"labels of {self.root} from {listed.origin}")
+
     def _read_unlabelled(self, loose: list[str], labels_required: bool) -> None:
         paths = [name for name in loose if self._is_image(self.root / name, name)]
         if not paths:
@@ -89,15 +129,9 @@ class FolderSource:
         return f"; {ADVICE}" if heif else ""
 
     def _images(self, folder: Path) -> list[str]:
-        found = []
-        for where, folders, names in os.walk(folder, followlinks=True):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            inner = os.path.relpath(where, folder)
-            for name in names:
-                path = name if inner == "." else f"{inner}/{name}"
-                if not name.startswith(".") and self._is_image(folder / path, f"{folder.name}/{path}"):
-                    found.append(path)
-        return sorted(found)
+        files, left_out = files_below(folder)
+        self._foreign += [f"{folder.name}/{path}" for path in left_out]
+        return [path for path in files if self._is_image(folder / path, f"{folder.name}/{path}")]
 
     def _is_image(self, path: Path, shown: str) -> bool:
         suffix = os.path.splitext(path)[1].lower()  # a million times: no Path here
@@ -144,17 +178,6 @@ class FolderPicture:
     def decode(self, reduction: int = 1, rows: tuple[int, int] | None = None) -> Pixels:
         # Pillow has no region decode; libjpeg would have to entropy-decode everything above and left of it all the same
         return Pixels(decode(self.image, reduction), reduction)
-
-
-def _entries(root: Path) -> tuple[list[str], list[str]]:
-    """Sorted names of the visible folders and files in `root`."""
-    folders: list[str] = []
-    files: list[str] = []
-    with os.scandir(root) as entries:
-        for entry in entries:
-            if not entry.name.startswith("."):
-                (folders if entry.is_dir() else files).append(entry.name)
-    return sorted(folders), sorted(files)
 
 
 def _check_subset(root: Path, folders: list[str], subset: Sequence[str]) -> None:

@@ -99,6 +99,8 @@ def _accuracy(name: str, title: str, function: Callable[[Features], float] | Non
 _ROWS = (
     _accuracy("lincls_top1", "linear top-1", None),
     _accuracy("knn_top1", "kNN top-1", _knn),
+    _accuracy("val_mr_acc1", "MR accuracy", None),
+    _accuracy("val_cr_acc1", "CR accuracy", None),
     Metric("alignment", "alignment", lambda f: alignment(f.q, f.k, f.alpha), "lower", "val_alignment"),
     Metric("uniformity", "uniformity", lambda f: uniformity(f.x, f.t), "lower", "val_uniformity", beside="lowest"),
     Metric("tolerance", "tolerance", lambda f: tolerance(f.x, f.labels), "", "val_tolerance"),

@@ -13,17 +13,17 @@ from moco.errors import InputError
 from moco.metrics.table import LOGGED
 from moco.pretrain.options import PretrainOptions
 from moco.report.correlation import RankCorrelation, rank_correlation
-from moco.report.runs import COLLAPSE, DONE, KNN, PROBE, Encoder
+from moco.report.runs import ACCURACIES, COLLAPSE, DONE, Encoder
 from moco.run.options import result_options
 
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(PretrainOptions)}
 
 
 def accuracy_measure(encoders: Sequence[Encoder]) -> str | None:
-    """What colours and correlations mean by accuracy: the linear probe's if at least as many encoders have it as have
-    kNN's, else kNN's; None if none has either. The two are never mixed."""
-    count = Counter(name for one in encoders if one.compared for name in (PROBE, KNN) if name in one.measured)
-    return max((PROBE, KNN), key=lambda name: count[name]) if count else None
+    """What colours and correlations mean by accuracy: of the linear probe, kNN, MR and CR the one that most encoders
+    have, the first of equal ones; None if none has any. They are never mixed."""
+    count = Counter(name for one in encoders if one.compared for name in ACCURACIES if name in one.measured)
+    return max(ACCURACIES, key=lambda name: count[name]) if count else None
 
 
 def predicts(encoders: Sequence[Encoder], *, collapsed: bool) -> RankCorrelation:

@@ -29,6 +29,8 @@ MEASURED = (DONE, COLLAPSE, OTHER)  # states whose numbers are shown
 COMPARED = (DONE, COLLAPSE)  # and those that a correlation may use
 
 PROBE, KNN = "lincls_top1", "knn_top1"
+MR, CR = "val_mr_acc1", "val_cr_acc1"  # of moco/sentences
+ACCURACIES = (PROBE, KNN, MR, CR)
 # An option says nothing where the weight of its term is 0
 IDLE_WITHOUT = {
     "moco_t": "moco_contr_w",

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from moco.errors import InputError
+from moco.errors import ESCAPED, InputError
 
 _TEMPORARY = ".saving"
 ADVICE = "make room or choose another place"
@@ -51,8 +51,8 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 
 
 def write_text(path: str | Path, content: str) -> None:
-    """In UTF-8. InputError as `write_file`."""
-    write_bytes(path, content.encode())
+    """In UTF-8, what it lacks escaped. InputError as `write_file`."""
+    write_bytes(path, content.encode("utf-8", ESCAPED))
 
 
 def write_json(path: str | Path, content: Any) -> None:

@@ -15,7 +15,7 @@ from moco.errors import InputError
 from moco.losses.neighbours import NEIGHBOUR_WEIGHTS, NeighbourLoss
 from moco.losses.weighted import Across, OneProcess
 from moco.run import flags
-from moco.run.options import at_least, evaluation, positive, result, running
+from moco.run.options import at_least, check_seed, evaluation, positive, result, running
 from moco.run.saver import Every
 from moco.sentences.text import LAYOUTS
 
@@ -79,8 +79,12 @@ class SentenceOptions:
     wandb: str | None = running(None, "log to this Weights & Biases project as well", metavar="PROJECT")
 
 
-def parse_sentences(argv: list[str] | None = None) -> SentenceOptions:
-    """The options, checked and resolved. InputError."""
+def parse_sentences(argv: list[str] | None = None, world_size: int | None = None) -> SentenceOptions:
+    """The options, checked and resolved. InputError.
+
+    world_size: the number of ranks that will train; default: of this process's start.
+    """
+    world_size = distributed.world_size() if world_size is None else world_size
     o = flags.parse(SentenceOptions, "Sentence encoders from plain text.", argv)
     if not o.data:
         raise InputError("say where the text is: plain-text files, or folders with .txt files")
@@ -95,14 +99,12 @@ def parse_sentences(argv: list[str] | None = None) -> SentenceOptions:
     )
     at_least(resolved, 1, "epochs", "print_freq", "vocabulary_size", "longest", "embedding", "hidden", "save_freq")
     at_least(resolved, 2, "batch_size", "folds")
-    at_least(resolved, 0, "seed", "held_out", "grad_clip", "keep_last", "keep_every")
+    at_least(resolved, 0, "held_out", "grad_clip", "keep_last", "keep_every")
     positive(resolved, "lr", "init", "rank_timeout")
-    if resolved.seed is not None and resolved.seed >= 2**63:
-        raise InputError(f"--seed must be less than 2^63, not {resolved.seed}")
-    if resolved.batch_size < distributed.world_size():
+    check_seed(resolved.seed)
+    if resolved.batch_size < world_size:
         raise InputError(
-            f"--batch-size {resolved.batch_size} leaves some of {distributed.world_size()} ranks without a sentence;"
-            " raise it"
+            f"--batch-size {resolved.batch_size} leaves some of {world_size} ranks without a sentence; raise it"
         )
     make_loss(resolved)  # its own checks, before anything is read
     Every(resolved.save_every)

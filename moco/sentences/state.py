@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from moco import distributed
-from moco.errors import InputError
+from moco.errors import InputError, flag
 from moco.run.meter import Meter
 from moco.run.options import as_dict, result_options
 from moco.run.provenance import git_state
@@ -94,7 +94,7 @@ def restore(
     cut = [name for name in changed if name in ("batch_size", "seed", "held_out")]
     if run["step_in_epoch"] and cut:
         raise InputError(
-            f"{path} was saved inside an epoch of --{cut[0].replace('_', '-')} {before[cut[0]]}, which another value"
+            f"{path} was saved inside an epoch of {flag(cut[0])} {before[cut[0]]}, which another value"
             " cannot finish; pass the same, or resume from a checkpoint at an epoch's end"
         )
     load_weights(step.pair, state, path)
@@ -102,7 +102,7 @@ def restore(
     for group in step.optimizer.param_groups:
         group["lr"] = options.lr
     restore_meters(meters, run["meters"], step.device)
-    notes = [f"--{name.replace('_', '-')} was {before[name]} and is {now[name]} from here on" for name in changed]
+    notes = [f"{flag(name)} was {before[name]} and is {now[name]} from here on" for name in changed]
     if len(run["meters"]) != distributed.world_size():
         notes.append(
             f"{path} was written by {len(run['meters'])} ranks, this run has {distributed.world_size()}: the sentences"

@@ -65,8 +65,9 @@ def test_a_plain_folder_of_photos_is_enough_for_pretraining(tree: Path) -> None:
 def test_what_is_missing_is_named(tree: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no folder .*nowhere"):
         open_split(str(tmp_path / "nowhere"))
-    with pytest.raises(InputError, match=r"no .*train/train: expected .*/<class>/<image>"):
-        open_split(str(tree / "train"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"no .*/train: expected .*/<class>/<image>"):
+        open_split(str(tmp_path / "empty"))
     with pytest.raises(InputError, match="needs the folder"):
         open_split(None, "folder")
     for arguments in ({"dataset": "imagenet"}, {"split": "test"}, {"loader": "dali"}):

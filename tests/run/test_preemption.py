@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -32,8 +33,35 @@ def test_each_signal_sets_the_flag_and_nothing_else(number: signal.Signals) -> N
         assert preemption.name == number.name
 
 
+@pytest.mark.parametrize("number", SIGNALS)
+def test_before_the_first_question_a_signal_ends_the_process(number: signal.Signals) -> None:
+    """Nobody asks while a folder is listed that loops, or a named pipe waits for its writer."""
+    program = f"""
+import os
+from moco.run.preemption import Preemption
+with Preemption():
+    os.mkfifo("pipe")
+    os.kill(os.getpid(), {int(number)}) if "{number.name}" == "SIGUSR1" else print("ready", flush=True)
+    open("pipe").close()
+"""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-c", program]
+        environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+        with subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as child:
+            assert child.stdout is not None
+            assert child.stderr is not None
+            if child.stdout.readline():
+                child.send_signal(number)
+            said = child.stderr.read()
+    assert child.returncode == 75
+    assert said == f"{number.name} before the first step: nothing to save; start the same command again\n"
+
+
 def test_a_second_signal_changes_nothing() -> None:
     with Preemption() as preemption:
+        assert not preemption
         for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1):
             os.kill(os.getpid(), number)
         assert preemption.name == "SIGUSR2"
@@ -44,6 +72,7 @@ def test_handlers_are_put_back_and_nest() -> None:
     with Preemption() as outer:
         with Preemption() as inner:
             pass
+        assert not outer
         os.kill(os.getpid(), signal.SIGUSR1)
         assert outer.name == "SIGUSR1"
         assert not inner
@@ -53,7 +82,8 @@ def test_handlers_are_put_back_and_nest() -> None:
 
 def test_signals_after_the_end_of_a_preempted_run_are_ignored() -> None:
     """They would replace its exit code."""
-    with Preemption():
+    with Preemption() as preemption:
+        assert not preemption
         os.kill(os.getpid(), signal.SIGUSR1)
     for number in SIGNALS:
         os.kill(os.getpid(), number)
@@ -74,6 +104,7 @@ from moco.run.checkpoint import load, save
 from moco.run.preemption import Preemption
 state = {"w": torch.arange(200_000)}
 with Preemption() as preemption:
+    assert not preemption
     print("ready", flush=True)
     saves = 0
     while not (preemption and saves >= 20):

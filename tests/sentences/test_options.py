@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,14 @@ def test_defaults_are_those_of_the_paper() -> None:
     assert o.data == ["a.txt", "b.txt"] and o.output_dir == "runs/sentences-infonce"
     assert (o.batch_size, o.lr, o.epochs, o.grad_clip, o.longest, o.vocabulary_size) == (400, 5e-4, 1, 0.5, 30, 50000)
     assert (o.embedding, o.hidden, o.init) == (620, 600, 0.1)
+
+
+def test_commands_of_the_page_are_understood() -> None:
+    page = (TABLE.parents[2] / "docs" / "sentences.md").read_text()
+    commands = re.findall(r"^python -m moco.sentences.train (.+)$", page, re.MULTILINE)
+    assert len(commands) == 3
+    for words in commands:
+        parse_sentences(words.split())
 
 
 def test_a_file_of_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,6 +24,7 @@ import numpy as np
 from moco.data.beton.side_data import SideData, side_path
 from moco.data.boxes import Size
 from moco.data.decode import BadImage, open_image
+from moco.data.listing import says_what_cannot_be_read
 from moco.data.source import CACHES, Pixels
 from moco.errors import InputError
 
@@ -31,6 +32,7 @@ INSTALL = (
     "apt-get install -y libopencv-dev libturbojpeg0-dev pkg-config g++ && "
     "pip install ffcv==1.0.2 numba setuptools (or pip install '.[ffcv]')"
 )
+MOST_CLASSES = 1 << 20  # a larger label is an identifier, a time or a hash
 JPEG = 0  # FFCV's mode of a sample that is JPEG; 1 is raw
 
 
@@ -47,6 +49,7 @@ def require_ffcv() -> Any:
 class BetonFile:
     """The tables of a .beton file, checked against its size. Raises InputError for a file that is not whole."""
 
+    @says_what_cannot_be_read
     def __init__(self, path: str | Path) -> None:
         ffcv = require_ffcv()
         self.path = Path(path)
@@ -55,6 +58,7 @@ class BetonFile:
             raise InputError(
                 f"there is no file {self.path}: write it with `python -m moco.data.beton write SRC {self.path}{split}`"
             )
+        self.path.open("rb").close()  # the system's reason, if this user may not read it
         try:
             reader = ffcv.reader.Reader(str(self.path))
         except Exception as problem:  # FFCV has no checks: IndexError, AssertionError, ValueError, ...
@@ -137,13 +141,17 @@ class BetonSource:
             raise InputError(f"unknown cache {cache!r}: choose one of {', '.join(CACHES)}")
         file = self.file = BetonFile(path)
         self.labels, self.keep = file.labels, cache != "none"
-        count = int(self.labels.max()) + 1
-        self.classes = file.side.classes if file.side else [str(label) for label in range(count)]
+        largest = int(self.labels.max())
+        if largest >= MOST_CLASSES:
+            self.labels = np.full_like(self.labels, -1)
+        self.classes = file.side.classes if file.side else [str(label) for label in range(int(self.labels.max()) + 1)]
         jpegs = int((file.mode == JPEG).sum())
         self.notes = [
             f"reading {file.path} through FFCV: {len(file)} images, {jpegs} of them JPEG, "
             f"{file.file_bytes / 2**30:.2f} GiB, cache {cache}"
         ]
+        if largest >= MOST_CLASSES:
+            self.notes.append(f"labels of {file.path} go up to {largest}, so they are no classes: read as unlabelled")
         self._descriptor = os.open(file.path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._descriptor).atexit = False
         self._lock = _lock_in_memory(self._descriptor, file, self.notes) if cache == "ram" else None

@@ -1,0 +1,131 @@
+"""Data sets as they come down: Tiny-ImageNet, and ImageNet from Kaggle or from the official archives.
+
+Their validation images lie in one folder, with the labels in a file. Other layouts are refused with the commands that
+put them right.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from shlex import quote
+from typing import NamedTuple
+
+from moco.data.listing import entries
+from moco.errors import InputError
+
+SPLITS = ("train", "val")
+_KAGGLE = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC")
+_DEVKIT = "ILSVRC2012_devkit_t12/data"
+_ARCHIVES = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
+_UNPACK = 'for f in *.tar; do mkdir "${f%.tar}" && tar -xf "$f" -C "${f%.tar}" && rm "$f"; done'
+
+
+class Labels(NamedTuple):
+    """Labels of a split that has no class folders."""
+
+    origin: Path  # the file they were read from
+    classes: dict[str, str]  # file relative to the split's folder, without its suffix -> class
+
+
+def data_root(data: str | Path) -> Path:
+    """The folder that holds train/ and val/: `data`, or where Kaggle's ImageNet has them below it."""
+    root = Path(data)
+    if not any((root / split).is_dir() for split in SPLITS):
+        for inner in _KAGGLE:
+            if (root / inner / "train").is_dir():
+                return root / inner
+    return root
+
+
+def has_archives(root: Path) -> bool:
+    """Whether `root` holds ImageNet's official archives, not yet unpacked."""
+    return any((root / name).is_file() for name in _ARCHIVES.values())
+
+
+def no_split(root: Path, split: str) -> InputError:
+    """The error for a folder without the folder `split`, with the fix if the layout is a known one."""
+    missing = f"there is no {root / split}"
+    archives = [name for name in _ARCHIVES.values() if (root / name).is_file()]
+    if archives:
+        unpack = " && ".join(
+            f"mkdir {part} && tar -xf {name} -C {part}" for part, name in _ARCHIVES.items() if name in archives
+        )
+        return InputError(f"{missing}, only archives: run `cd {quote(str(root))} && {unpack}`, then start again")
+    found = entries(root)
+    if root.name in SPLITS and found.folders:
+        return InputError(f"{missing}: {root} is the folder of one split; give the folder that holds it, {root.parent}")
+    inner = [name for name in found.folders if (root / name / split).is_dir()]
+    if len(inner) == 1:
+        return InputError(f"{missing}, but there is {root / inner[0] / split}: give {root / inner[0]}")
+    if found.folders and not any((root / name).is_dir() for name in SPLITS):
+        new, classes = quote(f"{root}.data"), quote(str(root.absolute()))
+        return InputError(
+            f"{missing}: expected {root}/{split}/<class>/<image>. If the folders in {root} are the classes, run "
+            f"`mkdir {new} && ln -s {classes} {new}/{split}` and give {root}.data"
+        )
+    return InputError(f"{missing}: expected {root}/{split}/<class>/<image>")
+
+
+def find_labels(folder: Path) -> Labels | None:
+    """Labels from the file that comes with a known data set; None if `folder` has class folders, or no such file.
+
+    Raises InputError, with the commands, for ImageNet's archives that are not yet unpacked.
+    """
+    found = entries(folder)
+    if not found.folders and (tars := [name for name in found.files if name.endswith(".tar")]):
+        raise InputError(
+            f"{folder} holds {len(tars)} archives, one for each class: run `cd {quote(str(folder))} && {_UNPACK}`, "
+            "then start again"
+        )
+    if found.folders == ["images"] and "val_annotations.txt" in found.files:
+        return _tiny_imagenet(folder / "val_annotations.txt")
+    if found.folders or not any(name.startswith("ILSVRC2012_val_") for name in found.files):
+        return None
+    for place in (folder, *folder.resolve().parents[:5]):
+        if (place / "LOC_val_solution.csv").is_file():
+            return _kaggle(place / "LOC_val_solution.csv")
+        if (place / _DEVKIT).is_dir():
+            return _devkit(place / _DEVKIT)
+    raise InputError(
+        f"{folder} holds ImageNet's validation images without class folders: put Kaggle's LOC_val_solution.csv, or the "
+        f"official ILSVRC2012_devkit_t12, into {folder.parent}, and their labels are read from it"
+    )
+
+
+def _tiny_imagenet(path: Path) -> Labels:
+    """Lines of file, class and four numbers, between tabs."""
+    try:
+        rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return Labels(path, {f"images/{Path(row[0]).stem}": row[1].strip() for row in rows})
+    except (IndexError, UnicodeDecodeError):
+        raise _damaged(path) from None
+
+
+def _kaggle(path: Path) -> Labels:
+    """Columns ImageId and PredictionString, which begins with the class."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return Labels(path, {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(file)})
+    except (KeyError, IndexError, AttributeError, UnicodeDecodeError, csv.Error):
+        raise _damaged(path) from None
+
+
+def _devkit(folder: Path) -> Labels:
+    """One number a line, in the order of the images; meta.mat has the class of each number."""
+    from scipy.io import loadmat
+
+    path = folder / "ILSVRC2012_validation_ground_truth.txt"
+    try:
+        synsets = loadmat(str(folder / "meta.mat"), squeeze_me=True)["synsets"]
+        names = {int(number): str(name) for number, name in zip(synsets["ILSVRC2012_ID"], synsets["WNID"], strict=True)}
+        numbers = [int(word) for word in path.read_text(encoding="utf-8").split()]
+        return Labels(path, {f"ILSVRC2012_val_{i:08d}": names[number] for i, number in enumerate(numbers, 1)})
+    except OSError:
+        raise
+    except Exception:  # loadmat raises many kinds for a damaged file
+        raise _damaged(path) from None
+
+
+def _damaged(path: Path) -> InputError:
+    return InputError(f"{path} is damaged, or not the list of labels that this data set comes with: download it again")

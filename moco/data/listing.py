@@ -1,0 +1,107 @@
+"""The files below a folder, each once, as file systems are: links that loop, named pipes, folders that are closed."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, ParamSpec, TypeVar
+
+from moco.errors import InputError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Identity = tuple[int, int]  # device and inode
+
+
+class Entries(NamedTuple):
+    """Sorted names in a folder, hidden ones left out."""
+
+    folders: list[str]  # links to folders after the others
+    files: list[str]  # links that lead nowhere among them: reading such an image says so
+    others: list[str]  # named pipes, sockets, devices
+
+
+def says_what_cannot_be_read(function: Callable[P, T]) -> Callable[P, T]:
+    """`function`, whose OSErrors are InputErrors that name the path."""
+
+    @functools.wraps(function)
+    def checked(*arguments: P.args, **named: P.kwargs) -> T:
+        try:
+            return function(*arguments, **named)
+        except OSError as problem:
+            raise InputError(
+                f"cannot read {problem.filename or 'the data'}: {problem.strerror or problem}; check the path, and "
+                "that this user may read it"
+            ) from None
+
+    return checked
+
+
+def entries(folder: Path) -> Entries:
+    """What is in `folder`. OSError if it cannot be listed."""
+    folders: list[tuple[bool, str]] = []
+    files: list[str] = []
+    others: list[str] = []
+    with os.scandir(folder) as found:
+        for entry in found:
+            if entry.name.startswith("."):
+                continue
+            if _is(entry.is_dir):
+                folders.append((entry.is_symlink(), entry.name))
+            elif _is(entry.is_file) or (entry.is_symlink() and not os.path.exists(entry.path)):
+                files.append(entry.name)
+            else:
+                others.append(entry.name)
+    return Entries([name for _, name in sorted(folders)], sorted(files), sorted(others))
+
+
+def _is(question: Callable[[], bool]) -> bool:
+    try:
+        return question()
+    except OSError:  # a link to itself, or into a folder that is closed
+        return False
+
+
+def around(folder: Path) -> set[Identity]:
+    """A folder and all that hold it. A link to one of these leads round in a circle."""
+    real = folder.resolve()
+    return {_identity(place) for place in (real, *real.parents)}
+
+
+def leads_back(folder: Path, seen: set[Identity]) -> bool:
+    """Whether `folder` is one of `seen`."""
+    return _identity(folder) in seen
+
+
+def files_below(folder: Path) -> tuple[list[str], list[str]]:
+    """(files, what was left out), as paths relative to `folder`, sorted. Links are followed.
+
+    Left out are pipes and the like, and a folder that is reached a second time, which a link that loops does for ever.
+    The path without links is the one that counts. OSError if a folder cannot be listed.
+    """
+    files: list[str] = []
+    left_out: list[str] = []
+    seen = around(folder)
+    plain, links = deque([""]), deque[str]()
+    while plain or links:
+        inner = plain.popleft() if plain else links.popleft()
+        if inner:
+            if leads_back(folder / inner, seen):
+                left_out.append(f"{inner} (a link to a folder that is read already)")
+                continue
+            seen.add(_identity(folder / inner))
+        found = entries(folder / inner)
+        prefix = f"{inner}/" if inner else ""
+        files += [prefix + name for name in found.files]
+        left_out += [f"{prefix}{name} (not a file)" for name in found.others]
+        for name in found.folders:
+            (links if (folder / inner / name).is_symlink() else plain).append(prefix + name)
+    return sorted(files), sorted(left_out)
+
+
+def _identity(path: Path) -> Identity:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
