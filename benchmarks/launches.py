@@ -9,6 +9,10 @@ compiler. tests/gpu/pretended/check_counts.py holds a step to these numbers.
 
 from __future__ import annotations
 
+# isort: off
+import tests.gpu.pretended.shim  # noqa: F401  # before torch
+
+# isort: on
 import argparse
 import json
 import tempfile

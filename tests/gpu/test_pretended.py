@@ -76,3 +76,9 @@ def test_on_a_pretended_gpu(checks: str, running: dict[str, Future[Checked]]) ->
 def test_no_check_is_left_out() -> None:
     files = {path.stem.removeprefix("check_") for path in (ROOT / "tests/gpu/pretended").glob("check_*.py")}
     assert files == set(" ".join(CHECKS).split())
+
+
+def test_the_counting_script_loads_the_library_before_torch() -> None:
+    command = [sys.executable, "-m", "benchmarks.launches", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "Kernels and bytes" in done.stdout, done.stderr
