@@ -185,4 +185,5 @@ def test_bad_commands_end_with_one_sentence(
     assert len(lines) == 1
     assert says in lines[0]
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert not [path for path in written if "jobs" not in path.parts], "half-written"  # a job that began keeps its record
+    half_written = [path for path in written if "jobs" not in path.parts]  # a job that began keeps its record
+    assert not half_written

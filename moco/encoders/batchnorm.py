@@ -8,12 +8,15 @@ keys over the groups.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moco.encoders.sync_batchnorm import SyncBatchNorm
 from moco.errors import InputError
 
 BN_MODES = ("shuffle", "split", "sync", "local")
@@ -97,30 +100,28 @@ def isolate_batchnorm(encoder: nn.Module, mode: str, group_size: int, device: to
             raise InputError(
                 "--bn sync needs a GPU (torch has no SyncBatchNorm on the CPU); take --bn shuffle or --bn split"
             )
-        from timm.layers import convert_sync_batchnorm  # torch's own would drop the activations of timm's layers
-
-        return convert_sync_batchnorm(encoder)
+        _replace(encoder, SyncBatchNorm)
     if mode == "split":
         if group_size < 2:
             raise InputError(f"--bn-group-size must be at least 2, not {group_size}: one sample has no statistics")
-        _replace_with_split(encoder, group_size)
+        _replace(encoder, partial(_SplitBatchNorm, group_size=group_size))
     return encoder
 
 
-def _replace_with_split(module: nn.Module, group_size: int) -> None:
+def _replace(module: nn.Module, kind: Callable[..., nn.Module]) -> None:
+    """Puts layers of another kind in the place of BatchNorm layers, with the very same parameters and buffers."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
-            split = _SplitBatchNorm(
+            layer = kind(
                 child.num_features,
-                group_size,
-                nn.Sequential(*child.children()),  # none in torch's layers, drop and act in timm's
+                after=nn.Sequential(*child.children()),  # none in torch's layers, drop and act in timm's
                 eps=child.eps,
                 momentum=child.momentum,
                 affine=child.affine,
                 track_running_stats=child.track_running_stats,
             )
             # the very tensors, whatever their type
-            split._parameters, split._buffers = child._parameters, child._buffers
-            setattr(module, name, split)
+            layer._parameters, layer._buffers = child._parameters, child._buffers
+            setattr(module, name, layer)
         else:
-            _replace_with_split(child, group_size)
+            _replace(child, kind)

@@ -162,11 +162,6 @@ def parse_pretrain(argv: list[str] | None = None, world_size: int | None = None)
     at_least(resolved, 1, "moco_dim", "accum_steps", "save_freq", "knn_k", "bn_group_size")
     at_least(resolved, 0, "warmup_epochs", "moco_k", "moco_m", "eval_freq", "max_bad_steps", "keep_last", "keep_every")
     positive(resolved, "moco_t", "moco_align_alpha", "moco_unif_t", "grad_clip", "knn_t", "rank_timeout")
-    at_least(resolved, 0, "moco_tau_plus", "moco_beta")
-    positive(resolved, "moco_hard_alpha", "moco_simple_w")
-    for name in ("moco_tau_plus", "moco_hard_alpha"):
-        if getattr(resolved, name) > 1:
-            raise InputError(f"{flag(name)} is a share, at most 1, not {getattr(resolved, name):g}")
     if resolved.moco_m > 1:
         raise InputError(f"--moco-m must lie between 0 and 1, not {resolved.moco_m:g}")
     if resolved.batch_size < world_size * resolved.accum_steps:
@@ -175,6 +170,11 @@ def parse_pretrain(argv: list[str] | None = None, world_size: int | None = None)
             f" {resolved.accum_steps} accumulation steps without an image; raise it"
         )
     check_loss(resolved)
+    at_least(resolved, 0, "moco_tau_plus", "moco_beta")
+    positive(resolved, "moco_hard_alpha", "moco_simple_w")
+    for name in ("moco_tau_plus", "moco_hard_alpha"):
+        if getattr(resolved, name) > 1:
+            raise InputError(f"{flag(name)} is a share, at most 1, not {getattr(resolved, name):g}")
     check_unread(flags.typed(PretrainOptions, argv), _unread(resolved))
     check_arch(resolved.arch, resolved.arch_arg)
     if not resolved.moco_k:

@@ -116,7 +116,6 @@ def parse_lincls(argv: list[str] | None = None) -> LinclsOptions:
     say."""
     o = flags.parse(LinclsOptions, "Linear classification on frozen features.", argv)
     check_common(o)
-    check_unread(flags.typed(LinclsOptions, argv), _unread(o))
     if o.arch is not None:
         check_arch(o.arch, o.arch_arg)
     positive(o, "train_fraction", "held_out", "lr_drop", "trunk_lr", "head_lr")
@@ -131,4 +130,5 @@ def parse_lincls(argv: list[str] | None = None) -> LinclsOptions:
     fine = all(0 < lr < math.inf for lr in o.sweep_lrs) and all(0 <= wd < math.inf for wd in o.sweep_wds)
     if o.sweep and not (o.sweep_lrs and o.sweep_wds and fine):
         raise InputError("--sweep needs --sweep-lrs above 0 and --sweep-wds of at least 0: give one of each or more")
+    check_unread(flags.typed(LinclsOptions, argv), _unread(o))
     return o

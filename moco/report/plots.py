@@ -65,7 +65,8 @@ class Plot:
             if LINK in element.attrib:
                 element.set("href", element.attrib.pop(LINK))
             if "style" in element.attrib:
-                element.set("style", re.sub(r"#[0-9a-f]{6}", _variable, element.attrib["style"]))
+                style = re.sub(r"font-family: [^;]*(; )?", "", element.attrib["style"])  # the page's own is used
+                element.set("style", re.sub(r"#[0-9a-f]{6}", _variable, style))
             if (name := element.get("id", "")) not in used:
                 element.attrib.pop("id", None)
             element.attrib.update(self.marks.get(name, {}))
@@ -107,7 +108,7 @@ def legend(axes: Axes) -> None:
     """Below the figure, where it lies on no curve; names are text, whatever signs they hold."""
     # matplotlib's own choice would leave out a run whose name begins with _
     drawn = (*axes.lines, *axes.collections, *axes.patches)
-    handles = [one for one in drawn if not re.fullmatch(r"_child\d+", str(one.get_label()))]
+    handles = [one for one in drawn if not re.fullmatch(r"|_child\d+", str(one.get_label()))]
     labels = [str(one.get_label()) for one in handles]
     if handles and isinstance(axes.figure, Figure):
         columns = max(1, min(3, 60 // (6 + max(map(len, labels)))))

@@ -124,13 +124,17 @@ def check_unread(typed: set[str], unread: Mapping[str, str]) -> None:
 MOST = 2**31  # of counts and sizes: no run comes near it
 
 
+def _shown(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
+
+
 def at_least(o: Any, least: float, *names: str) -> None:
     for name in names:
         value = getattr(o, name)
         if value is not None and not value >= least:
-            raise InputError(f"{flag(name)} must be at least {least:g}, not {value:g}")
+            raise InputError(f"{flag(name)} must be at least {least:g}, not {_shown(value)}")
         if value is not None and not value < MOST:
-            raise InputError(f"{flag(name)} must be below 2^31, not {value:g}")
+            raise InputError(f"{flag(name)} must be below 2^31, not {_shown(value)}")
 
 
 def positive(o: Any, *names: str) -> None:

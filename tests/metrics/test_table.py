@@ -58,6 +58,15 @@ def test_better_is_better(name: str, good: Features, bad: Features) -> None:
         assert (difference > 0) == (row.better == "higher"), difference
 
 
+def test_mean_similarities_are_those_of_a_loop(good: Features) -> None:
+    cosines = good.q.double() @ good.k.double().T
+    own = cosines.diagonal()
+    measured = measure(good, bins=4).values
+    assert measured["positive_similarity"] == pytest.approx(own.mean().item())
+    others = [cosines[i, j].item() for i in range(60) for j in range(60) if i != j]
+    assert measured["negative_similarity"] == pytest.approx(sum(others) / len(others))
+
+
 def test_a_row_is_all_that_a_metric_needs(good: Features, monkeypatch: pytest.MonkeyPatch) -> None:
     toy = Metric("toy", "a toy", lambda f: f.x.new_tensor(float(f.classes)))
     monkeypatch.setitem(OF_FEATURES, "toy", toy)

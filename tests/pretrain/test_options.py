@@ -249,7 +249,7 @@ def test_unknown_flags_show_near_ones(words: str, told: str) -> None:
         ("--weight-decay -1", "--weight-decay must be at least 0"),
         ("--grad-clip 0", "--grad-clip must be greater than 0"),
         ("--seed -1", "--seed must be at least 0"),
-        ("--seed 9223372036854775808", "--seed must be less than 2^63"),
+        ("--seed 9223372036854775808", "--seed must be at least 0 and less than 2^63"),
         ("--image-size 0", "--image-size must be at least 1"),
         ("--moco-align-w 0 --moco-unif-w 0", "at least one must be positive; they are 0, 0, 0"),
         ("--moco-align-w -1", "must not be negative"),

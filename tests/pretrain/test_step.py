@@ -153,7 +153,7 @@ def test_without_a_queue_both_views_are_queries() -> None:
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_every_loss_trains_and_waits_for_nothing(loss: str, symmetric: bool) -> None:
     """Every number stays finite, with the batch in parts and each direction by itself."""
-    loss = make_loss(parse_pretrain(["folder", "--loss", loss, "--moco-hard-alpha", "0.4"]))
+    loss = make_loss(parse_pretrain(["folder", "--loss", loss]))
     step = training_step(loss, symmetric=symmetric, lr=0.02, accum_steps=2)
     losses = [step(batch(0), 0, [5])[0]["loss"] for _ in range(2)]
     with NothingWaits():

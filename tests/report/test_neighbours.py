@@ -108,6 +108,8 @@ def test_histograms_are_densities(tmp_path: Path) -> None:
     assert "checkpoint_0001.pth.tar, epoch 2" in text and "−0.25" in text and "–</td>" in text
     assert "two views of one image" in text and "two images of one class" not in text  # a kind without pairs
     ((plot,),) = (found.plots for found in measured([one]))
+    names = [text.get_text() for text in plot.figure.legends[0].get_texts()]
+    assert names == ["two images", "two views of one image"]
     patches: Any = plot.figure.axes[0].patches
     negative, _, positive, _ = (stairs.get_data() for stairs in patches)
     # all positives are 1: with bins joined by two, the last is 0.2 wide and so 5 high

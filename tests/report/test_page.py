@@ -27,7 +27,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     elements: dict[str, dict[str, Any]] = {
         "five": {"probe": 75.0, "alignment": 0.5, "moco_t": 0.5, "knn": 60.0},
         "nine": {"probe": 9.5, "alignment": 0.9, "moco_t": 0.05},
-        "ten": {"probe": 80.0, "alignment": 0.1, "moco_t": 0.1},
+        "ten": {"probe": 80.0, "alignment": 0.1, "uniformity": -3.0, "moco_t": 0.1},
         "fallen": {"probe": 10.0, "alignment": 0.0, "uniformity": 0.0},
         "half": {"epochs": 1, "row": False},
         "broken": {"row": False},
@@ -77,6 +77,8 @@ def test_a_click_on_a_header_sorts(shown: Browser) -> None:
     assert shown.run(NAMES)[:4] == ["ten", "five", "fallen", "nine"]
     last = set(shown.run(NAMES)[4:])
     assert {"half", "broken"} <= last  # what has no number stays last either way
+    shown.click(head(shown, "uniformity"))
+    assert shown.run(NAMES)[0] == "ten"  # the proper minus of the text is no number
     shown.click(head(shown, "encoder"))
     assert shown.run("document.querySelectorAll('[aria-sort=ascending], [aria-sort=descending]').length") == 1
 
@@ -95,6 +97,7 @@ def test_typing_filters_rows_and_fades_their_dots(shown: Browser) -> None:
     assert shown.run("document.getElementById('count').textContent") == "1 of 7"
     kept = "[...document.querySelectorAll('.dot:not(.out)')].map(dot => dot.dataset.name)"
     assert shown.run(kept) == ["nine"]
+    assert set(shown.run(kept.replace("dot", "run"))) == {"nine"}  # and their curves
 
 
 def test_pointing_at_a_dot_shows_its_options_and_lights_its_row(shown: Browser) -> None:

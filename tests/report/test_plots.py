@@ -41,6 +41,7 @@ def test_colours_are_those_of_the_page() -> None:
     assert {"var(--ink)", "var(--soft)", "var(--grid)", "var(--c1)"} <= set(re.findall(r"var\([^)]*\)", svg))
     assert not re.findall(f"{INK}|{FAINT}|{RUN_COLOURS[1]}", svg, re.IGNORECASE)
     style = (Path(plots.__file__).parent / "page.css").read_text()
+    assert "font-family" not in svg and "font-size" in svg
     for name in plots.IN_PAGE.values():
         assert len(re.findall(rf"--{name}:", style)) == 2, "one for light, one for dark"
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-import moco.pretrain.state
-import moco.run.saver
+import moco.timing
 from moco.data.augment import Augment
 from moco.data.augment.recipes import find_recipe
 from moco.data.loader import Loader
@@ -40,12 +38,15 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_with_evaluation_saves_and_profile(
     world: int, rank: int, patch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    for name in ("WARM_UP", "STEPS"):
+        patch.setattr(moco.timing, name, 1)
     with trainer.on_gpu(patch, world, rank) as (gpu, _), trainer.steps_watched(gpu, patch) as waits:
-        words = f"{RUN} --epochs 2 -b 11 --save-every 1 --keep-last 9 --eval-freq 2 --max-bad-steps 2"
+        words = f"{RUN} --epochs 2 -b 11 --save-every 1 --keep-last 9 --eval-freq 2 --max-bad-steps 2 --profile"
         assert trainer.pretrain(words, tmp_path) == 0
     assert gpu.faults == []
     assert [len(of_step) for of_step in waits[1:]] == [0, 0, 0]
     assert len(checkpoints(tmp_path)) == (4 if rank == 0 else 0)
+    assert (tmp_path / "profile" / "table.txt").exists() is (rank == 0)
 
 
 def waits_of(program: Callable[[str, Path], int], words: str, folder: Path, patch: pytest.MonkeyPatch) -> Counter[str]:
@@ -129,14 +130,7 @@ def test_a_momentum_of_another_layout_is_refused(
     pretrained: Path, patch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The fault that ended every resumed run on a GPU: a contiguous copy of a momentum in channels_last."""
-
-    def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-        for entry in state["state"].values():
-            entry["momentum_buffer"] = entry["momentum_buffer"].contiguous()
-        optimizer.load_state_dict(state)
-
-    patch.setattr(moco.pretrain.state, "load_state", load_state)
-    patch.setattr("moco.pretrain.step.check_layouts", lambda _: None)
+    trainer.load_momentum_contiguous(patch)
     with pytest.raises(RuntimeError, match="fused optimiser: a parameter"):
         resume(str(pretrained), tmp_path, patch)
 

@@ -13,45 +13,41 @@ import torch.distributed as dist
 import moco.distributed
 from moco.builder import MoCo
 from moco.errors import EXIT_OK, EXIT_PREEMPTED
-from moco.pretrain.step import TrainingStep
 from moco.run.preemption import Preemption
 from tests.gpu.pretended import trainer
-from tests.gpu.pretended.gpu import Gpu
 from tests.gpu.pretended.world import Call, disagreements
 
 RUN = "--recipe lincls --moco-k 16 --amp bf16 --print-freq 2"
 
 
-def of_all_ranks(
-    words: str, folder: Path, patch: pytest.MonkeyPatch, world: int = 3, expected: int = EXIT_OK
-) -> list[list[Call]]:
-    """The collectives of each rank of a run."""
+def of_both_ranks(words: str, folder: Path, patch: pytest.MonkeyPatch, expected: int = EXIT_OK) -> list[list[Call]]:
+    """The collectives of each rank of a run: two steps, of seven and six images."""
     calls = []
-    for rank in range(world):
-        with trainer.on_gpu(patch, world, rank) as (gpu, mine):
-            assert trainer.pretrain(f"{RUN} {words}", folder / str(rank)) == expected
+    for rank in (0, 1):
+        with trainer.on_gpu(patch, 2, rank) as (gpu, own):
+            assert trainer.pretrain(f"{RUN} --epochs 1 -b 13 {words}", folder / str(rank)) == expected
         assert gpu.faults == []
-        calls.append(list(mine))
+        calls.append(list(own))
     return calls
 
 
 @pytest.mark.parametrize(
     "words",
     [
-        "--epochs 1 -b 8 --eval-freq 1 --save-every 1",  # 3, 3 and 2 images
-        "--epochs 1 -b 8 --accum-steps 2 --symmetric --loss supcon --eval-freq 0",
-        "--epochs 1 -b 8 --moco-k 0 --bn sync --loss align-uniform --unif-global --amp fp16 --eval-freq 0",
+        "--eval-freq 1 --save-every 1",
+        "--accum-steps 2 --symmetric --loss supcon --eval-freq 0",
+        "--moco-k 0 --bn sync --loss align-uniform --unif-global --amp fp16 --eval-freq 0",
     ],
 )
 def test_all_ranks_enter_the_same_collectives(words: str, patch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    calls = of_all_ranks(words, tmp_path, patch)
+    calls = of_both_ranks(words, tmp_path, patch)
     assert len(calls[0]) > 20 and {"nccl", "gloo"} == {call.backend for call in calls[0]}
     assert disagreements(calls) == []
 
 
 def test_also_when_a_step_is_not_applied(patch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    patch.setattr(TrainingStep, "not_applied", lambda step: (1, step.moco.step))
-    calls = of_all_ranks("--epochs 1 -b 8 --eval-freq 0 --max-bad-steps 5", tmp_path, patch)
+    trainer.pretend_bad_step(patch, 2)
+    calls = of_both_ranks("--eval-freq 0 --max-bad-steps 5", tmp_path, patch)
     assert (tmp_path / "0" / "bad_step_00000002.json").exists()
     assert disagreements(calls) == []
 
@@ -62,22 +58,19 @@ def test_also_when_one_rank_is_preempted(patch: pytest.MonkeyPatch, tmp_path: Pa
 
     def signalled(_: Preemption) -> bool:
         asked.append(os.environ["RANK"])
-        return os.environ["RANK"] == "1" and asked.count("1") > 1
+        return os.environ["RANK"] == "1" and asked.count("1") == 1
 
     def all_reduce(x: torch.Tensor, *args: Any, **how: Any) -> Any:
         done = real(x, *args, **how)
-        if not x.is_cuda and asked.count(os.environ["RANK"]) == 2:
+        if not x.is_cuda and asked.count(os.environ["RANK"]) == 1:
             x[0] = 1  # rank 1's vote
         return done
 
     patch.setattr(Preemption, "__bool__", signalled)
-    pretend = trainer.rank_of
-
     real = dist.all_reduce
     patch.setattr(dist, "all_reduce", all_reduce)
-    assert pretend is trainer.rank_of
-    calls = of_all_ranks("--epochs 2 -b 8 --eval-freq 0", tmp_path, patch, expected=EXIT_PREEMPTED)
-    assert sum(call.name == "all_to_all_single" for call in calls[0]) == 2 * 3
+    calls = of_both_ranks("--epochs 2 --eval-freq 0", tmp_path, patch, expected=EXIT_PREEMPTED)
+    assert sum(call.name == "all_to_all_single" for call in calls[0]) == 3
     assert disagreements(calls) == []
 
 
@@ -87,7 +80,7 @@ def test_a_rank_that_differs_is_found(fault: str, patch: pytest.MonkeyPatch, tmp
 
     def update_key_encoder(model: MoCo) -> None:
         real(model)
-        odd, x = moco.distributed.rank() == 2, model.queue
+        odd, x = moco.distributed.rank() == 1, model.queue
         if fault == "one more" and odd:
             dist.all_reduce(x.sum())
         if fault == "another order":
@@ -97,16 +90,15 @@ def test_a_rank_that_differs_is_found(fault: str, patch: pytest.MonkeyPatch, tmp
             dist.all_reduce(x.sum(0)[: 1 + odd])
 
     patch.setattr(MoCo, "update_key_encoder", update_key_encoder)
-    assert len(disagreements(of_all_ranks("--epochs 1 -b 12 --eval-freq 0", tmp_path, patch))) == 1
+    assert len(disagreements(of_both_ranks("--eval-freq 0", tmp_path, patch))) == 1
 
 
 def test_uneven_exchange_is_that_of_the_sizes(patch: pytest.MonkeyPatch) -> None:
     """A rank that expects other numbers of rows than are sent to it would wait, or get another's rows."""
     calls = []
     for rank, (send, receive) in enumerate([([0, 2], [0, 1]), ([1, 0], [3, 0])]):
-        with Gpu(torch.device("cuda", rank)) as gpu, trainer.rank_of(2, rank, gpu, patch) as mine:
-            with moco.distributed.session(gpu.device):
-                x = torch.zeros((sum(send), 4), device=gpu.device)
-                assert moco.distributed.exchange_rows(x, send, receive).shape == (sum(receive), 4)
-        calls.append(list(mine))
+        with trainer.on_gpu(patch, 2, rank) as (gpu, own), moco.distributed.session(gpu.device):
+            x = torch.zeros((sum(send), 4), device=gpu.device)
+            assert moco.distributed.exchange_rows(x, send, receive).shape == (sum(receive), 4)
+        calls.append(list(own))
     assert disagreements(calls) == ["collective 0: rank 0 sends 2 rows to rank 1, which expects 3"]

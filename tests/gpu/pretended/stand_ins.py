@@ -120,6 +120,8 @@ def install() -> None:
     torch.cuda.current_stream = lambda of=None: getattr(_streams, "current", None) or Stream(of)  # type: ignore[assignment]
     torch.cuda.default_stream = Stream  # type: ignore[assignment]
     torch.Tensor.record_stream = lambda self, of: None  # type: ignore[assignment]  # it takes streams of C++ alone
+    profile, on_host = torch.profiler.profile, [torch.profiler.ProfilerActivity.CPU]  # CUPTI hangs without a driver
+    torch.profiler.profile = lambda activities, **how: profile(activities=on_host, **how)  # type: ignore[assignment, misc]
     fake_tensor.init_gpu_context = lambda _: None
     # these lists decide whether foreach and fused kernels are taken, and know real tensors only
     for module in ("torch.optim.optimizer", "torch.utils._foreach_utils"):

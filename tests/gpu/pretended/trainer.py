@@ -16,7 +16,9 @@ import moco.data.augment.apply as augmentations
 import moco.pretrain.__main__ as pretraining
 import moco.probe.__main__ as probing
 from moco.data.source import ArraySource
+from moco.pretrain import optimiser, state
 from moco.pretrain.step import TrainingStep
+from moco.timing import timeline
 from tests.gpu.pretended.gpu import Gpu, Listener
 from tests.gpu.pretended.world import Call, rank_of
 
@@ -81,6 +83,7 @@ def steps_watched(
 @contextmanager
 def on_gpu(patch: pytest.MonkeyPatch, world: int = 1, rank: int = 0) -> Iterator[tuple[Gpu, list[Call]]]:
     """A process that is `rank` of `world`, on GPU 3. Yields the GPU, and the list of its collectives."""
+    timeline.__init__()  # type: ignore[misc]  # as in a new process
     with Gpu(torch.device("cuda", 3)) as gpu, rank_of(world, rank, gpu, patch) as calls:
         yield gpu, calls
 
@@ -96,3 +99,23 @@ def two_steps(
     ):
         pretrain(f"--epochs 9 -b {batch} --recipe lincls --eval-freq 0 {words}", folder)
     return gpu, waits[1]
+
+
+# Faults of a run, put in on purpose --------------------------------------------------------------------
+
+
+def pretend_bad_step(patch: pytest.MonkeyPatch, number: int) -> None:
+    """When the run asks, step `number` was not applied, because its gradient was not finite."""
+    patch.setattr(optimiser.GuardedOptimizer, "not_applied", lambda _: (1, number))
+
+
+def load_momentum_contiguous(patch: pytest.MonkeyPatch) -> None:
+    """A checkpoint's momentum comes back in another layout than its weight, and nobody looks."""
+
+    def load_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+        for entry in saved["state"].values():
+            entry["momentum_buffer"] = entry["momentum_buffer"].contiguous()
+        optimizer.load_state_dict(saved)
+
+    patch.setattr(state, "load_state", load_state)
+    patch.setattr(optimiser, "check_layouts", lambda _: None)

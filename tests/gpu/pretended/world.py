@@ -157,7 +157,8 @@ def _pretend(patch: pytest.MonkeyPatch, gpu: Gpu, calls: list[Call]) -> None:
     wrap("all_reduce", lambda x, *_: [x])
     wrap("broadcast", lambda x, *_: [x])
     wrap("all_gather", lambda parts, x, *_: [x, *parts])
-    wrap("all_gather_into_tensor", lambda out, x, *_: [x, out])
+    for name in ("all_gather_into_tensor", "all_gather_single"):  # torch's SyncBatchNorm
+        wrap(name, lambda out, x, *_: [x, out])
     wrap("all_to_all_single", lambda out, x, *_: [x, out])
 
     def objects(name: str, box: list[Any], value: Any, group: Any) -> None:
