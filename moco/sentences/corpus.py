@@ -80,14 +80,21 @@ def prepare(
     longest: int,
     size: int,
     vocabulary: Vocabulary | None,
+    resumed: str | None = None,
 ) -> None:
     """Writes the corpus and its vocabulary into the run's `folder`, unless they are there. On rank 0, under the lock.
 
     `vocabulary` None: the `size` most frequent words of the text. The text is held in memory as it is read, about 6
-    bytes a word beside the largest file.
+    bytes a word beside the largest file. `resumed`: the digest of the run that goes on; InputError, before anything is
+    written, for another text.
     """
     files = find_files(texts)
     digest = _digest(files, {"encoding": encoding, "layout": layout, "longest": longest})
+    if resumed not in (None, digest):
+        raise InputError(
+            f"the run in {folder} was trained on another text, or the text was read with other options; give the same,"
+            " or start a new run in another --output-dir"
+        )
     place = folder / FOLDER
     if _is_there(place, digest, size, vocabulary):
         return

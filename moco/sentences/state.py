@@ -75,15 +75,10 @@ def load_weights(pair: SentencePair, state: dict[str, Any], path: Path) -> None:
 
 
 def restore(
-    state: dict[str, Any], path: Path, step: TrainingStep, meters: list[Meter], options: SentenceOptions, text: str
+    state: dict[str, Any], path: Path, step: TrainingStep, meters: list[Meter], options: SentenceOptions
 ) -> tuple[Position, list[str]]:
     """Puts a checkpoint's contents in place; returns where its run was, and what should be said about it."""
     run = check(state, path)
-    if run["text"] != text:
-        raise InputError(
-            f"{path} was trained on another text, or the text was read with other options; give the same, or start a"
-            " new run in another --output-dir"
-        )
     before, now = run["options"], as_dict(options)
     changed = [
         name

@@ -90,7 +90,7 @@ def train(options: SentenceOptions, device: torch.device, preemption: Preemption
     )
     position, meters = Position(), [Meter(), Meter()]
     if saved is not None and path is not None:
-        position, more = restore(saved, path, step, meters, options, text.digest)
+        position, more = restore(saved, path, step, meters, options)
         notes += more
     del saved  # as large as model and optimiser
 
@@ -134,6 +134,7 @@ def read_text(options: SentenceOptions, run: dict[str, Any] | None, path: Path |
         longest=options.longest,
         size=options.vocabulary_size,
         vocabulary=vocabulary,
+        resumed=run["text"] if run is not None else None,
     )
 
 

@@ -264,8 +264,10 @@ def test_what_does_not_go_on_is_refused(argv: list[str], tmp_path: Path, capsys:
     auto = ("--resume", "auto")
     assert "already holds a run" in refused(capsys, argv, run)
     other = write_text(tmp_path / "other.txt", 220, seed=9)
+    before = {path: path.stat().st_ino for path in run.rglob("*") if path.is_file()}
     assert "was trained on another text" in refused(capsys, [str(other), *argv[1:]], run, *auto)
     assert "was trained on another text" in refused(capsys, argv, run, *auto, "--longest", "4")
+    assert {path: path.stat().st_ino for path in run.rglob("*") if path.is_file()} == before, "as it was"
     assert "it was trained with --embedding 6 --hidden 5" in refused(capsys, argv, run, *auto, "--hidden", "4")
     assert train([str(other), *argv[1:]], tmp_path / "second", "--epochs", "1", "--vocabulary-size", "7") == 0
     words = ("--vocabulary", str(tmp_path / "second" / "vocabulary.txt"))
