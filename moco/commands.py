@@ -16,6 +16,7 @@ from moco.errors import (
     EXIT_INPUT,
     EXIT_INTERRUPTED,
     EXIT_NUMERICS,
+    EXIT_PREEMPTED,
     EXIT_RANK,
     InputError,
     NumericsError,
@@ -71,6 +72,10 @@ def run_command(work: Callable[[], int]) -> int:
             raise
         print(f"error: {os.fsdecode(error.filename)}: {error.strerror}", file=sys.stderr, flush=True)
         return EXIT_INPUT
+    except SystemExit as end:
+        if end.code != EXIT_PREEMPTED:  # the code of a signal before the first step
+            raise
+        return EXIT_PREEMPTED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         return EXIT_INTERRUPTED

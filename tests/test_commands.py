@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 import shlex
 import subprocess
@@ -26,11 +28,15 @@ from moco.errors import (
     NumericsError,
     RankError,
     SampleError,
+    flag,
 )
 from moco.evaluate.__main__ import main as evaluate
+from moco.evaluate.options import EvaluateOptions, parse_evaluate
 from moco.export.__main__ import main as export
 from moco.pretrain.__main__ import main as pretrain
+from moco.pretrain.options import PretrainOptions, parse_pretrain
 from moco.probe.__main__ import main as probe
+from moco.probe.options import LinclsOptions, parse_lincls
 from moco.report.__main__ import main as report
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -201,3 +207,47 @@ def test_bad_commands_end_with_one_sentence(
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     half_written = [path for path in written if "jobs" not in path.parts]  # a job that began keeps its record
     assert not half_written
+
+
+NASTY = ("", "nan", "-inf", "-1", "0", "1e308", "9" * 30, LONG, "../..", "a:b", "1,2", "caf\udce9")
+PARSERS: dict[str, Callable[[list[str]], object]] = {
+    "pretrain": parse_pretrain,
+    "probe": parse_lincls,
+    "evaluate": parse_evaluate,
+}
+OPTIONS = {"pretrain": PretrainOptions, "probe": LinclsOptions, "evaluate": EvaluateOptions}
+
+
+@pytest.mark.parametrize("command", PARSERS)
+def test_any_value_of_any_option_is_taken_or_refused_in_a_sentence(command: str) -> None:
+    start = ["--dataset", "digits", *(["checkpoint"] if command == "evaluate" else [])]
+    names = [field.name for field in dataclasses.fields(OPTIONS[command]) if field.metadata["names"] is not None]
+    for name in names:
+        for value in NASTY:
+            with contextlib.suppress(InputError):
+                PARSERS[command]([*start, f"{flag(name)}={value}"])
+
+
+TOOLS: dict[str, tuple[Callable[[list[str]], int], str, str]] = {
+    "export": (export, "nowhere.pth.tar --to onnx", "output-dir arch image-size recipe licence to"),
+    "report": (report, "nowhere", "output-dir"),
+    "beton write": (beton, "write nowhere out.beton", "dataset mode quality max-resolution workers proportion subset"),
+    "beton verify": (beton, "verify nowhere.beton", "workers"),
+    "jobs": (jobs, "--index nowhere", "index"),
+    "submit": (
+        submit,
+        "--dry-run",
+        "nodes gpus-per-node tasks-per-node cpus-per-task time signal-delay mem-gb stalled-restarts sbatch name index",
+    ),
+}
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_any_value_ends_a_tool_with_0_or_2(tool: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    main, words, options = TOOLS[tool]
+    monkeypatch.chdir(tmp_path)
+    after = ["--", "--dataset", "digits", "-a", "smallcnn"] if tool == "submit" else []
+    for name in options.split():
+        for value in NASTY:
+            assert main([*words.split(), f"--{name}={value}", *after]) in (EXIT_OK, EXIT_INPUT), (name, value)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -36,6 +36,7 @@ from moco.pretrain import state as resume
 from moco.pretrain.hints import first_losses, next_command
 from moco.pretrain.loop import Training
 from moco.pretrain.loss_state import LossState
+from moco.pretrain.optimiser import make_optimizer
 from moco.pretrain.options import ResolvedPretrainOptions, parse_pretrain
 from moco.pretrain.reference import ReferenceMoCo
 from moco.pretrain.step import TrainingStep
@@ -120,12 +121,7 @@ def train(options: ResolvedPretrainOptions, device: torch.device, preemption: Pr
     loss = make_loss(options, across)
     if isinstance(loss, torch.nn.Module):
         loss.to(device)
-    # the key encoder's parameters are listed, as in MoCo's files; they never have a gradient
-    optimizer = torch.optim.SGD(
-        model.parameters(), options.lr, momentum=options.momentum, weight_decay=options.weight_decay, fused=True
-    )
-    if of_loss := LossState(loss).parameters:
-        optimizer.add_param_group({"params": of_loss})
+    optimizer = make_optimizer(model, LossState(loss).parameters, options)
     step = TrainingStep(
         distributed.data_parallel(model, device),
         loss,

@@ -6,7 +6,7 @@ strides differ; on a CPU they pair wrong entries without an error. So a state in
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -14,6 +14,25 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from moco.distributed import all_reduce_sum
+
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+    "sgd": lambda parameters, o: torch.optim.SGD(
+        parameters, o.lr, momentum=o.momentum, weight_decay=o.weight_decay, fused=True
+    ),
+    "adamw": lambda parameters, o: torch.optim.AdamW(parameters, o.lr, weight_decay=o.weight_decay, fused=True),
+}
+"""--optimizer by name: (parameters, options) -> optimiser. It must be fused: `found_inf` leaves out a bad step."""
+
+
+def make_optimizer(model: nn.Module, of_loss: list[nn.Parameter], options: Any) -> Optimizer:
+    """The optimiser that the options describe. The parameters of a loss are a group of their own.
+
+    The key encoder's parameters are listed, as in MoCo's files; they never have a gradient.
+    """
+    optimizer = OPTIMIZERS[options.optimizer](model.parameters(), options)
+    if of_loss:
+        optimizer.add_param_group({"params": of_loss})
+    return optimizer
 
 
 class GuardedOptimizer:

@@ -21,6 +21,7 @@ from moco.errors import InputError, flag
 from moco.losses import PRESET_WEIGHTS
 from moco.losses.table import LOSSES, check_loss
 from moco.plugins import known_or_outside
+from moco.pretrain.optimiser import OPTIMIZERS
 from moco.run import flags
 from moco.run.options import CommonOptions, at_least, check_common, check_unread, evaluation, positive, result, running
 from moco.run.saver import Every
@@ -44,6 +45,7 @@ class PretrainOptions(CommonOptions):
     epochs: int = result(200, "epochs to train")
     start_epoch: int = result(0, "epoch to start counting at")
     batch_size: int = result(256, "images per step, over all ranks", "-b")
+    optimizer: str = result("sgd", "optimiser (new)", choices=tuple(OPTIMIZERS))
     lr: float = result(0.03, "learning rate at the start, for the batch size given", "--learning-rate")
     schedule: list[int] = result([120, 160], "epochs at which the learning rate drops tenfold", nargs="*")
     cos: bool = result(False, "cosine schedule instead")
@@ -175,7 +177,7 @@ def parse_pretrain(argv: list[str] | None = None, world_size: int | None = None)
     for name in ("moco_tau_plus", "moco_hard_alpha"):
         if getattr(resolved, name) > 1:
             raise InputError(f"{flag(name)} is a share, at most 1, not {getattr(resolved, name):g}")
-    check_unread(flags.typed(PretrainOptions, argv), _unread(resolved))
+    check_unread(flags.typed(PretrainOptions, argv), _unread(resolved, o.bn))
     check_arch(resolved.arch, resolved.arch_arg)
     if not resolved.moco_k:
         _check_without_queue(resolved)
@@ -183,19 +185,21 @@ def parse_pretrain(argv: list[str] | None = None, world_size: int | None = None)
     return resolved
 
 
-def _unread(o: ResolvedPretrainOptions) -> dict[str, str]:
-    """Options that these settings leave without effect: option -> the setting."""
+def _unread(o: ResolvedPretrainOptions, bn: str | None) -> dict[str, str]:
+    """Options that these settings leave without effect: option -> the setting. bn: --bn as it was typed."""
     of_losses = {name for row in LOSSES.values() for name in row.settings.values()}
     read_by_loss = set(LOSSES[o.loss].settings.values()) if o.loss in LOSSES else set()
     if o.loss not in PRESET_WEIGHTS:
         of_losses |= {"moco_unif_no_intra_batch", "unif_global"}
     unread = dict.fromkeys(of_losses - read_by_loss, f"--loss {o.loss}")
+    if o.optimizer != "sgd":
+        unread["momentum"] = f"--optimizer {o.optimizer}"
     if o.cos:
         unread["schedule"] = "--cos"
     if o.aug_plus and o.recipe != "v2":
         unread["aug_plus"] = f"--recipe {o.recipe}"
-    if o.bn != "split":
-        unread["bn_group_size"] = f"--bn {o.bn}"
+    if bn not in (None, "split"):  # the default depends on the number of ranks, a command should not
+        unread["bn_group_size"] = f"--bn {bn}"
     return unread
 
 

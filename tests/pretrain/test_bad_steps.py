@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,6 +13,7 @@ from moco.builder import MoCo
 from moco.data.loader import Batch
 from moco.distributed.global_batch import GlobalBatch
 from moco.losses import WeightedLoss
+from moco.pretrain.optimiser import make_optimizer
 from moco.pretrain.step import TrainingStep
 
 
@@ -17,13 +21,15 @@ def plain(crops: Tensor, index: Tensor, epoch: int, view: int) -> Tensor:
     return crops.permute(0, 3, 1, 2).float() / 255
 
 
-def build(amp: str = "off", go_on: bool = True) -> TrainingStep:
+def build(amp: str = "off", go_on: bool = True, optimizer: str = "sgd") -> TrainingStep:
     torch.manual_seed(0)
     encoder = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 8))
     moco = MoCo(encoder, dim=8, K=16, m=0.9, bn="local")
-    optimizer = torch.optim.SGD(moco.parameters(), 0.1, momentum=0.9, fused=True)
+    decay = 1e-4 if optimizer == "adamw" else 0.0
+    settings = SimpleNamespace(optimizer=optimizer, lr=0.1, momentum=0.9, weight_decay=decay)
+    made = make_optimizer(moco, [], settings)
     loss = WeightedLoss(contr_w=1.0, align_w=0.0, unif_w=0.0)
-    return TrainingStep(moco, loss, optimizer, plain, GlobalBatch(), amp=amp, go_on=go_on)  # type: ignore[arg-type]
+    return TrainingStep(moco, loss, made, plain, GlobalBatch(), amp=amp, go_on=go_on)  # type: ignore[arg-type]
 
 
 def batch(seed: int) -> Batch:
@@ -115,3 +121,25 @@ def test_statistics_are_kept_only_where_training_may_go_on(monkeypatch: pytest.M
     step(batch(0), 0, [4])
     assert step.guard.not_applied() == (1, 1)
     assert not step.moco.state_dict()["encoder_q.1.running_mean"].isfinite().all()
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["first step", "later step"])
+def test_adamw_leaves_a_bad_step_out(monkeypatch: pytest.MonkeyPatch, first: bool) -> None:
+    """Its moments and its count of steps stay, too; and a good step moves the weights by the learning rate."""
+    step = build(optimizer="adamw")
+    if not first:
+        step(batch(0), 0, [4])
+    before = {name: value.clone() for name, value in step.moco.encoder_q.state_dict().items() if "tracked" not in name}
+    moments = copy.deepcopy(step.optimizer.state_dict()["state"])
+    with monkeypatch.context() as patch:
+        spoil(step, patch, "image")
+        step(batch(1), 0, [4])
+    assert all(step.moco.encoder_q.state_dict()[name].equal(value) for name, value in before.items())
+    for i, state in step.optimizer.state_dict()["state"].items():
+        expected = moments.get(i, {name: torch.zeros_like(value) for name, value in state.items()})
+        assert all(state[name].equal(expected[name]) for name in state)
+    step(batch(2), 0, [4])
+    weight = step.moco.encoder_q.state_dict()["0.weight"]
+    if first:  # Adam's first step is the learning rate in every entry, beside the decay
+        decayed = before["0.weight"] * (1 - 0.1 * 1e-4)
+        torch.testing.assert_close((weight - decayed).abs(), torch.full_like(weight, 0.1), rtol=1e-3, atol=1e-4)

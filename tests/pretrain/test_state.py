@@ -18,6 +18,7 @@ from moco.encoders import build_encoder
 from moco.errors import InputError
 from moco.losses.table import LOSSES, make_loss
 from moco.pretrain import state as resume
+from moco.pretrain.optimiser import make_optimizer
 from moco.pretrain.options import PretrainOptions, parse_pretrain
 from moco.pretrain.state import Position, find, restore, snapshot
 from moco.pretrain.step import TrainingStep
@@ -41,10 +42,9 @@ def options(*more: str) -> PretrainOptions:
         "0.9",
         "--seed",
         "5",
-        "--moco-t",
-        "0.2",
     ]
-    return parse_pretrain([*words, *more])
+    temperature = [] if {"--loss simple", "--loss hard-simple"} & {" ".join(more)} else ["--moco-t", "0.2"]
+    return parse_pretrain([*words, *temperature, *more])
 
 
 def augment(crops: Tensor, index: Tensor, epoch: int, view: int) -> Tensor:
@@ -66,7 +66,8 @@ def training_step(o: PretrainOptions, seed: int = 0, noisy: bool = False) -> Tra
     torch.manual_seed(seed)
     encoder = build_encoder(o.arch, o.moco_dim, o.mlp)
     model = MoCo(Noisy(encoder) if noisy else encoder, o.moco_dim, o.moco_k, o.moco_m, o.bn, 4, seed=o.seed or 0)
-    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=o.momentum, weight_decay=o.weight_decay, fused=True)
+    optimizer = make_optimizer(model, [], o)
+    optimizer.param_groups[0]["lr"] = 0.1
     more: dict[str, Any] = {"amp": o.amp, "symmetric": o.symmetric, "accum_steps": o.accum_steps}
     return TrainingStep(model, make_loss(o), optimizer, augment, GlobalBatch(), **more)
 
@@ -85,7 +86,8 @@ def run(step: TrainingStep, meters: list[Meter], steps: range) -> list[Tensor]:
 
 
 def everything(step: TrainingStep) -> dict[str, Tensor]:
-    velocity = {f"velocity{i}": s["momentum_buffer"] for i, s in step.optimizer.state_dict()["state"].items()}
+    states = step.optimizer.state_dict()["state"].items()
+    velocity = {f"{name}{i}": value for i, state in states for name, value in state.items()}
     return {**step.moco.state_dict(), **velocity, "labels": step.moco.queue_labels, "filled": step.moco.filled}
 
 
@@ -96,11 +98,12 @@ def same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 # -- there and back ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("amp", ["off", "fp16"])
-def test_goes_on_with_the_same_bits(tmp_path: Path, amp: str) -> None:
+def test_goes_on_with_the_same_bits(tmp_path: Path, amp: str, optimizer: str) -> None:
     """Through a file, into a model that began elsewhere: weights, both encoders' statistics, momentum, queue, labels,
     fill, shuffles, torch's generator, loss scale, running means."""
-    o = options("--amp", amp)
+    o = options("--amp", amp, "--optimizer", optimizer)
     through, through_meters = training_step(o, noisy=True), [Meter(), Meter()]
     run(through, through_meters, range(3))
     position = Position(epoch=4, step=3, global_step=23)

@@ -74,8 +74,9 @@ def arguments(configuration: dict[str, Any], images: Path, beton: Path | None) -
         "folder": [str(images), "--image-size", "16", "-b", "8", "--epochs", "2", "--eval-freq", "1"],  # 2 x 6 steps
         "beton": [str(beton), "--image-size", "16", "-b", "8", "--epochs", "2", "--eval-freq", "2"],
     }[configuration["data"]]
+    group = "--bn-group-size 4" if configuration["bn"] == "split" else ""
     given = f"""-a smallcnn --moco-k 20 --moco-dim 8 --seed 3 --deterministic -p 2 -j 1 --save-every 2
-        --keep-last 2 --no-tensorboard --bn-group-size 4 --max-bad-steps 12 --loss {configuration["loss"]}
+        --keep-last 2 --no-tensorboard {group} --max-bad-steps 12 --loss {configuration["loss"]}
         --bn {configuration["bn"]} --accum-steps {configuration["accum"]} --amp {configuration["amp"]}"""
     return [*data, *given.split()]
 
