@@ -69,7 +69,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="how long before the limit the job saves and is requeued",
     )
-    add("--mem-gb", type=number(float, 0.001), help="memory of each node")
+    add("--mem-gb", type=number(float, 0.001, 1e6), help="memory of each node")
     for name in ("partition", "account", "qos", "constraint", "exclude", "nodelist", "dependency"):
         add(f"--{name}", help="as sbatch takes it")
     add(

@@ -27,7 +27,7 @@ from typing import Any
 
 from launch import jobs, options_file, snapshot, spec, submitit_job
 from launch.element import DESCRIPTION, FAILED, ROW, Element, gather
-from moco.commands import number, run_command
+from moco.commands import Parser, number, run_command
 from moco.errors import EXIT_PREEMPTED, InputError
 from moco.run.files import write_json
 from moco.run.log import read_log
@@ -178,10 +178,10 @@ def sweep_folder(o: argparse.Namespace) -> Path:
 
 
 def show_status(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="sweep.py status", description="How far each element is.")
+    parser = Parser(prog="sweep.py status", description="How far each element is.")
     parser.add_argument("spec", type=Path)
     parser.add_argument("--output-dir", type=Path)
-    parser.add_argument("--watch", type=float, metavar="SECONDS", help="again and again, until interrupted")
+    parser.add_argument("--watch", type=number(float, 0.1, 86400), metavar="SECONDS", help="again and again, until interrupted")
     o = parser.parse_args(argv)
     folder = sweep_folder(o)
     text = status(folder)

@@ -32,7 +32,7 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message} (see --help)")
 
 
-def number(kind: type[int] | type[float], least: float = -math.inf, most: float = math.inf) -> Callable[[str], float]:
+def number(kind: type[int] | type[float], least: float, most: float = 2**31 - 1) -> Callable[[str], float]:
     """The type of an option that takes a finite number from `least` to `most`."""
 
     def parse(text: str) -> float:
@@ -42,8 +42,7 @@ def number(kind: type[int] | type[float], least: float = -math.inf, most: float 
             wanted = "a whole number" if kind is int else "a number"
             raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}") from None
         if not (math.isfinite(value) and least <= value <= most):
-            bounds = f"at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
-            raise argparse.ArgumentTypeError(f"{text} must be {bounds}")
+            raise argparse.ArgumentTypeError(f"{text} must be at least {least:g}, and at most {most:g}")
         return value
 
     return parse

@@ -11,7 +11,6 @@ opened by the library that the format is for, compared on photographs, and only 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -25,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moco.commands import end_process, run_command
+from moco.commands import Parser, end_process, number, run_command
 from moco.encoders import build_encoder, classifier_name, feature_dim
 from moco.encoders.containers import METADATA
 from moco.encoders.files import EncoderFile, load_trunk, network_of, read_encoder
@@ -160,19 +159,21 @@ def compare(x: Exported, other: Any, images: Tensor) -> float:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="moco-export", description=(__doc__ or "").splitlines()[0])
+    parser = Parser(prog="moco-export", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("checkpoint", help="file of any layout that main_lincls.py --pretrained reads")
     parser.add_argument("--to", required=True, choices=tuple(FORMATS))
     parser.add_argument("--output-dir", help="new folder; default: one beside the checkpoint")
     parser.add_argument("-a", "--arch", help="the network, where the checkpoint does not say")
     parser.add_argument("--arch-arg", action="append", default=[], metavar="NAME=VALUE", help="of your own --arch")
-    parser.add_argument("--image-size", type=int, help="side of its images in pixels; default: the run's, else 224")
+    parser.add_argument(
+        "--image-size", type=number(int, 1, 65_500), help="side of its images in pixels; default: the run's, else 224"
+    )
     parser.add_argument("--recipe", help="recipe whose mean and std it was trained with; default: the run's")
     parser.add_argument("--no-classifier", action="store_true", help="leave out the classifier of main_lincls.py")
     parser.add_argument("--licence", default="other", help="of the weights, in the hub's spelling (%(default)s)")
-    arguments = parser.parse_args(argv)
 
     def run() -> int:
+        arguments = parser.parse_args(argv)
         x = prepare(
             read_encoder(arguments.checkpoint),
             arch=arguments.arch,

@@ -7,11 +7,10 @@ A run is an output folder of main_moco.py, a sweep one of launch/sweep.py. docs/
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from moco.commands import end_process, run_command
+from moco.commands import Parser, end_process, number, run_command
 from moco.errors import EXIT_OK, InputError
 from moco.pretrain.options import PretrainOptions
 from moco.report import figures, page, similarities, sweep_figures
@@ -67,19 +66,21 @@ def said(encoders: Sequence[Encoder]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="moco-report", description=(__doc__ or "").splitlines()[0])
+    parser = Parser(prog="moco-report", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_OR_SWEEP", help="folders of runs and of sweeps")
     parser.add_argument("--output", type=Path, default=Path("report"), help="folder for page and figures (%(default)s)")
     parser.add_argument(
-        "--neighbours", type=int, default=0, metavar="N", help="show N images and their nearest others (%(default)s)"
+        "--neighbours",
+        type=number(int, 0, 10_000),
+        default=0,
+        metavar="N",
+        help="show N images and their nearest others (%(default)s)",
     )
-    arguments = parser.parse_args(argv)
 
     def run() -> int:
+        arguments = parser.parse_args(argv)
         if arguments.output.suffix or arguments.output.is_file():
             raise InputError(f"--output is a folder for the page and its figures, and {arguments.output} names a file")
-        if arguments.neighbours < 0:
-            raise InputError(f"--neighbours is a number of images, not {arguments.neighbours}")
         encoders = read(arguments.runs)
         title = ", ".join(dict.fromkeys(one.sweep or one.name for one in encoders))
         if sum(one.compared for one in encoders) >= FEWEST:

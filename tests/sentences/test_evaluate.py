@@ -129,7 +129,7 @@ def test_bad_input_is_one_sentence(
         ([tmp_path / "gone.pth.tar"], "there is no checkpoint"),
         ([tmp_path / "image.pth.tar"], "is no checkpoint of python -m moco.sentences.train"),
         ([tmp_path / "vocabulary.pth.tar"], "and a vocabulary of 2"),
-        ([file, folder / "MR", "--folds", "1"], "--folds must be at least 2"),
+        ([file, folder / "MR", "--folds", "1"], "argument --folds: 1 must be at least 2"),
         ([file, folder / "MR", "--folds", "9"], "too few for a nested 9-fold"),
         ([file, folder], "must hold a .txt file for each class"),
         ([file, "--text", tmp_path / "short.txt"], "fewer than 2 sentences"),

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from moco.commands import end_process, run_command
+from moco.commands import Parser, end_process, number, run_command
 from moco.data.beton.file import JPEG, BetonFile, BetonSource, require_ffcv
 from moco.data.beton.writer import MODES, progress_bar, write_beton
 from moco.data.datasets import DATASETS, SPLITS, find_beton, has_split, open_split, subset_classes
@@ -173,7 +173,7 @@ def verify(options: argparse.Namespace) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="python -m moco.data.beton", description=__doc__.split("\n")[0])
+    top = Parser(prog="python -m moco.data.beton", description=__doc__.split("\n")[0])
     commands = top.add_subparsers(required=True, metavar="write | info | verify")
     one = commands.add_parser("write", help="write .beton files from images", description="Write .beton files.")
     one.set_defaults(run=write)
@@ -185,10 +185,12 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--subset", help="imagenet100, or a file of class names: only these, labelled in this order")
     one.add_argument("--split", choices=SPLITS, help="this split alone, to OUT.beton itself (default: all there are)")
     one.add_argument("--mode", choices=MODES, default="jpg", help="raw pixels, JPEG, or a share of JPEG (default: jpg)")
-    one.add_argument("--quality", type=int, default=90, help="of the JPEGs, 1 to 100 (default: 90)")
-    one.add_argument("--proportion", type=float, default=0.5, help="share of JPEGs in mode proportion (default: 0.5)")
+    one.add_argument("--quality", type=number(int, 1, 100), default=90, help="of the JPEGs, 1 to 100 (default: 90)")
     one.add_argument(
-        "--max-resolution", type=int, help="shrink so that the longer side is at most this (256, 400, 500)"
+        "--proportion", type=number(float, 0, 1), default=0.5, help="share of JPEGs in mode proportion (default: 0.5)"
+    )
+    one.add_argument(
+        "--max-resolution", type=number(int, 1), help="shrink so that the longer side is at most this (256, 400, 500)"
     )
     one.add_argument("--skip-bad-images", action="store_true", help="leave out images that cannot be read; count them")
     one.add_argument("--force", action="store_true", help="replace files that exist")
@@ -200,18 +202,15 @@ def parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         command.add_argument("file", metavar="FILE.beton")
     for command in (one, commands.choices["verify"]):
-        command.add_argument("-j", "--workers", type=int, help="processes or threads (default: one per core)")
+        command.add_argument(
+            "-j", "--workers", type=number(int, 1), help="processes or threads (default: one per core)"
+        )
     return top
 
 
 def main(argv: list[str] | None = None) -> int:
     def run() -> int:
         options = parser().parse_args(argv)
-        if not 1 <= getattr(options, "quality", 90) <= 100 or not 0 <= getattr(options, "proportion", 0) <= 1:
-            raise InputError("--quality goes from 1 to 100 and --proportion from 0 to 1")
-        most = getattr(options, "max_resolution", None)
-        if most is not None and most < 1:
-            raise InputError(f"--max-resolution {most} must be a number of pixels, 1 or more")
         return options.run(options)
 
     return run_command(run)
