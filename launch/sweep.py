@@ -181,7 +181,9 @@ def show_status(argv: list[str]) -> int:
     parser = Parser(prog="sweep.py status", description="How far each element is.")
     parser.add_argument("spec", type=Path)
     parser.add_argument("--output-dir", type=Path)
-    parser.add_argument("--watch", type=number(float, 0.1, 86400), metavar="SECONDS", help="again and again, until interrupted")
+    parser.add_argument(
+        "--watch", type=number(float, 0.1, 86400), metavar="SECONDS", help="again and again, until interrupted"
+    )
     o = parser.parse_args(argv)
     folder = sweep_folder(o)
     text = status(folder)

@@ -529,7 +529,7 @@ def test_a_resolution_of_nothing_is_refused(
 ) -> None:
     for most in ("0", "-3"):
         assert main(["write", str(shared_tree), str(tmp_path / "x.beton"), "--max-resolution", most]) == 2
-        assert f"--max-resolution {most} must be" in capsys.readouterr().err
+        assert f"argument --max-resolution: {most} must be" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
