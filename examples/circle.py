@@ -50,7 +50,7 @@ CPU = torch.device("cpu")
 
 @dataclass
 class OnCircle:
-    """What is drawn of one encoder: unit vectors [n, 2] of the scans and of two views of each."""
+    """One encoder's points: unit vectors [n, 2] of the scans and of two views of each."""
 
     name: str
     x: torch.Tensor

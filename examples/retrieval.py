@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Which photographs of a folder look like this one? The nearest ones by the cosine of an encoder's features.
+"""Finds the photographs of a folder that look like a given one, by the cosine of an encoder's features.
 
     python examples/retrieval.py runs/photos/checkpoint_0005-safetensors photos/train --query photos/train/flower-03.jpg
 

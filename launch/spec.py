@@ -1,4 +1,4 @@
-"""What a sweep consists of, read from a YAML file. Each part is a grid or random draws over options of main_moco.py:
+"""The contents of a sweep, read from a YAML file. Each part is a grid or random draws over options of main_moco.py:
 
     name: digits
     set: {dataset: digits, arch: smallcnn}          # for every element

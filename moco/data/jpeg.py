@@ -19,7 +19,7 @@ def ends_in_zeros(data: bytes) -> bool:
 
 
 def _first_scan(data: bytes) -> int:
-    """Where the first scan begins; the place of the damage if the segments before it are not whole."""
+    """The position of the first scan; that of the damage if the segments before it are not whole."""
     at = len(START)
     while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != _SCAN:
         at += 1 if data[at + 1] == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")

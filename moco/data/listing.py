@@ -41,7 +41,7 @@ def says_what_cannot_be_read(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def entries(folder: Path) -> Entries:
-    """What is in `folder`. OSError if it cannot be listed."""
+    """The entries of `folder`. OSError if it cannot be listed."""
     folders: list[tuple[bool, str]] = []
     files: list[str] = []
     others: list[str] = []

@@ -1,4 +1,4 @@
-"""What the loader asks of a data set: open a sample (its size, cheaply); then, with the boxes drawn, decode it."""
+"""The interface of a data set: open a sample, which tells its size cheaply, then decode it."""
 
 from __future__ import annotations
 

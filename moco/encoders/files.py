@@ -65,7 +65,7 @@ class EncoderFile:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What `load_trunk` did. `skipped`: names of the file that are no part of the trunk (its classifier)."""
+    """The result of `load_trunk`. `skipped`: names of the file that are no part of the trunk (its classifier)."""
 
     matched: list[str]
     skipped: list[str]

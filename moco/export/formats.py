@@ -33,7 +33,7 @@ Outputs = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Exported:
-    """What is written: `network` in evaluation mode, the trunk alone unless `classes` names its linear classifier's."""
+    """The exported network, in evaluation mode: the trunk alone, unless `classes` names a linear classifier's classes."""
 
     arch: str
     encoder: nn.Module

@@ -1,4 +1,4 @@
-"""What the contrastive loss pushes on: how its gradient is shared among the negatives, and what it becomes with
+"""Theory of the contrastive loss: the share of the gradient that each negative gets, and the limit with
 infinitely many of them. For figures and tests; no loss is computed from this."""
 
 from __future__ import annotations

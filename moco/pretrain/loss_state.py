@@ -16,7 +16,7 @@ from moco.errors import InputError
 
 
 class LossState:
-    """What a loss holds beyond one step. Of a loss without state every method does nothing."""
+    """The parameters and buffers of a loss. For a loss without any, every method does nothing."""
 
     def __init__(self, loss: Any) -> None:
         self._loss = loss

@@ -87,7 +87,7 @@ def stream_of(
     options: LinclsOptions, recipe: Recipe, source: Source, network: nn.Module, device: torch.device,
     features_of: Callable[[Source], Rows],
 ) -> Stream:  # fmt: skip
-    """What is trained on: augmented crops through the network, images for --finetune, or cached features."""
+    """The inputs of training: augmented crops through the network, images for --finetune, or cached features."""
     assert options.image_size and options.seed is not None  # resolved
 
     def sampler(n: int) -> Sampler:

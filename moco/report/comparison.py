@@ -1,4 +1,4 @@
-"""What several encoders say together: who differs in what, and whether alignment and uniformity predict accuracy."""
+"""Comparison of encoders: the options in which they differ, and whether alignment and uniformity predict accuracy."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DEFAULTS = {field.name: field.default for field in dataclasses.fields(PretrainOp
 
 
 def accuracy_measure(encoders: Sequence[Encoder]) -> str | None:
-    """What colours and correlations mean by accuracy: of the linear probe, kNN, MR and CR the one that most encoders
+    """The accuracy of colours and correlations: of the linear probe, kNN, MR and CR the one that most encoders
     have, the first of equal ones; None if none has any. They are never mixed."""
     count = Counter(name for one in encoders if one.compared for name in ACCURACIES if name in one.measured)
     return max(ACCURACIES, key=lambda name: count[name]) if count else None

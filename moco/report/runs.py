@@ -1,4 +1,4 @@
-"""What the runs on disk amount to: one `Encoder` for each, with its measures, or with the reason why it has none.
+"""Reads runs from disk: one `Encoder` for each, with its measures, or with the reason why it has none.
 
 A folder is a run of main_moco.py (log.jsonl in it, perhaps lincls/lincls.json of its probe) or a sweep of
 launch/sweep.py (sweep.json and elements/). Measures are read from the last epoch alone: a number of a half-trained

@@ -1,4 +1,4 @@
-"""What a run's measures.json says: how similar pairs of images are, and every measure of the checkpoint."""
+"""The contents of a run's measures.json: how similar pairs of images are, and every measure of the checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a run goes on: the checkpoint to resume from, the seed, the position, the running means."""
+"""The parts of a resume: the checkpoint to resume from, the seed, the position, the running means."""
 
 from __future__ import annotations
 

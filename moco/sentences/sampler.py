@@ -10,7 +10,7 @@ from moco.randomness import Purpose, permutation, stream_key
 
 
 def held_out_count(n: int, wish: int | None) -> int:
-    """How many of n sentences are held out, at the end of the text; by default a tenth, at most 5000."""
+    """The number of n sentences that are held out, at the end of the text; by default a tenth, at most 5000."""
     return min(n, min(5000, n // 10) if wish is None else wish)
 
 

@@ -139,7 +139,7 @@ def read_text(options: SentenceOptions, run: dict[str, Any] | None, path: Path |
 
 
 def about_text(text: corpus.Corpus, options: SentenceOptions) -> list[str]:
-    """What should be said about how the text was read."""
+    """Notes for the log about the reading of the text."""
     if not text.cut:
         return []
     return [f"{text.cut} of {len(text)} sentences are longer than --longest {options.longest} words and were cut"]

@@ -16,7 +16,7 @@ import numpy as np
 
 
 class Places:
-    """What FFCV's writing processes call to store samples; inherited by fork, as its MemoryAllocator.
+    """Places of samples, called by FFCV's writing processes; inherited by fork, as its MemoryAllocator.
 
     `start` is the first free byte of the file. A sample is written when the next one asks for a place.
     """

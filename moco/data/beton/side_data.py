@@ -1,4 +1,4 @@
-"""What FFCV's file format has no place for: class names, sources, checksums, original sizes. A JSON file beside the
+"""Data that FFCV's format has no place for: class names, sources, checksums, original sizes. A JSON file beside the
 .beton.
 """
 
