@@ -33,7 +33,7 @@ Outputs = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Exported:
-    """The exported network, in evaluation mode: the trunk alone, unless `classes` names a linear classifier's classes."""
+    """The exported network, in evaluation mode: the trunk alone, unless `classes` names the classifier's classes."""
 
     arch: str
     encoder: nn.Module
