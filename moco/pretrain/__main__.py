@@ -96,6 +96,8 @@ def train(options: ResolvedPretrainOptions, device: torch.device, preemption: Pr
     if evaluate is None and options.eval_freq is None:
         notes.append("no val split: training goes without online evaluation")
 
+    preemption.steps_follow()  # the images are listed; the next thing to wait for is a step
+
     # Model, loss, optimiser.
     encoder = build_encoder(options.arch, options.moco_dim, options.mlp, options.image_size, options.arch_arg)
     check_deterministic(encoder, options.arch, options.deterministic, device)

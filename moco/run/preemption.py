@@ -5,9 +5,8 @@ submitit sends SIGUSR2. The handler does one thing: it stores a number. Whatever
 arbitrary byte codes, in the middle of a collective or of a save. The training loop asks at its step boundaries, and
 the ranks agree there (the signal may reach one of them first), save, and exit with EXIT_PREEMPTED.
 
-Until the loop has asked for the first time there is nothing to save, and nobody asks while files are listed or a
-network disk hangs. A signal then ends the process at once, with the same exit code: the same command goes on from
-where it did.
+While the images are listed there is nothing to save, and nobody asks: a network disk may hang for hours. A signal then
+ends the process at once, with the same exit code.
 
 Data is loaded by threads, which never receive signals in Python, so there are no children that must be told to ignore
 them.
@@ -28,7 +27,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 class Preemption:
     """Inside `with Preemption() as preemption:` a signal of SIGNALS sets `preemption.signal`; a second changes nothing.
 
-    Before `bool(preemption)` is asked for the first time, a signal raises SystemExit(EXIT_PREEMPTED).
+    Before `steps_follow` a signal raises SystemExit(EXIT_PREEMPTED).
 
     At exit the handlers found at entry are put back, so it nests. If a signal came, the process is about to end, and
     all three are ignored from then on: one more, while the interpreter shuts down, would turn the exit code into a
@@ -37,11 +36,14 @@ class Preemption:
 
     def __init__(self) -> None:
         self.signal = 0  # the first signal's number
-        self._asked = False
+        self._steps_follow = False
         self._previous: dict[int, Any] = {}
 
+    def steps_follow(self) -> None:
+        """From now on a signal waits until it is asked for."""
+        self._steps_follow = True
+
     def __bool__(self) -> bool:
-        self._asked = True
         return self.signal != 0
 
     @property
@@ -52,7 +54,7 @@ class Preemption:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         first = not self.signal
         self.signal = self.signal or number
-        if first and not self._asked:
+        if first and not self._steps_follow:
             # not print(), which may have been interrupted itself
             os.write(2, f"{self.name} before the first step: nothing to save; start the same command again\n".encode())
             raise SystemExit(EXIT_PREEMPTED)

@@ -75,6 +75,7 @@ def train(options: SentenceOptions, device: torch.device, preemption: Preemption
     text, vocabulary = corpus.load(folder), read_vocabulary(folder / FILE)
     border = len(text) - held_out_count(len(text), options.held_out)
     training_text, held_out = text.part(0, border), text.part(border, len(text))
+    preemption.steps_follow()
     sampler = WindowSampler(len(training_text), options.batch_size, seed)
 
     # Model, loss, optimiser.

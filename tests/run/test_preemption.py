@@ -26,6 +26,7 @@ def handlers() -> Iterator[None]:
 @pytest.mark.parametrize("number", SIGNALS)
 def test_each_signal_sets_the_flag_and_nothing_else(number: signal.Signals) -> None:
     with Preemption() as preemption:
+        preemption.steps_follow()
         assert not preemption
         assert preemption.name == ""
         os.kill(os.getpid(), number)
@@ -34,7 +35,7 @@ def test_each_signal_sets_the_flag_and_nothing_else(number: signal.Signals) -> N
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_before_the_first_question_a_signal_ends_the_process(number: signal.Signals) -> None:
+def test_while_images_are_listed_a_signal_ends_the_process(number: signal.Signals) -> None:
     """Nobody asks while a folder is listed that loops, or a named pipe waits for its writer."""
     program = f"""
 import os
@@ -61,6 +62,7 @@ with Preemption():
 
 def test_a_second_signal_changes_nothing() -> None:
     with Preemption() as preemption:
+        preemption.steps_follow()
         assert not preemption
         for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1):
             os.kill(os.getpid(), number)
@@ -72,6 +74,7 @@ def test_handlers_are_put_back_and_nest() -> None:
     with Preemption() as outer:
         with Preemption() as inner:
             pass
+        outer.steps_follow()
         assert not outer
         os.kill(os.getpid(), signal.SIGUSR1)
         assert outer.name == "SIGUSR1"
@@ -83,6 +86,7 @@ def test_handlers_are_put_back_and_nest() -> None:
 def test_signals_after_the_end_of_a_preempted_run_are_ignored() -> None:
     """They would replace its exit code."""
     with Preemption() as preemption:
+        preemption.steps_follow()
         assert not preemption
         os.kill(os.getpid(), signal.SIGUSR1)
     for number in SIGNALS:
@@ -104,6 +108,7 @@ from moco.run.checkpoint import load, save
 from moco.run.preemption import Preemption
 state = {"w": torch.arange(200_000)}
 with Preemption() as preemption:
+    preemption.steps_follow()
     assert not preemption
     print("ready", flush=True)
     saves = 0
