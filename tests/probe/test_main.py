@@ -219,7 +219,7 @@ def test_a_trunk_that_changes_is_noticed(
 def test_a_loss_that_is_not_finite(
     images: Path, pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = arguments(images, pretrained=pretrained, momentum=1e9, output_dir=tmp_path / "out")
+    words = arguments(images, pretrained=pretrained, momentum=1e9, lr=1e30, output_dir=tmp_path / "out")
     assert main_lincls.main(words) == EXIT_NUMERICS
     assert "smaller --lr" in capsys.readouterr().err
     assert not (tmp_path / "out/checkpoint.pth.tar").exists()
