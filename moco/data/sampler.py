@@ -16,8 +16,7 @@ class Sampler:
 
     Step s of an epoch takes perm[s·B : (s+1)·B] of a permutation drawn from (seed, epoch); each rank gets a
     contiguous part, and the parts differ by at most one sample. With `drop_last` a short last batch is left out
-    (MoCo); otherwise it is kept as it is (a rank's part may then be empty) or, with `pad_last`, filled up from the
-    start of the epoch's order.
+    (MoCo); otherwise it is kept as it is, and a rank's part may be empty.
     """
 
     def __init__(
@@ -28,7 +27,6 @@ class Sampler:
         *,
         shuffle: bool = True,
         drop_last: bool = True,
-        pad_last: bool = False,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -41,14 +39,13 @@ class Sampler:
                 f"a batch of {batch_size} leaves some of the {world_size} processes without an image: "
                 f"pass --batch-size {world_size} or more, or start fewer processes"
             )
-        if drop_last and not pad_last and n < batch_size:
+        if drop_last and n < batch_size:
             raise InputError(
                 f"the data set has {n} images, fewer than one batch of {batch_size}: pass --batch-size {n} or less"
             )
         self.n, self.batch_size, self.seed, self.shuffle = n, batch_size, seed, shuffle
         self.rank, self.world_size = rank, world_size
-        self.pad_last = pad_last
-        self.steps = n // batch_size if drop_last and not pad_last else -(-n // batch_size)
+        self.steps = n // batch_size if drop_last else -(-n // batch_size)
         self._order: tuple[int, np.ndarray] = (-1, np.arange(n)) if shuffle else (0, np.arange(n))
 
     def order(self, epoch: int) -> np.ndarray:
@@ -63,13 +60,11 @@ class Sampler:
             raise IndexError(f"step {step} of an epoch of {self.steps}")
         order = self.order(epoch)
         start = step * self.batch_size
-        if self.pad_last:
-            return order[np.arange(start, start + self.batch_size) % self.n]
         return order[start : start + self.batch_size]
 
     def sizes(self, step: int) -> list[int]:
         """Number of samples of the global batch for each rank."""
-        size = self.batch_size if self.pad_last else min(self.batch_size, self.n - step * self.batch_size)
+        size = min(self.batch_size, self.n - step * self.batch_size)
         return shares(size, self.world_size)
 
     def batch(self, epoch: int, step: int) -> np.ndarray:

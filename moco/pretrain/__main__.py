@@ -80,10 +80,56 @@ def train(options: ResolvedPretrainOptions, device: torch.device, preemption: Pr
     # Data: uint8 crops from threads; everything photometric happens on the device.
     source = options.open("train", labels_required=False)
     check_labels(options.loss, source.labels)
+    loader = make_loader(options, source, seed, device)
+    evaluate = online_evaluator(options, source, device)
+    if evaluate is None and options.eval_freq is None:
+        notes.append("no val split: training goes without online evaluation")
+
+    preemption.steps_follow()  # the images are listed; the next thing to wait for is a step
+
+    # Model, loss, optimiser: new, then as the checkpoint has them.
+    encoder, origin = make_encoder(options, device, fresh=saved is None)
+    step = make_step(options, encoder, seed, device)
+    notes += origin
+    position = resume.Position(epoch=options.start_epoch)
+    meters = (Meter(), Meter())
+    if saved is not None and path is not None:
+        position, more = resume.restore(saved, path, step, meters, options)
+        notes += more
+    del saved
+
+    with only_run_in(folder), RunLog(folder, rank=rank, tensorboard=options.tensorboard, wandb=options.wandb) as log:
+        if rank == 0:
+            aside = checkpoint.set_aside(folder, after=(position.epoch, position.step))
+            notes += [f"set aside {old.name}: this run goes on from before it" for old in aside]
+        log.cut_back(position.global_step)
+        begin = {"options": as_dict(options), "world_size": world, "git": git_state(), "machine": machine(device)}
+        log.start(begin, epoch=position.epoch, global_step=position.global_step)
+        about = (
+            f"{len(source)} images, {len(loader)} steps of {options.batch_size} an epoch, on {world} x {device.type}"
+            f" with {loader.workers} decoding threads each; --bn {options.bn}, --seed {seed}; output in {folder}"
+        )
+        for line in (*notes, *source.notes, kernels, about, *first_losses(options, position.global_step)):
+            log.say(line)
+        if rank == 0:
+            write_json(folder / "options.json", as_dict(options))
+        with Profile(folder, device, options.profile and rank == 0, log.say) as profile:
+            training = Training(options, loader, step, meters, position, evaluate, log, preemption, profile)
+            code = training.run()
+        if code == EXIT_OK:
+            log.say(next_command(options))
+        return code
+
+
+def make_loader(options: ResolvedPretrainOptions, source: Source, seed: int, device: torch.device) -> Loader:
+    """This rank's share of the batches, as uint8 crops on the device."""
     recipe = find_recipe(options.recipe)
-    loader = Loader(
+    sampler = Sampler(
+        len(source), options.batch_size, seed, rank=distributed.rank(), world_size=distributed.world_size()
+    )
+    return Loader(
         source,
-        Sampler(len(source), options.batch_size, seed, rank=rank, world_size=world),
+        sampler,
         size=options.image_size,
         scale=recipe.scale,
         ratio=recipe.ratio,
@@ -92,18 +138,25 @@ def train(options: ResolvedPretrainOptions, device: torch.device, preemption: Pr
         seed=seed,
         skip_bad_images=options.skip_bad_images,
     )
-    evaluate = online_evaluator(options, source, device)
-    if evaluate is None and options.eval_freq is None:
-        notes.append("no val split: training goes without online evaluation")
 
-    preemption.steps_follow()  # the images are listed; the next thing to wait for is a step
 
-    # Model, loss, optimiser.
+def make_encoder(
+    options: ResolvedPretrainOptions, device: torch.device, fresh: bool
+) -> tuple[torch.nn.Module, list[str]]:
+    """The encoder, on the CPU, and notes for the log. fresh: no checkpoint follows, so --init-from is read."""
     encoder = build_encoder(options.arch, options.moco_dim, options.mlp, options.image_size, options.arch_arg)
     check_deterministic(encoder, options.arch, options.deterministic, device)
-    if options.init_from and saved is None:
-        file = read_encoder(options.init_from)
-        notes.append(f"{file.path}: {file.layout}, {load_trunk(encoder, file)}; projection head and queue start afresh")
+    if not options.init_from or not fresh:
+        return encoder, []
+    file = read_encoder(options.init_from)
+    loaded = load_trunk(encoder, file)
+    return encoder, [f"{file.path}: {file.layout}, {loaded}; projection head and queue start afresh"]
+
+
+def make_step(
+    options: ResolvedPretrainOptions, encoder: torch.nn.Module, seed: int, device: torch.device
+) -> TrainingStep:
+    """The model around the encoder, the loss, the optimiser and the augmentations, on the device."""
     channels_last = device.type == "cuda" if options.channels_last is None else options.channels_last
     if channels_last:
         encoder = encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -123,12 +176,11 @@ def train(options: ResolvedPretrainOptions, device: torch.device, preemption: Pr
     loss = make_loss(options, across)
     if isinstance(loss, torch.nn.Module):
         loss.to(device)
-    optimizer = make_optimizer(model, LossState(loss).parameters, options)
-    step = TrainingStep(
+    return TrainingStep(
         distributed.data_parallel(model, device),
         loss,
-        optimizer,
-        Augment(recipe, seed, compile=device.type == "cuda"),
+        make_optimizer(model, LossState(loss).parameters, options),
+        Augment(find_recipe(options.recipe), seed, compile=device.type == "cuda"),
         across,
         accum_steps=options.accum_steps,
         amp=options.amp,
@@ -137,37 +189,6 @@ def train(options: ResolvedPretrainOptions, device: torch.device, preemption: Pr
         go_on=options.max_bad_steps > 0,
         symmetric=options.symmetric,
     )
-
-    position = resume.Position(epoch=options.start_epoch)
-    meters = (Meter(), Meter())
-    if saved is not None and path is not None:
-        position, more = resume.restore(saved, path, step, meters, options)
-        notes += more
-    del saved
-
-    with only_run_in(folder), RunLog(folder, rank=rank, tensorboard=options.tensorboard, wandb=options.wandb) as log:
-        if rank == 0:
-            aside = checkpoint.set_aside(folder, after=(position.epoch, position.step))
-            notes += [f"set aside {old.name}: this run goes on from before it" for old in aside]
-        log.cut_back(position.global_step)
-        begin = {"options": as_dict(options), "world_size": world, "git": git_state(), "machine": machine(device)}
-        log.start(begin, epoch=position.epoch, global_step=position.global_step)
-        for note in (*notes, *source.notes, kernels):
-            log.say(note)
-        log.say(
-            f"{len(source)} images, {len(loader)} steps of {options.batch_size} an epoch, on {world} x {device.type}"
-            f" with {loader.workers} decoding threads each; --bn {options.bn}, --seed {seed}; output in {folder}"
-        )
-        for hint in first_losses(options, position.global_step):
-            log.say(hint)
-        if rank == 0:
-            write_json(folder / "options.json", as_dict(options))
-        with Profile(folder, device, options.profile and rank == 0, log.say) as profile:
-            training = Training(options, loader, step, meters, position, evaluate, log, preemption, profile)
-            code = training.run()
-        if code == EXIT_OK:
-            log.say(next_command(options))
-        return code
 
 
 def online_evaluator(options: ResolvedPretrainOptions, train: Source, device: torch.device) -> OnlineEvaluator | None:

@@ -16,12 +16,12 @@ def parts(epoch: int, step: int, world: int, *args: int, **options: bool) -> lis
     return [Sampler(*args, rank=r, world_size=world, **options).batch(epoch, step) for r in range(world)]
 
 
-@given(**SHAPES, drop_last=st.booleans(), pad_last=st.booleans(), shuffle=st.booleans())
+@given(**SHAPES, drop_last=st.booleans(), shuffle=st.booleans())
 def test_ranks_share_the_same_global_batch(
-    n: int, batch: int, world: int, epoch: int, drop_last: bool, pad_last: bool, shuffle: bool
+    n: int, batch: int, world: int, epoch: int, drop_last: bool, shuffle: bool
 ) -> None:
-    assume(batch >= world and (n >= batch or pad_last or not drop_last))
-    options = {"drop_last": drop_last, "pad_last": pad_last, "shuffle": shuffle}
+    assume(batch >= world and (n >= batch or not drop_last))
+    options = {"drop_last": drop_last, "shuffle": shuffle}
     alone = Sampler(n, batch, 7, **options)
     for step in range(alone.steps):
         shared = parts(epoch, step, world, n, batch, 7, **options)
@@ -48,14 +48,6 @@ def test_drop_last_drops_the_remainder_only(n: int, batch: int, world: int, epoc
     assert sampler.steps == n // batch
     assert len(seen) == len(set(seen.tolist())) == n // batch * batch
     assert np.array_equal(seen, sampler.order(epoch)[: len(seen)])
-
-
-@given(**SHAPES)
-def test_padding_fills_the_last_batch_from_the_start_of_the_order(n: int, batch: int, world: int, epoch: int) -> None:
-    sampler = Sampler(n, batch, 0, drop_last=False, pad_last=True)
-    seen = np.concatenate([sampler.global_batch(epoch, step) for step in range(sampler.steps)])
-    assert len(seen) == -(-n // batch) * batch
-    assert np.array_equal(seen, np.resize(sampler.order(epoch), len(seen)))
 
 
 def test_order_is_a_function_of_seed_and_epoch() -> None:
