@@ -8,16 +8,14 @@ through the gathered features.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from moco.errors import InputError
 from moco.losses.in_batch import in_batch_uniform_loss
-from moco.losses.weighted import Across, LossOutput, OneProcess, check_positive
+from moco.losses.weighted import Across, LossOutput, OneProcess, check_mix, weighted_sum
 
 NEIGHBOUR_WEIGHTS = {"infonce": (1.0, 0.0, 0.0), "align-uniform": (0.0, 0.9, 0.1)}
 """The weights of the contrastive, alignment and uniformity terms, by `--loss`: those of the paper's best encoders."""
@@ -79,15 +77,7 @@ class NeighbourLoss:
     across: Across = field(default_factory=OneProcess)
 
     def __post_init__(self) -> None:
-        check_positive("temperature", self.temperature)
-        check_positive("align alpha", self.align_alpha)
-        check_positive("uniformity t", self.unif_t)
-        weights = (self.contr_w, self.align_w, self.unif_w)
-        if not all(math.isfinite(w) and w >= 0 for w in weights) or not any(weights):
-            raise InputError(
-                "the weights of the contrastive, alignment and uniformity terms must not be negative, and at least one"
-                f" must be positive; they are {weights[0]:g}, {weights[1]:g}, {weights[2]:g}"
-            )
+        check_mix(self)
 
     def __call__(self, f: Tensor, g: Tensor) -> LossOutput:
         terms = {}
@@ -99,5 +89,4 @@ class NeighbourLoss:
         if self.unif_w:
             of_both = [in_batch_uniform_loss(x, self.unif_t, self.across) for x in (f, g)]
             terms["uniform"] = (self.unif_w, of_both[0] + of_both[1])
-        loss = torch.stack([weight * value for weight, value in terms.values()]).sum()
-        return LossOutput(loss, {f"loss_{name}": value.detach() for name, (_, value) in terms.items()})
+        return weighted_sum(terms)

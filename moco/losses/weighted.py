@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -74,6 +74,25 @@ def check_positive(name: str, value: float) -> None:
     """InputError unless 0 < value < ∞."""
     if not 0 < value < math.inf:
         raise InputError(f"the {name} must be a positive number, not {value:g}")
+
+
+def check_mix(loss: Any) -> None:
+    """InputError if temperature, exponents or the three weights of a mix of terms are out of range."""
+    check_positive("temperature", loss.temperature)
+    check_positive("align alpha", loss.align_alpha)
+    check_positive("uniformity t", loss.unif_t)
+    weights = (loss.contr_w, loss.align_w, loss.unif_w)
+    if not all(math.isfinite(w) and w >= 0 for w in weights) or not any(weights):
+        raise InputError(
+            "the weights of the contrastive, alignment and uniformity terms must not be negative, and at least one"
+            f" must be positive; they are {weights[0]:g}, {weights[1]:g}, {weights[2]:g}"
+        )
+
+
+def weighted_sum(terms: Mapping[str, tuple[float, Tensor]]) -> LossOutput:
+    """The sum of weight · value over terms, given as name -> (weight, value); the values are logged as loss_NAME."""
+    loss = torch.stack([weight * value for weight, value in terms.values()]).sum()
+    return LossOutput(loss, {f"loss_{name}": value.detach() for name, (_, value) in terms.items()})
 
 
 def contrastive_loss(
@@ -142,15 +161,7 @@ class WeightedLoss:
     logsumexp: LogSumExp = queue_logsumexp
 
     def __post_init__(self) -> None:
-        check_positive("temperature", self.temperature)
-        check_positive("align alpha", self.align_alpha)
-        check_positive("uniformity t", self.unif_t)
-        weights = (self.contr_w, self.align_w, self.unif_w)
-        if not all(math.isfinite(w) and w >= 0 for w in weights) or not any(weights):
-            raise InputError(
-                "the weights of the contrastive, alignment and uniformity terms must not be negative, and at least one"
-                f" must be positive; they are {weights[0]:g}, {weights[1]:g}, {weights[2]:g}"
-            )
+        check_mix(self)
 
     def contrastive(self, q: Tensor, k: Tensor, queue: Tensor) -> Tensor:
         return contrastive_loss(q, k, queue, self.temperature, self.logsumexp)
@@ -169,8 +180,7 @@ class WeightedLoss:
             terms["align"] = (self.align_w, align_loss(q, k, self.align_alpha))
         if self.unif_w:
             terms["uniform"] = (self.unif_w, self.uniform(q, k, queue))
-        loss = torch.stack([weight * value for weight, value in terms.values()]).sum()
-        return LossOutput(loss, {f"loss_{name}": value.detach() for name, (_, value) in terms.items()})
+        return weighted_sum(terms)
 
 
 PRESET_WEIGHTS = {"infonce": (1.0, 0.0, 0.0), "align-uniform": (0.0, 3.0, 1.0)}
