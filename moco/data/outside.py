@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,9 +10,8 @@ import numpy as np
 from PIL import Image
 
 from moco import plugins
-from moco.data.boxes import Size
 from moco.data.decode import BadImage, decode
-from moco.data.source import ArrayPicture, Source
+from moco.data.source import ArraySource, Source
 from moco.errors import InputError
 
 
@@ -22,7 +22,7 @@ def open_outside(
 
     The factory returns a Source, or a torch dataset with `len` and `[i]`. InputError for anything else.
     """
-    made = plugins.find("--dataset", dataset, arguments, split, data)()
+    made = _make(dataset, split, data, tuple(arguments))
     if made is None:
         return None
     if not (hasattr(made, "__len__") and (hasattr(made, "open") or hasattr(made, "__getitem__"))):
@@ -41,7 +41,13 @@ def open_outside(
     return source
 
 
-class MapStyleSource:
+@functools.cache
+def _make(dataset: str, split: str, data: str | None, arguments: tuple[str, ...]) -> Any:
+    """Calls the factory once: a run asks whether a split exists, opens it, and asks again at its end."""
+    return plugins.find("--dataset", dataset, arguments, split, data)()
+
+
+class MapStyleSource(ArraySource):
     """A torch dataset whose `[i]` is an image, or a tuple that begins with one.
 
     The image is a Pillow image or uint8 [H, W, 3] or [H, W]. Labels are its attribute `targets` or `labels`, names of
@@ -49,31 +55,18 @@ class MapStyleSource:
     """
 
     def __init__(self, dataset: Any, title: str) -> None:
-        self.dataset = dataset
-        self.title = title
         labels = getattr(dataset, "targets", getattr(dataset, "labels", None))
-        self.labels = np.full(len(dataset), -1) if labels is None else np.asarray(labels, dtype=np.int64)
-        if self.labels.shape != (len(dataset),):
-            raise InputError(f"{title} has {len(dataset)} images and labels of shape {list(self.labels.shape)}")
-        names = getattr(dataset, "classes", None)
-        self.classes = [str(name) for name in names or range(int(self.labels.max(initial=-1)) + 1)]
-        self.notes = [f"{title} has no attribute targets or labels: images without labels"] if labels is None else []
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def name(self, index: int) -> str:
-        return f"{self.title}[{index}]"
-
-    def size(self, index: int) -> Size:
-        return self.open(index).size
-
-    def open(self, index: int) -> ArrayPicture:
-        return ArrayPicture(self.decode(index))
+        found = np.full(len(dataset), -1) if labels is None else np.asarray(labels, dtype=np.int64)
+        if found.shape != (len(dataset),):
+            raise InputError(f"{title} has {len(dataset)} images and labels of shape {list(found.shape)}")
+        names = getattr(dataset, "classes", None) or range(int(found.max(initial=-1)) + 1)
+        super().__init__(dataset, found, [str(name) for name in names], title)
+        if labels is None:
+            self.notes = [f"{title} has no attribute targets or labels: images without labels"]
 
     def decode(self, index: int) -> np.ndarray:
         try:
-            sample = self.dataset[index]
+            sample = self.images[index]
         except Exception as error:  # whatever the data set's own reading raises
             raise BadImage(f"{self.name(index)}: {type(error).__name__}: {error}") from error
         image = sample[0] if isinstance(sample, (tuple, list)) else sample
