@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from moco.errors import InputError
+from moco.errors import InputError, flag
 from moco.metrics.table import LOGGED
 from moco.pretrain.options import PretrainOptions
 from moco.report.correlation import RankCorrelation, rank_correlation
@@ -64,7 +64,7 @@ def tip(one: Encoder) -> str:
     lines = [one.name, *([f"{one.state}: {one.why}"] if one.why else [])]
     lines += [f"{row.heading}: {one.measured[name]:.4g}" for name, row in LOGGED.items() if name in one.measured]
     changed = [name for name in result_options(PretrainOptions) if one.option(name) not in (None, DEFAULTS.get(name))]
-    return "\n".join([*lines, "", *(f"--{name.replace('_', '-')} {written(one.option(name))}" for name in changed)])
+    return "\n".join([*lines, "", *(f"{flag(name)} {written(one.option(name))}" for name in changed)])
 
 
 def written(value: Any) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from moco import distributed
 from moco.errors import InputError, flag
+from moco.pretrain.optimiser import load_state
 from moco.run.meter import Meter
 from moco.run.options import as_dict, result_options
 from moco.run.provenance import git_state
@@ -93,9 +94,7 @@ def restore(
             " cannot finish; pass the same, or resume from a checkpoint at an epoch's end"
         )
     load_weights(step.pair, state, path)
-    step.optimizer.load_state_dict(state["optimizer"])
-    for group in step.optimizer.param_groups:
-        group["lr"] = options.lr
+    load_state(step.optimizer, state["optimizer"])
     restore_meters(meters, run["meters"], step.device)
     notes = [f"{flag(name)} was {before[name]} and is {now[name]} from here on" for name in changed]
     if len(run["meters"]) != distributed.world_size():
