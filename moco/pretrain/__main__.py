@@ -42,13 +42,12 @@ from moco.pretrain.reference import ReferenceMoCo
 from moco.pretrain.step import TrainingStep
 from moco.run import checkpoint
 from moco.run.arithmetic import check_deterministic, set_arithmetic
-from moco.run.files import write_json
 from moco.run.lock import only_run_in
 from moco.run.log import RunLog
 from moco.run.meter import Meter
-from moco.run.options import as_dict, as_json
+from moco.run.options import as_json
 from moco.run.preemption import Preemption
-from moco.run.provenance import git_state, machine
+from moco.run.resume import begin_log
 from moco.timing import Profile
 
 
@@ -99,20 +98,12 @@ def train(options: ResolvedPretrainOptions, device: torch.device, preemption: Pr
     del saved
 
     with only_run_in(folder), RunLog(folder, rank=rank, tensorboard=options.tensorboard, wandb=options.wandb) as log:
-        if rank == 0:
-            aside = checkpoint.set_aside(folder, after=(position.epoch, position.step))
-            notes += [f"set aside {old.name}: this run goes on from before it" for old in aside]
-        log.cut_back(position.global_step)
-        begin = {"options": as_dict(options), "world_size": world, "git": git_state(), "machine": machine(device)}
-        log.start(begin, epoch=position.epoch, global_step=position.global_step)
         about = (
             f"{len(source)} images, {len(loader)} steps of {options.batch_size} an epoch, on {world} x {device.type}"
             f" with {loader.workers} decoding threads each; --bn {options.bn}, --seed {seed}; output in {folder}"
         )
-        for line in (*notes, *source.notes, kernels, about, *first_losses(options, position.global_step)):
-            log.say(line)
-        if rank == 0:
-            write_json(folder / "options.json", as_dict(options))
+        lines = (*source.notes, kernels, about, *first_losses(options, position.global_step))
+        begin_log(log, position, options, device, notes, lines)
         with Profile(folder, device, options.profile and rank == 0, log.say) as profile:
             training = Training(options, loader, step, meters, position, evaluate, log, preemption, profile)
             code = training.run()

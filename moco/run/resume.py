@@ -13,7 +13,11 @@ import torch
 from moco import distributed
 from moco.errors import InputError
 from moco.run import checkpoint
+from moco.run.files import write_json
+from moco.run.log import RunLog
 from moco.run.meter import Meter
+from moco.run.options import as_dict
+from moco.run.provenance import git_state, machine
 
 
 @dataclass
@@ -58,3 +62,28 @@ def restore_meters(meters: Sequence[Meter], of_ranks: list[list[dict[str, Any]]]
         for state in mine:
             sums = {name: state["sums"][name] + total for name, total in sums.items()}
         meter.load({"sums": sums, "samples": sum(state["samples"] for state in mine)}, device)
+
+
+def begin_log(
+    log: RunLog, position: Position, options: Any, device: torch.device, notes: Sequence[str], about: Sequence[str]
+) -> None:
+    """Opens the log of a run at `position`: later checkpoints and records go, options.json is written.
+
+    notes: what happened so far. about: lines about data and settings, after it. Rank 0 holds the folder's lock.
+    """
+    notes = list(notes)
+    if distributed.rank() == 0:
+        aside = checkpoint.set_aside(log.folder, after=(position.epoch, position.step))
+        notes += [f"set aside {old.name}: this run goes on from before it" for old in aside]
+    log.cut_back(position.global_step)
+    begin = {
+        "options": as_dict(options),
+        "world_size": distributed.world_size(),
+        "git": git_state(),
+        "machine": machine(device),
+    }
+    log.start(begin, epoch=position.epoch, global_step=position.global_step)
+    for line in (*notes, *about):
+        log.say(line)
+    if distributed.rank() == 0:
+        write_json(log.folder / "options.json", as_dict(options))

@@ -24,14 +24,12 @@ from moco.distributed.session import pick_device
 from moco.errors import EXIT_OK, InputError
 from moco.run import checkpoint, resume
 from moco.run.arithmetic import set_arithmetic
-from moco.run.files import write_json
 from moco.run.lock import only_run_in
 from moco.run.log import RunLog
 from moco.run.meter import Meter
-from moco.run.options import as_dict, as_json
+from moco.run.options import as_json
 from moco.run.preemption import Preemption
-from moco.run.provenance import git_state, machine
-from moco.run.resume import Position
+from moco.run.resume import Position, begin_log
 from moco.sentences import corpus
 from moco.sentences.classification import read_labelled
 from moco.sentences.loop import Training
@@ -96,21 +94,12 @@ def train(options: SentenceOptions, device: torch.device, preemption: Preemption
     del saved  # as large as model and optimiser
 
     with RunLog(folder, rank=rank, tensorboard=options.tensorboard, wandb=options.wandb) as log:
-        if rank == 0:
-            aside = checkpoint.set_aside(folder, after=(position.epoch, position.step))
-            notes += [f"set aside {old.name}: this run goes on from before it" for old in aside]
-        log.cut_back(position.global_step)
-        begin = {"options": as_dict(options), "world_size": world, "git": git_state(), "machine": machine(device)}
-        log.start(begin, epoch=position.epoch, global_step=position.global_step)
-        for note in (*notes, *about_text(text, options), kernels):
-            log.say(note)
-        log.say(
+        about = (
             f"{len(training_text)} sentences to train on, {len(held_out)} held out, {len(vocabulary)} words;"
             f" {len(sampler)} steps of {options.batch_size} an epoch, on {world} x {device.type}; --seed {seed}; output"
             f" in {folder}"
         )
-        if rank == 0:
-            write_json(folder / "options.json", as_dict(options))
+        begin_log(log, position, options, device, notes, (*about_text(text, options), kernels, about))
         return Training(
             options, device, training_text, held_out, vocabulary, sampler, step, meters, position, labelled, log,
             preemption,

@@ -29,7 +29,7 @@ LOGS, PREEMPTION, STEP, HEALTH = (
     "moco/pretrain/step.py",
     "moco/pretrain/watch.py",
 )
-RESUME, DISTRIBUTED, MAIN = "moco/pretrain/state.py", "moco/distributed/collectives.py", "moco/pretrain/__main__.py"
+RESUME, DISTRIBUTED, BEGIN = "moco/pretrain/state.py", "moco/distributed/collectives.py", "moco/run/resume.py"
 OPTIMISER = "moco/pretrain/optimiser.py"
 LOOP, FILES = "moco/pretrain/loop.py", "moco/run/files.py"
 KILLS = "tests/reliability/test_kills.py"
@@ -84,8 +84,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     (OPTIMISER, "            self.scaler.load_state_dict(state[\"scaler\"])\n", "            pass\n", FP16),
     (OPTIMISER, "        self.bad_steps.copy_(state[\"bad_steps\"])\n", "", "tests/pretrain/test_state.py tests/reliability/test_numbers.py"),
     (RESUME, '"meters": [meter.state() for meter in meters]', '"meters": [{"sums": {}, "samples": 0} for _ in meters]', KILLS),
-    (MAIN, "log.cut_back(position.global_step)", "log.cut_back(10**9)", KILLS),
-    (MAIN, "checkpoint.set_aside(folder, after=(position.epoch, position.step))", "[]", "tests/reliability/test_files.py"),
+    (BEGIN, "log.cut_back(position.global_step)", "log.cut_back(10**9)", KILLS),
+    (BEGIN, "checkpoint.set_aside(log.folder, after=(position.epoch, position.step))", "[]", "tests/reliability/test_files.py"),
     (LOOP, "self.watch.agreement(position)", "pass",
      "tests/reliability/test_ranks.py -k differ"),
     (LOOP, "self.watch.numbers(position, self.printed)", "pass", "tests/reliability/test_numbers.py"),
