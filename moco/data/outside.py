@@ -11,7 +11,7 @@ from PIL import Image
 
 from moco import plugins
 from moco.data.decode import BadImage, decode
-from moco.data.source import ArraySource, Source
+from moco.data.source import ArrayPicture, ArraySource, Source
 from moco.errors import InputError
 
 
@@ -63,6 +63,9 @@ class MapStyleSource(ArraySource):
         super().__init__(dataset, found, [str(name) for name in names], title)
         if labels is None:
             self.notes = [f"{title} has no attribute targets or labels: images without labels"]
+
+    def open(self, index: int) -> ArrayPicture:
+        return ArrayPicture(self.decode(index))
 
     def decode(self, index: int) -> np.ndarray:
         try:

@@ -103,7 +103,7 @@ class ArraySource:
         return self.open(index).size
 
     def open(self, index: int) -> ArrayPicture:
-        return ArrayPicture(self.decode(index))
+        return ArrayPicture(self.images[index])
 
     def decode(self, index: int) -> np.ndarray:
         return self.images[index]
