@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 from torch import Tensor
 
-from moco import distributed
 from moco.data.loader import Loader
 from moco.errors import EXIT_OK, EXIT_PREEMPTED
 from moco.evaluate.online import OnlineEvaluator
@@ -15,11 +15,10 @@ from moco.pretrain import state as resume
 from moco.pretrain.options import ResolvedPretrainOptions
 from moco.pretrain.step import TrainingStep
 from moco.pretrain.watch import Watch
-from moco.run import checkpoint
 from moco.run.log import RunLog
 from moco.run.meter import Clock, Meter
 from moco.run.preemption import Preemption
-from moco.run.saver import Every, Saver
+from moco.run.saves import Saves
 from moco.schedules import learning_rate
 from moco.timing import Profile, as_line, shares, timeline, waited_for
 
@@ -44,14 +43,10 @@ class Training:
     ) -> None:
         self.options, self.loader, self.step, self.position = options, loader, step, position
         self.since_print, self.of_epoch = meters
-        self.evaluate, self.log, self.preemption, self.profile = evaluate, log, preemption, profile
+        self.evaluate, self.log, self.profile = evaluate, log, profile
         self.watch = Watch(options, step, loader, log, position)
         self.clock = Clock()
-        self.every = Every(options.save_every)
-        self.saver = None
-        if distributed.rank() == 0:
-            self.saver = Saver(options.output_dir, options.keep_last, options.keep_every)
-        self.save_stall = 0.0  # seconds since the last printed line
+        self.saves = Saves(options, log, preemption, snapshot=self._snapshot, check=self._check_numbers)
         self.printed: dict[str, float] = {}  # the values of the last printed line
 
     def run(self) -> int:
@@ -62,8 +57,7 @@ class Training:
                 return EXIT_PREEMPTED
             self.position = resume.Position(self.position.epoch + 1, 0, self.position.global_step)
             self._after_epoch(self.position.epoch - 1)
-        if self.saver:
-            self.saver.wait()
+        self.saves.wait()
         return EXIT_OK
 
     def one_epoch(self) -> bool:
@@ -85,13 +79,13 @@ class Training:
                 self.since_print.add(losses, len(batch.index))
                 self.of_epoch.add(losses, len(batch.index))
                 if printing or self.step.device.type == "cpu":
-                    self.watch.numbers(position, self.printed)
+                    self._check_numbers()
                 if printing:
                     self._print(measured, len(batch.index), lr)
                 else:
                     self.log.advance(**self._where())
                 self.profile.step()
-                if self._save_if_due():
+                if self.saves.inside_epoch(position, len(self.loader)):
                     return False
         spent = shares(began, timeline.totals())
         self.log.epoch(self.of_epoch.read(), {"shares": spent}, epoch=epoch, global_step=position.global_step)
@@ -114,44 +108,22 @@ class Training:
         curve_values = curves(options, position.epoch)
         self.printed = {**self.since_print.read(), **of_batch.read(), "lr": lr, **curve_values}
         timing = self.clock.lap(self.step.device, (options.epochs - position.epoch) * steps - position.step)
-        if self.save_stall:
-            timing["save_stall_s"] = self.save_stall
-            self.save_stall = 0.0
+        timing |= self.saves.stall()
         self.log.train(self.printed, timing, **self._where(), global_step=position.global_step)
         if position.step == steps or position.step % (100 * options.print_freq) == 0:
             self.watch.collapse(position, self.printed)
 
-    def _save_if_due(self) -> bool:
-        """Saves inside the epoch if a rank wants it. True if the run was preempted, and is saved."""
-        position = self.position
-        wanted = self.every.due(position.global_step) and position.step < len(self.loader)
-        preempted, due = distributed.any_rank(bool(self.preemption), wanted)
-        if preempted or due:
-            self.watch.numbers(position, self.printed)  # else a step not applied would be saved and forgotten
-            self.save(checkpoint.checkpoint_name(position.epoch, position.step))
-        if preempted:
-            if self.saver:
-                self.saver.wait()
-            signal = self.preemption.name or "a signal to another rank"
-            self.log.say(
-                f"{signal}: saved after epoch {position.epoch + 1}, step {position.step}; go on with --resume auto"
-            )
-        return preempted
+    def _check_numbers(self) -> None:
+        """NumericsError if a step was not applied. Waits for the device."""
+        self.watch.numbers(self.position, self.printed)
+
+    def _snapshot(self) -> dict[str, Any]:
+        return resume.snapshot(self.step, [self.since_print, self.of_epoch], self.position, self.options)
 
     def _after_epoch(self, epoch: int) -> None:
         """Evaluates and saves after the 0-based `epoch`, where it is their turn."""
-        options = self.options
-        last = epoch + 1 == options.epochs
+        last = epoch + 1 == self.options.epochs
         if self.evaluate and ((epoch + 1) % self.evaluate.every == 0 or last):
             measures = dict(self.evaluate(self.step.moco.encoder_q))
             self.log.eval(measures, epoch=epoch, global_step=self.position.global_step)
-        if (epoch + 1) % options.save_freq == 0 or last:
-            self.save(checkpoint.checkpoint_name(epoch))
-
-    def save(self, name: str) -> None:
-        """Begins to write the checkpoint `name`. All ranks together."""
-        state = resume.snapshot(self.step, [self.since_print, self.of_epoch], self.position, self.options)
-        self.log.sync()
-        if self.saver:
-            self.save_stall += self.saver.submit(state, name)
-        self.every.saved()
+        self.saves.after_epoch(epoch)

@@ -7,14 +7,12 @@ from typing import Any
 
 import torch
 
-from moco import distributed
 from moco.errors import EXIT_OK, EXIT_PREEMPTED, NumericsError
-from moco.run.checkpoint import checkpoint_name
 from moco.run.log import RunLog
 from moco.run.meter import Clock, Meter
 from moco.run.preemption import Preemption
 from moco.run.resume import Position
-from moco.run.saver import Every, Saver
+from moco.run.saves import Saves
 from moco.sentences.classification import LabelledSentences, classify
 from moco.sentences.corpus import Corpus
 from moco.sentences.measures import encode, held_out_measures
@@ -45,24 +43,18 @@ class Training:
 
     def run(self) -> int:
         options = self.options
-        self.saver = None
-        if distributed.rank() == 0:
-            self.saver = Saver(options.output_dir, options.keep_last, options.keep_every)
-        self.every, self.save_stall = Every(options.save_every), 0.0
+        self.saves = Saves(options, self.log, self.preemption, snapshot=self.snapshot, check=self.check_numbers)
         self.began_at = self.position.global_step
         while self.position.epoch < options.epochs:
             if not self.one_epoch():
                 return EXIT_PREEMPTED
             epoch = self.position.epoch
             self.position = Position(epoch + 1, 0, self.position.global_step)
-            last = epoch + 1 == options.epochs
-            found = self.evaluate(last)
+            found = self.evaluate(last=epoch + 1 == options.epochs)
             if found:
                 self.log.eval(found, epoch=epoch, global_step=self.position.global_step)
-            if (epoch + 1) % options.save_freq == 0 or last:
-                self.save(checkpoint_name(epoch))
-        if self.saver:
-            self.saver.wait()
+            self.saves.after_epoch(epoch)
+        self.saves.wait()
         return EXIT_OK
 
     def one_epoch(self) -> bool:
@@ -90,21 +82,11 @@ class Training:
                 of_batch.add(measured, len(own))
                 values = {**since_print.read(), **of_batch.read(), "lr": options.lr}
                 timing = clock.lap(self.device, (options.epochs - epoch) * steps - position.step)
-                if self.save_stall:
-                    timing["save_stall_s"], self.save_stall = self.save_stall, 0.0
+                timing |= self.saves.stall()
                 self.log.train(values, timing, **where, global_step=position.global_step)
             else:
                 self.log.advance(**where)
-            wanted = self.every.due(position.global_step) and position.step < steps
-            preempted, due = distributed.any_rank(bool(self.preemption), wanted)
-            if preempted or due:
-                self.check_numbers()
-                self.save(checkpoint_name(epoch, position.step))
-            if preempted:
-                if self.saver:
-                    self.saver.wait()
-                signal = self.preemption.name or "a signal to another rank"
-                self.log.say(f"{signal}: saved after epoch {epoch + 1}, step {position.step}; go on with --resume auto")
+            if self.saves.inside_epoch(position, steps):
                 return False
         self.log.epoch(of_epoch.read(), epoch=epoch, global_step=position.global_step)
         return True
@@ -134,9 +116,5 @@ class Training:
                 " temperature"
             )
 
-    def save(self, name: str) -> None:
-        state = snapshot(self.step, self.meters, self.position, self.options, self.vocabulary, self.text.digest)
-        self.log.sync()
-        if self.saver:
-            self.save_stall += self.saver.submit(state, name)
-        self.every.saved()
+    def snapshot(self) -> dict[str, Any]:
+        return snapshot(self.step, self.meters, self.position, self.options, self.vocabulary, self.text.digest)

@@ -88,7 +88,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     (BEGIN, "checkpoint.set_aside(log.folder, after=(position.epoch, position.step))", "[]", "tests/reliability/test_files.py"),
     (LOOP, "self.watch.agreement(position)", "pass",
      "tests/reliability/test_ranks.py -k differ"),
-    (LOOP, "self.watch.numbers(position, self.printed)", "pass", "tests/reliability/test_numbers.py"),
+    (LOOP, "self.watch.numbers(self.position, self.printed)", "pass", "tests/reliability/test_numbers.py"),
 ]  # fmt: skip
 
 

@@ -1,0 +1,97 @@
+"""When a training run is saved: inside epochs, after epochs, and when it is preempted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from moco import distributed
+from moco.run.checkpoint import checkpoint_name
+from moco.run.log import RunLog
+from moco.run.preemption import Preemption
+from moco.run.resume import Position
+from moco.run.saver import Every, Saver
+
+
+class SaveOptions(Protocol):
+    """The options that say when to save and what to keep."""
+
+    @property
+    def output_dir(self) -> str: ...
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def save_freq(self) -> int: ...
+    @property
+    def save_every(self) -> str | None: ...
+    @property
+    def keep_last(self) -> int: ...
+    @property
+    def keep_every(self) -> int: ...
+
+
+class Saves:
+    """The saves of one run. All ranks call the same methods together; rank 0 writes.
+
+    snapshot: returns all that the run changes. check: raises if a step was not applied; called before each save
+    inside an epoch, as a checkpoint must not hide such a step.
+    """
+
+    def __init__(
+        self,
+        options: SaveOptions,
+        log: RunLog,
+        preemption: Preemption,
+        snapshot: Callable[[], dict[str, Any]],
+        check: Callable[[], None],
+    ) -> None:
+        self.options, self.log, self.preemption = options, log, preemption
+        self.snapshot, self.check = snapshot, check
+        self.every = Every(options.save_every)
+        self.stalled = 0.0  # seconds that saves have held up the steps since `stall` was read
+        self.saver = None
+        if distributed.rank() == 0:
+            self.saver = Saver(options.output_dir, options.keep_last, options.keep_every)
+
+    def inside_epoch(self, position: Position, steps: int) -> bool:
+        """Saves after a step if any rank wants it. True if the run is preempted, and is saved.
+
+        steps: of the whole epoch.
+        """
+        wanted = self.every.due(position.global_step) and position.step < steps
+        preempted, due = distributed.any_rank(bool(self.preemption), wanted)
+        if preempted or due:
+            self.check()
+            self._save(checkpoint_name(position.epoch, position.step))
+        if preempted:
+            self.wait()
+            signal = self.preemption.name or "a signal to another rank"
+            self.log.say(
+                f"{signal}: saved after epoch {position.epoch + 1}, step {position.step}; go on with --resume auto"
+            )
+        return preempted
+
+    def after_epoch(self, epoch: int) -> None:
+        """Saves after the 0-based `epoch` where --save-freq says so, and after the last."""
+        last = epoch + 1 == self.options.epochs
+        if (epoch + 1) % self.options.save_freq == 0 or last:
+            self._save(checkpoint_name(epoch))
+
+    def stall(self) -> dict[str, float]:
+        """{"save_stall_s": seconds} since the last call; empty if there was none."""
+        stalled = self.stalled
+        self.stalled = 0.0
+        return {"save_stall_s": stalled} if stalled else {}
+
+    def wait(self) -> None:
+        """Returns when the last save is on disk. InputError if it could not be written."""
+        if self.saver:
+            self.saver.wait()
+
+    def _save(self, name: str) -> None:
+        """Copies the state; a thread writes it."""
+        state = self.snapshot()
+        self.log.sync()
+        if self.saver:
+            self.stalled += self.saver.submit(state, name)
+        self.every.saved()
