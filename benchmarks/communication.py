@@ -29,6 +29,7 @@ from moco.distributed.global_batch import GlobalBatch
 from moco.losses import WeightedLoss
 from moco.pretrain.reference import ReferenceMoCo
 from moco.pretrain.step import TrainingStep
+from moco.world import World
 
 DIM = 128
 RESNET50 = 27_966_656  # parameters of ResNet-50 with MoCo v2's head of 128
@@ -103,7 +104,7 @@ def counted(rank: int, world: int, port: int, n: int, size: int, reference: bool
     launched_as(rank, world, port)
     torch.set_num_threads(1)
     device = torch.device("cpu")
-    with distributed.session(device, 100):
+    with distributed.session(World.launched(), device, 100):
         moco = (ReferenceMoCo if reference else MoCo)(Tiny(), DIM, K=64, bn="shuffle")
         optimizer = torch.optim.SGD(moco.parameters(), 0.1, fused=True)
         wrapped = distributed.data_parallel(moco, device)

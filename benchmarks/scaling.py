@@ -27,6 +27,7 @@ from moco.distributed.global_batch import GlobalBatch
 from moco.encoders import build_encoder
 from moco.losses import WeightedLoss
 from moco.pretrain.step import TrainingStep
+from moco.world import World
 
 CPU = torch.device("cpu")
 
@@ -37,7 +38,7 @@ def train(rank: int, world: int, port: int, arch: str, size: int, n: int, steps:
         launched_as(rank, world, port)
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    with distributed.session(CPU, 300):
+    with distributed.session(World.launched(), CPU, 300):
         model = MoCo(build_encoder(arch, 128, mlp=True, image_size=size), K=4096)
         optimizer = torch.optim.SGD(model.parameters(), 0.03, momentum=0.9, fused=True)
         augment = Augment(find_recipe("v2"), 0)

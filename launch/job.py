@@ -22,6 +22,7 @@ import submitit
 from launch.journal import Journal
 from moco.errors import EXIT_INPUT, EXIT_NUMERICS, EXIT_PREEMPTED, EXIT_RANK
 from moco.run.preemption import SIGNALS
+from moco.world import World
 
 # How long a rank that lost another waits to be told why. Slurm kills it at once if the other was killed, and after
 # SlurmdTimeout (300 s, by default) if the other's node died. In that case it requeues the job, unless a rank has failed
@@ -70,7 +71,7 @@ class Job:
             if code == EXIT_PREEMPTED:
                 self.go_on_later(task)
             if code == EXIT_RANK and os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
-                print(f"rank {os.environ['RANK']}: waiting for Slurm's word on the rank that was lost", flush=True)
+                print(f"rank {World.launched().rank}: waiting for Slurm's word on the rank that was lost", flush=True)
                 time.sleep(VERDICT_S)
             if code:
                 self.end(task, f"{MEANING.get(code, 'failed')}, exit code {code}")

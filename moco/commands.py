@@ -23,6 +23,7 @@ from moco.errors import (
     RankError,
     SampleError,
 )
+from moco.world import World
 
 
 class Parser(argparse.ArgumentParser):
@@ -53,14 +54,14 @@ def run_command(work: Callable[[], int]) -> int:
 
     Every rank meets the same bad input, so rank 0 speaks for all. A rank that lost another one speaks for itself.
     """
-    rank = os.environ.get("RANK", "0")
+    rank = World.launched().rank
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a name in no known encoding is no reason to end a run
             stream.reconfigure(errors=ESCAPED)
     try:
         return work()
     except (InputError, NumericsError) as error:
-        if rank == "0" or isinstance(error, SampleError):
+        if rank == 0 or isinstance(error, SampleError):
             print(f"error: {error}", file=sys.stderr, flush=True)
         return EXIT_INPUT if isinstance(error, InputError) else EXIT_NUMERICS
     except RankError as error:

@@ -73,6 +73,7 @@ def test_one_line_and_a_code(
 ) -> None:
     for rank, told in (("0", on_rank_0), ("1", on_rank_1)):
         monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", "2")
         assert run_command(failing(error)) == code
         assert capsys.readouterr() == ("", told)
 

@@ -17,8 +17,6 @@ from moco.distributed.collectives import (
 from moco.distributed.session import (
     copy_without_waiting as copy_without_waiting,
     data_parallel as data_parallel,
-    is_launched as is_launched,
-    local_rank as local_rank,
     local_world_size as local_world_size,
     pick_device as pick_device,
     rank as rank,

@@ -15,6 +15,7 @@ from torch import nn
 
 from moco.distributed.lost_rank import RollCall, name_of_start
 from moco.errors import InputError, RankError
+from moco.world import World, current, inside
 
 T = TypeVar("T")
 
@@ -23,35 +24,36 @@ _cpu_group: dist.ProcessGroup | None = None
 _ended: dist.ProcessGroup | None = None  # the group of the last session
 
 
-def is_launched() -> bool:
-    """Whether torchrun (or srun with the same variables) started this process."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
-
-
 def rank() -> int:
-    return int(os.environ.get("RANK", 0)) if is_launched() else 0
+    return current().rank
 
 
 def world_size() -> int:
-    return int(os.environ["WORLD_SIZE"]) if is_launched() else 1
-
-
-def local_rank() -> int:
-    return int(os.environ.get("LOCAL_RANK", 0)) if is_launched() else 0
+    return current().size
 
 
 def local_world_size() -> int:
-    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size())) if is_launched() else 1
+    return current().local_size
 
 
 @contextlib.contextmanager
-def session(device: torch.device, timeout: float = 1800.0) -> Iterator[None]:
-    """Joins the process group for the length of a `with` block: NCCL for CUDA, gloo for the CPU. `timeout` in
-    seconds. After an error the group is not destroyed: the process must end, and can print the reason first."""
+def session(world: World, device: torch.device, timeout: float = 1800.0) -> Iterator[None]:
+    """Joins the process group of `world` for a `with` block.
+
+    NCCL for CUDA, gloo for the CPU. `timeout` in seconds. After an error the group is not destroyed: the process must
+    end, and can print the reason first.
+    """
+    with inside(world):
+        if world.size == 1:
+            yield
+        else:
+            with _process_group(device, timeout):
+                yield
+
+
+@contextlib.contextmanager
+def _process_group(device: torch.device, timeout: float) -> Iterator[None]:
     global _cpu_group, _ended
-    if world_size() == 1:
-        yield
-        return
     limit = timedelta(seconds=timeout)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -128,15 +130,15 @@ def copy_without_waiting(x: torch.Tensor, device: torch.device) -> torch.Tensor:
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
-def pick_device(wish: str) -> torch.device:
+def pick_device(wish: str, world: World) -> torch.device:
     """`wish`: 'cuda', 'cpu' or 'auto'. With CUDA, the device of this rank on its node."""
     if wish == "cpu" or (wish == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise InputError("--device cuda, but torch sees no GPU; install a CUDA build of torch or pass --device cpu")
-    if local_rank() >= torch.cuda.device_count():
+    if world.local_rank >= torch.cuda.device_count():
         raise InputError(
-            f"{local_world_size()} processes on this node but {torch.cuda.device_count()} GPUs;"
+            f"{world.local_size} processes on this node but {torch.cuda.device_count()} GPUs;"
             " pass a smaller --nproc_per_node"
         )
-    return torch.device("cuda", local_rank())
+    return torch.device("cuda", world.local_rank)

@@ -53,6 +53,7 @@ from moco.evaluate.options import EvaluateOptions, parse_evaluate
 from moco.metrics.table import OF_FEATURES, Features
 from moco.run.files import write_json
 from moco.run.provenance import git_state, machine
+from moco.world import World
 
 
 def network(file: EncoderFile, o: EvaluateOptions) -> tuple[nn.Module, list[str]]:
@@ -158,10 +159,11 @@ def _cell(space: dict[str, Any], name: str) -> str:
 def main(argv: list[str] | None = None) -> int:
     def run() -> int:
         options = parse_evaluate(argv)
-        device = pick_device(options.device)
-        with distributed.session(device):
+        world = World.launched()
+        device = pick_device(options.device, world)
+        with distributed.session(world, device):
             found = evaluate(read_encoder(options.checkpoint), options, device)
-            if distributed.rank() == 0:
+            if world.rank == 0:
                 if options.json:
                     write_json(options.json, found)
                 print(table(found))

@@ -49,23 +49,26 @@ from moco.run.options import as_json
 from moco.run.preemption import Preemption
 from moco.run.resume import begin_log
 from moco.timing import Profile
+from moco.world import World
 
 
 def main(argv: list[str] | None = None) -> int:
     def run() -> int:
-        options = parse_pretrain(argv)
+        world = World.launched()
+        options = parse_pretrain(argv, world.size)
         if options.dry_run:
             print(as_json(options))
             return EXIT_OK
-        device = pick_device(options.device)
-        with distributed.session(device, options.rank_timeout), Preemption() as preemption:
-            return train(options, device, preemption)
+        device = pick_device(options.device, world)
+        with distributed.session(world, device, options.rank_timeout), Preemption() as preemption:
+            return train(options, world, device, preemption)
 
     return run_command(run)
 
 
-def train(options: ResolvedPretrainOptions, device: torch.device, preemption: Preemption) -> int:
-    rank, world = distributed.rank(), distributed.world_size()
+def train(
+    options: ResolvedPretrainOptions, world: World, device: torch.device, preemption: Preemption
+) -> int:
     folder = Path(options.output_dir)
 
     # What is there to go on from? A checkpoint that cannot be used ends here, before anything is built.
@@ -79,7 +82,7 @@ def train(options: ResolvedPretrainOptions, device: torch.device, preemption: Pr
     # Data: uint8 crops from threads; everything photometric happens on the device.
     source = options.open("train", labels_required=False)
     check_labels(options.loss, source.labels)
-    loader = make_loader(options, source, seed, device)
+    loader = make_loader(options, source, world, seed, device)
     evaluate = online_evaluator(options, source, device)
     if evaluate is None and options.eval_freq is None:
         notes.append("no val split: training goes without online evaluation")
@@ -97,14 +100,16 @@ def train(options: ResolvedPretrainOptions, device: torch.device, preemption: Pr
         notes += more
     del saved
 
-    with only_run_in(folder), RunLog(folder, rank=rank, tensorboard=options.tensorboard, wandb=options.wandb) as log:
+    log = RunLog(folder, rank=world.rank, tensorboard=options.tensorboard, wandb=options.wandb)
+    with only_run_in(folder), log:
         about = (
-            f"{len(source)} images, {len(loader)} steps of {options.batch_size} an epoch, on {world} x {device.type}"
-            f" with {loader.workers} decoding threads each; --bn {options.bn}, --seed {seed}; output in {folder}"
+            f"{len(source)} images, {len(loader)} steps of {options.batch_size} an epoch, on {world.size} x"
+            f" {device.type} with {loader.workers} decoding threads each; --bn {options.bn}, --seed {seed}; output in"
+            f" {folder}"
         )
         lines = (*source.notes, kernels, about, *first_losses(options, position.global_step))
         begin_log(log, position, options, device, notes, lines)
-        with Profile(folder, device, options.profile and rank == 0, log.say) as profile:
+        with Profile(folder, device, options.profile and world.rank == 0, log.say) as profile:
             training = Training(options, loader, step, meters, position, evaluate, log, preemption, profile)
             code = training.run()
         if code == EXIT_OK:
@@ -112,12 +117,12 @@ def train(options: ResolvedPretrainOptions, device: torch.device, preemption: Pr
         return code
 
 
-def make_loader(options: ResolvedPretrainOptions, source: Source, seed: int, device: torch.device) -> Loader:
+def make_loader(
+    options: ResolvedPretrainOptions, source: Source, world: World, seed: int, device: torch.device
+) -> Loader:
     """This rank's share of the batches, as uint8 crops on the device."""
     recipe = find_recipe(options.recipe)
-    sampler = Sampler(
-        len(source), options.batch_size, seed, rank=distributed.rank(), world_size=distributed.world_size()
-    )
+    sampler = Sampler(len(source), options.batch_size, seed, rank=world.rank, world_size=world.size)
     return Loader(
         source,
         sampler,

@@ -11,7 +11,6 @@ import dataclasses
 import os
 from dataclasses import dataclass
 
-from moco import distributed
 from moco.builder import choose_bn
 from moco.data.augment.recipes import RECIPES
 from moco.data.datasets import defaults_of
@@ -26,6 +25,7 @@ from moco.run import flags
 from moco.run.options import CommonOptions, at_least, check_common, check_unread, evaluation, positive, result, running
 from moco.run.saver import Every
 from moco.schedules import number_or_curve
+from moco.world import World
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def parse_pretrain(argv: list[str] | None = None, world_size: int | None = None)
 
     world_size: the number of ranks that will train; default: of this process's start.
     """
-    world_size = distributed.world_size() if world_size is None else world_size
+    world_size = World.launched().size if world_size is None else world_size
     o = flags.parse(PretrainOptions, "Momentum-contrast pretraining.", argv)
     size, recipe = defaults_of(o.dataset)
     given = (o.moco_contr_w, o.moco_align_w, o.moco_unif_w)

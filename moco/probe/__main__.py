@@ -51,6 +51,7 @@ from moco.run.lock import only_run_in
 from moco.run.log import RunLog
 from moco.run.options import as_dict, as_json
 from moco.run.provenance import git_state, machine
+from moco.world import World
 
 RESULT = "lincls.json"
 
@@ -58,20 +59,21 @@ RESULT = "lincls.json"
 def main(argv: list[str] | None = None) -> int:
     def run() -> int:
         options = parse_lincls(argv)
-        device = pick_device(options.device)
-        with distributed.session(device):
-            return probe(options, device)
+        world = World.launched()
+        device = pick_device(options.device, world)
+        with distributed.session(world, device):
+            return probe(options, world, device)
 
     return run_command(run)
 
 
-def probe(options: LinclsOptions, device: torch.device) -> int:
+def probe(options: LinclsOptions, world: World, device: torch.device) -> int:
     started = time.monotonic()
     resumed = classifier_to_resume(options)
     origin = resumed or (read_encoder(options.pretrained) if options.pretrained else None)
     options = resolve(options, origin, resumed is not None)
     if options.dry_run:
-        print(as_json(options)) if distributed.rank() == 0 else None
+        print(as_json(options)) if world.rank == 0 else None
         return EXIT_OK
     assert options.recipe and options.image_size and options.seed is not None  # resolved
     torch.manual_seed(options.seed)
@@ -104,13 +106,13 @@ def probe(options: LinclsOptions, device: torch.device) -> int:
     validation, held = features_of(val), features_of(held_out) if held_out else None
     if options.evaluate:
         top1, top5 = (float(percent[0]) for percent in accuracies(classifiers, *validation))
-        print(f"top-1 {top1:.2f}  top-5 {top5:.2f}  ({len(val)} images)") if distributed.rank() == 0 else None
+        print(f"top-1 {top1:.2f}  top-5 {top5:.2f}  ({len(val)} images)") if world.rank == 0 else None
         return EXIT_OK
 
     folder = Path(options.output_dir)
     about: dict[str, Any] = {"options": as_dict(options), "git": git_state(), "machine": machine(device)}
-    about["world_size"] = distributed.world_size()
-    with only_run_in(folder), RunLog(folder, rank=distributed.rank(), tensorboard=False) as log:
+    about["world_size"] = world.size
+    with only_run_in(folder), RunLog(folder, rank=world.rank, tensorboard=False) as log:
         greeting = "\n".join([
             model.note, *train.notes, *val.notes, kernels,
             f"{len(train)} images of {len(val.classes)} classes, {len(val)} to validate; {options.arch} at"

@@ -39,6 +39,7 @@ from moco.sentences.network import SentencePair
 from moco.sentences.sampler import held_out_count
 from moco.sentences.state import check, load_weights, vocabulary_of
 from moco.sentences.text import find_files
+from moco.world import World
 
 TRAINED, UNTRAINED, WORDS, MAJORITY = "trained encoders", "untrained encoders", "bag of words", "largest class"
 
@@ -149,10 +150,11 @@ def main(argv: list[str] | None = None) -> int:
 
     def run() -> int:
         options = parser.parse_args(argv)
-        device = pick_device(options.device)
-        with distributed.session(device):
+        world = World.launched()
+        device = pick_device(options.device, world)
+        with distributed.session(world, device):
             found = evaluate(options.checkpoint, options, device)
-            if distributed.rank() == 0:
+            if world.rank == 0:
                 if options.json:
                     write_json(options.json, found)
                 print(table(found))

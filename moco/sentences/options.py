@@ -10,7 +10,6 @@ import dataclasses
 import os
 from dataclasses import dataclass
 
-from moco import distributed
 from moco.errors import InputError
 from moco.losses.neighbours import NEIGHBOUR_WEIGHTS, NeighbourLoss
 from moco.losses.weighted import Across, OneProcess
@@ -18,6 +17,7 @@ from moco.run import flags
 from moco.run.options import at_least, check_seed, evaluation, positive, result, running
 from moco.run.saver import Every
 from moco.sentences.text import LAYOUTS
+from moco.world import World
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def parse_sentences(argv: list[str] | None = None, world_size: int | None = None
 
     world_size: the number of ranks that will train; default: of this process's start.
     """
-    world_size = distributed.world_size() if world_size is None else world_size
+    world_size = World.launched().size if world_size is None else world_size
     o = flags.parse(SentenceOptions, "Sentence encoders from plain text.", argv)
     if not o.data:
         raise InputError("say where the text is: plain-text files, or folders with .txt files")

@@ -39,24 +39,26 @@ from moco.sentences.sampler import WindowSampler, held_out_count
 from moco.sentences.state import check, restore, vocabulary_of
 from moco.sentences.step import TrainingStep
 from moco.sentences.vocabulary import FILE, Vocabulary, read_vocabulary
+from moco.world import World
 
 
 def main(argv: list[str] | None = None) -> int:
     def run() -> int:
-        options = parse_sentences(argv)
+        world = World.launched()
+        options = parse_sentences(argv, world.size)
         if options.dry_run:
             print(as_json(options))
             return EXIT_OK
-        device = pick_device(options.device)
+        device = pick_device(options.device, world)
         folder = Path(options.output_dir)
-        with distributed.session(device, options.rank_timeout), Preemption() as preemption, only_run_in(folder):
-            return train(options, device, preemption)
+        with distributed.session(world, device, options.rank_timeout), Preemption() as preemption, only_run_in(folder):
+            return train(options, world, device, preemption)
 
     return run_command(run)
 
 
-def train(options: SentenceOptions, device: torch.device, preemption: Preemption) -> int:
-    rank, world, folder = distributed.rank(), distributed.world_size(), Path(options.output_dir)
+def train(options: SentenceOptions, world: World, device: torch.device, preemption: Preemption) -> int:
+    folder = Path(options.output_dir)
 
     # What is there to go on from? A checkpoint that cannot be used ends here, before any text is read.
     path, notes = distributed.on_rank_0(lambda: resume.find(options.resume, folder))
@@ -93,11 +95,11 @@ def train(options: SentenceOptions, device: torch.device, preemption: Preemption
         notes += more
     del saved  # as large as model and optimiser
 
-    with RunLog(folder, rank=rank, tensorboard=options.tensorboard, wandb=options.wandb) as log:
+    with RunLog(folder, rank=world.rank, tensorboard=options.tensorboard, wandb=options.wandb) as log:
         about = (
             f"{len(training_text)} sentences to train on, {len(held_out)} held out, {len(vocabulary)} words;"
-            f" {len(sampler)} steps of {options.batch_size} an epoch, on {world} x {device.type}; --seed {seed}; output"
-            f" in {folder}"
+            f" {len(sampler)} steps of {options.batch_size} an epoch, on {world.size} x {device.type}; --seed {seed};"
+            f" output in {folder}"
         )
         begin_log(log, position, options, device, notes, (*about_text(text, options), kernels, about))
         return Training(

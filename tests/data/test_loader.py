@@ -28,6 +28,7 @@ from moco.data.sampler import Sampler
 from moco.data.source import ArrayPicture, ArraySource, Source
 from moco.data.threads import worker_count
 from moco.errors import InputError
+from moco.world import World, inside
 from tests.data.conftest import Photo
 
 N = 24
@@ -365,15 +366,14 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_workers_follow_affinity_and_local_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
     assert [worker_count(w) for w in (None, 0, 1, 5, 32)] == [12, 1, 1, 5, 12]
-    for name, value in {"RANK": "9", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "8"}.items():
-        monkeypatch.setenv(name, value)
-    assert worker_count(32) == 1
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "5")
-    assert loader(arrays(), workers=32).workers == 2
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
-    assert [worker_count(w) for w in (1, 3, 4, 7, 32)] == [1, 1, 2, 3, 4]  # of the node, as MoCo's -j
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "64")
-    assert worker_count() == 1
+    with inside(World(9, 16, local_rank=1, local_size=8)):
+        assert worker_count(32) == 1
+    with inside(World(9, 16, local_rank=1, local_size=5)):
+        assert loader(arrays(), workers=32).workers == 2
+    with inside(World(9, 16, local_rank=1, local_size=3)):
+        assert [worker_count(w) for w in (1, 3, 4, 7, 32)] == [1, 1, 2, 3, 4]  # of the node, as MoCo's -j
+    with inside(World(9, 64, local_rank=1, local_size=64)):
+        assert worker_count() == 1
 
 
 def test_a_sampler_of_another_data_set_is_a_mistake() -> None:

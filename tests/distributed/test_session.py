@@ -21,6 +21,7 @@ from moco.distributed.global_batch import GlobalBatch
 from moco.distributed.session import pick_device
 from moco.distributed.shuffle import RowShuffle
 from moco.errors import InputError
+from moco.world import World, inside
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = Path(__file__).with_name("worker.py")
@@ -81,21 +82,17 @@ def test_shares(n: int, world: int) -> None:
 @given(n=st.integers(0, 50), world=st.integers(1, 9))
 def test_shares_of_all_ranks_are_the_whole(n: int, world: int) -> None:
     whole: list[int] = []
-    with pytest.MonkeyPatch.context() as patch:
-        for rank in range(world):
-            patch.setenv("WORLD_SIZE", str(world))
-            patch.setenv("RANK", str(rank))
+    for rank in range(world):
+        with inside(World(rank, world)):
             whole += range(n)[distributed.share(n)]
     assert whole == list(range(n))
 
 
-def test_one_process_is_the_identity(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
+def test_one_process_is_the_identity() -> None:
     x = torch.randn(3, 2)
     thing: Any = object()
     assert (distributed.rank(), distributed.world_size()) == (0, 1)
-    assert (distributed.local_rank(), distributed.local_world_size()) == (0, 1)
+    assert distributed.local_world_size() == 1
     assert distributed.gather_rows(x).equal(x) and distributed.gather_rows(x, [3]).equal(x)
     for reduce in (distributed.all_reduce_sum, distributed.all_reduce_max):
         assert reduce(x).equal(x)
@@ -109,7 +106,7 @@ def test_one_process_is_the_identity(monkeypatch: pytest.MonkeyPatch) -> None:
     distributed.broadcast_buffers(layer)
     assert distributed.data_parallel(layer, torch.device("cpu")) is layer
     assert GlobalBatch().gather(x) == (x, 0) and GlobalBatch().logsumexp(x) is x
-    with distributed.session(torch.device("cpu")):
+    with distributed.session(World(), torch.device("cpu")):
         assert not torch.distributed.is_initialized()
 
 
@@ -121,17 +118,14 @@ def test_shuffle_of_one_process_is_a_permutation_too() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_cuda_without_a_gpu_says_what_to_do() -> None:
-    assert pick_device("auto") == pick_device("cpu") == torch.device("cpu")
+    assert pick_device("auto", World()) == pick_device("cpu", World()) == torch.device("cpu")
     with pytest.raises(InputError, match=r"sees no GPU; install a CUDA build of torch or pass --device cpu"):
-        pick_device("cuda")
+        pick_device("cuda", World())
 
 
 def test_more_ranks_than_gpus_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    for name, value in {"RANK": 10, "WORLD_SIZE": 16, "LOCAL_RANK": 2, "LOCAL_WORLD_SIZE": 8}.items():
-        monkeypatch.setenv(name, str(value))
     with pytest.raises(InputError, match=r"8 processes on this node but 2 GPUs; pass a smaller --nproc_per_node"):
-        pick_device("auto")
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert pick_device("auto") == torch.device("cuda", 1)
+        pick_device("auto", World(10, 16, local_rank=2, local_size=8))
+    assert pick_device("auto", World(9, 16, local_rank=1, local_size=8)) == torch.device("cuda", 1)

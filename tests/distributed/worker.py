@@ -46,6 +46,7 @@ from moco.pretrain.step import TrainingStep
 from moco.randomness import permutation
 from moco.run.meter import Meter
 from moco.run.options import DataOptions
+from moco.world import World, current, inside
 from tests.reliability.runs import free_port
 
 CPU = torch.device("cpu")
@@ -61,11 +62,8 @@ def check(work: Callable[[], None]) -> Callable[[], None]:
 
 @contextlib.contextmanager
 def one_process() -> Iterator[None]:
-    hidden = {name: os.environ.pop(name) for name in ("RANK", "WORLD_SIZE")}
-    try:
+    with inside(World()):
         yield
-    finally:
-        os.environ.update(hidden)
 
 
 def batches() -> list[list[int]]:
@@ -151,7 +149,7 @@ def sums_flags_and_objects() -> None:
     assert distributed.gather_objects(("rank", me)) == [("rank", r) for r in range(world)]
     assert distributed.shares(world + 1, world) == [2] + [1] * (world - 1)
     assert list(range(world + 1))[distributed.share(world + 1)] == ([0, 1] if me == 0 else [me + 1])
-    assert (distributed.local_rank(), distributed.local_world_size()) == (me, world)
+    assert current() == World(me, world, me, world)
     distributed.barrier()
 
 
@@ -610,7 +608,7 @@ def online_figures_are_those_of_one_process() -> None:
 
 def main(results: str) -> None:
     failures = {}
-    with distributed.session(CPU, timeout=100):
+    with distributed.session(World.launched(), CPU, timeout=100):
         for name, work in CHECKS.items():
             try:
                 work()

@@ -276,14 +276,11 @@ def test_data_are_asked_for(parse: Callable[[list[str]], Any]) -> None:
     assert parse(["--dataset", "digits"]).data is None
 
 
-def test_batch_must_reach_every_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "8")
+def test_batch_must_reach_every_rank() -> None:
     with pytest.raises(InputError, match="--batch-size 7 leaves some of 8 ranks"):
-        parse_pretrain(["folder", "-b", "7"])
-    assert parse_pretrain(["folder", "-b", "8"]).bn == "shuffle"
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    assert parse_pretrain(["folder", "-b", "7"]).bn == "split"
+        parse_pretrain(["folder", "-b", "7"], world_size=8)
+    assert parse_pretrain(["folder", "-b", "8"], world_size=8).bn == "shuffle"
+    assert parse_pretrain(["folder", "-b", "7"], world_size=1).bn == "split"
 
 
 @pytest.mark.parametrize(

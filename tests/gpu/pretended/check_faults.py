@@ -16,6 +16,7 @@ import moco.data.loader
 import moco.distributed.shuffle
 from moco.builder import MoCo
 from moco.distributed.collectives import cpu_group
+from moco.world import World
 from tests.gpu.pretended import trainer
 from tests.gpu.pretended.gpu import Gpu
 from tests.gpu.pretended.world import Call, disagreements
@@ -150,7 +151,7 @@ def test_collectives_that_nccl_refuses(patch: pytest.MonkeyPatch, tmp_path: Path
 
 def test_a_collective_after_the_end(patch: pytest.MonkeyPatch) -> None:
     with trainer.on_gpu(patch, world=8) as (gpu, _):
-        with moco.distributed.session(gpu.device):
+        with moco.distributed.session(World.launched(), gpu.device):
             pass
         with pytest.raises(ValueError, match="Default process group"):
             dist.all_reduce(torch.ones(1, device=gpu.device))

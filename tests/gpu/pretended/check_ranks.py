@@ -14,6 +14,7 @@ import moco.distributed
 from moco.builder import MoCo
 from moco.errors import EXIT_OK, EXIT_PREEMPTED
 from moco.run.preemption import Preemption
+from moco.world import World
 from tests.gpu.pretended import trainer
 from tests.gpu.pretended.world import Call, disagreements
 
@@ -97,7 +98,7 @@ def test_uneven_exchange_is_that_of_the_sizes(patch: pytest.MonkeyPatch) -> None
     """A rank that expects other numbers of rows than are sent to it would wait, or get another's rows."""
     calls = []
     for rank, (send, receive) in enumerate([([0, 2], [0, 1]), ([1, 0], [3, 0])]):
-        with trainer.on_gpu(patch, 2, rank) as (gpu, own), moco.distributed.session(gpu.device):
+        with trainer.on_gpu(patch, 2, rank) as (gpu, own), moco.distributed.session(World.launched(), gpu.device):
             x = torch.zeros((sum(send), 4), device=gpu.device)
             assert moco.distributed.exchange_rows(x, send, receive).shape == (sum(receive), 4)
         calls.append(list(own))

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import moco.distributed
+from moco.world import World, inside
 from tests.gpu.pretended.gpu import Gpu
 from tests.gpu.pretended.stand_ins import on_side_stream
 
@@ -101,7 +102,8 @@ def rank_of(world: int, rank: int, gpu: Gpu, patch: pytest.MonkeyPatch) -> Itera
         if world > 1:
             _pretend(here, gpu, calls)
         try:
-            yield calls
+            with inside(World.launched()):
+                yield calls
         finally:
             if dist.is_initialized():
                 dist.destroy_process_group()

@@ -1,0 +1,54 @@
+"""The place of this process among the ranks of a run. Imports no torch: every command reads it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class World:
+    """The ranks of a run and which of them this process is; one rank by default.
+
+    local_rank, local_size: the same among the ranks of this node.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+    @classmethod
+    def launched(cls) -> World:
+        """As torchrun started this process, or srun with torchrun's variables; one rank if neither did."""
+        if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+            return cls()
+        size = int(os.environ["WORLD_SIZE"])
+        return cls(
+            rank=int(os.environ["RANK"]),
+            size=size,
+            local_rank=int(os.environ.get("LOCAL_RANK", 0)),
+            local_size=int(os.environ.get("LOCAL_WORLD_SIZE", size)),
+        )
+
+
+_current = World()
+
+
+def current() -> World:
+    """The world of the code that calls: that of the process group it runs in, else one rank."""
+    return _current
+
+
+@contextlib.contextmanager
+def inside(world: World) -> Iterator[None]:
+    """Code in the block is of `world`."""
+    global _current
+    before = _current
+    _current = world
+    try:
+        yield
+    finally:
+        _current = before
