@@ -28,8 +28,9 @@ from moco.data.augment.recipes import find_recipe
 from moco.data.datasets import DATASETS, open_split
 from moco.data.source import Source, Subset
 from moco.evaluate.features import centre_crops, extract_features
-from moco.probe.model import Rows, build, stream_of
+from moco.probe.model import Rows, Setup, build
 from moco.probe.options import LinclsOptions, parse_lincls
+from moco.probe.protocols import protocol_of
 from moco.probe.saved import resolve
 from moco.probe.training import Probe, make_optimizer
 from moco.run.log import RunLog
@@ -37,14 +38,27 @@ from moco.run.log import RunLog
 EPOCHS = 100
 
 
+class KnownFeatures(Setup):
+    """Features that were computed before."""
+
+    known: Rows | None = None
+
+    def features_of(self, source: Source) -> Rows:
+        return self.known or super().features_of(source)
+
+
 def contender(
     options: LinclsOptions, source: Source, device: torch.device, folder: Path, features: Rows | None = None
 ) -> Callable[[], Any]:
     """One epoch of training as main_lincls.py does it. `features`: those of the images, where they are cached."""
     recipe = find_recipe(options.recipe or "")
-    model = build(options, None, recipe, source, len(source.classes), device)
-    stream = stream_of(options, recipe, source, model.network, device, lambda _: features or (torch.empty(0),) * 2)
-    optimizer, rates = make_optimizer(options, model.classifiers, None)
+    protocol = protocol_of(options)
+    settings = protocol.settings()
+    model = build(options, None, recipe, source, len(source.classes), len(settings), device)
+    setup = KnownFeatures(options, device, recipe, source, None, source, model)
+    setup.known = features
+    stream = protocol.stream(setup)
+    optimizer, rates = make_optimizer(options, settings, model.classifiers, None)
     silent = RunLog(folder, rank=1)
     probe = Probe(options, device, model.encoder, model.classifiers, None, optimizer, rates, stream, silent)
     return lambda: probe.one_epoch(0)
@@ -75,7 +89,7 @@ def main(argv: list[str] | None = None) -> None:
     timed = 64 if o.trial else min(o.images or total, total)
     part = Subset(train, np.linspace(0, total - 1, timed).astype(np.int64))
     recipe = find_recipe(plain.recipe or "")
-    network = build(plain, None, recipe, part, len(train.classes), device).network
+    network = build(plain, None, recipe, part, len(train.classes), 1, device).network
 
     def extract() -> Rows:
         crops = centre_crops(part, recipe, o.image_size, plain, device)
@@ -94,7 +108,7 @@ def main(argv: list[str] | None = None) -> None:
             "cached": contender(cached, part, device, folder, all_features),
         }
         times = alternate(contenders, 1 if o.trial else o.rounds, device, warm=1)
-    count, up = len(sweep.settings()), total / timed
+    count, up = len(protocol_of(sweep).settings()), total / timed
     rounds = list(zip(*(times[name] for name in contenders), strict=True))
     by_protocol = [count * EPOCHS * up * probe for probe, _, _, _ in rounds]
     at_once = [EPOCHS * up * one for _, one, _, _ in rounds]

@@ -1,28 +1,23 @@
-"""Builds a probe: encoder, features, classifiers and training batches."""
+"""Builds the model of a probe: encoder, features and classifiers."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from moco import distributed
 from moco.data.augment import Augment
 from moco.data.augment.recipes import Recipe
-from moco.data.loader import Loader
-from moco.data.sampler import Sampler
 from moco.data.source import Source
 from moco.encoders import build_encoder, classifier_name, trunk
-from moco.encoders.batchnorm import isolate_batchnorm
 from moco.encoders.files import EncoderFile, load_trunk
 from moco.errors import InputError
-from moco.evaluate.features import settle_batchnorm
+from moco.evaluate.features import centre_crops, extract_features, settle_batchnorm
 from moco.evaluate.layers import OUTPUT, TRUNK, Layers, load_projection
 from moco.probe.options import LinclsOptions
-from moco.probe.training import Cached, Classifiers, Crops, Stream
+from moco.probe.training import Classifiers
 
 Rows = tuple[Tensor, Tensor]  # features [n, d], labels [n]
 
@@ -43,10 +38,13 @@ def build(
     recipe: Recipe,
     train: Source,
     classes: int,
+    count: int,
     device: torch.device,
 ) -> Model:
-    """The encoder is loaded, frozen (but for --finetune) and in evaluation mode; classifiers are new and start as
-    MoCo's. On the trunk's features the first of them is the encoder's own."""
+    """The encoder, loaded, frozen and in evaluation mode, and `count` new classifiers.
+
+    Classifiers start as MoCo's. On the trunk's features the first of them is the encoder's own.
+    """
     assert options.arch and options.image_size  # resolved
     which = options.features_from
     encoder = build_encoder(
@@ -72,38 +70,24 @@ def build(
         note = f"{origin.path}: {origin.layout}, {loaded}"
     elif settle_batchnorm(encoder, train, recipe, options.image_size, options, device):
         note += ", with the BatchNorm statistics of the training images"
-    if options.finetune:
-        encoder.requires_grad_(True)
-        normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in encoder.modules())
-        if distributed.world_size() > 1 and normalised:
-            if device.type != "cuda":
-                raise InputError("--finetune of a network with BatchNorm takes one process on the CPU: start it alone")
-            encoder = isolate_batchnorm(encoder, "sync", 2, device)
-    classifiers = Classifiers([linear, *(copy.deepcopy(linear) for _ in options.settings()[1:])])
+    classifiers = Classifiers([linear, *(copy.deepcopy(linear) for _ in range(count - 1))])
     return Model(encoder, trunk(encoder) if which == TRUNK else layers, classifiers, note)
 
 
-def stream_of(
-    options: LinclsOptions, recipe: Recipe, source: Source, network: nn.Module, device: torch.device,
-    features_of: Callable[[Source], Rows],
-) -> Stream:  # fmt: skip
-    """The inputs of training: augmented crops through the network, images for --finetune, or cached features."""
-    assert options.image_size and options.seed is not None  # resolved
+@dataclass
+class Setup:
+    """What every protocol works on. `fit` and `val`: the images to train and to validate on."""
 
-    def sampler(n: int) -> Sampler:
-        return Sampler(
-            n, options.batch_size, options.seed or 0,
-            drop_last=options.finetune,  # a last batch of one image would have no BatchNorm statistics
-            rank=distributed.rank(), world_size=distributed.world_size(),
-        )  # fmt: skip
+    options: LinclsOptions
+    device: torch.device
+    recipe: Recipe
+    fit: Source
+    held_out: Source | None
+    val: Source
+    model: Model
 
-    if options.cached:
-        x, labels = features_of(source)
-        return Cached(x, labels, sampler(len(x)))
-    augmentations = recipe.for_probe()
-    loader = Loader(
-        source, sampler(len(source)), size=options.image_size, views=1,
-        scale=augmentations.scale, ratio=augmentations.ratio, workers=options.workers, device=device,
-        seed=options.seed, skip_bad_images=options.skip_bad_images,
-    )  # fmt: skip
-    return Crops(loader, Augment(augmentations, options.seed), None if options.finetune else network)
+    def features_of(self, source: Source) -> Rows:
+        """Features of the centre crops, without augmentation."""
+        assert self.options.image_size and self.options.seed is not None  # resolved
+        crops = centre_crops(source, self.recipe, self.options.image_size, self.options, self.device)
+        return extract_features(self.model.network, crops, Augment(self.recipe.for_evaluation(), self.options.seed))

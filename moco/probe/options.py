@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import product
 
 from moco.data.augment.recipes import RECIPES
 from moco.encoders import check_arch
@@ -62,34 +61,9 @@ class LinclsOptions(CommonOptions):
     resume: str | None = running(None, "checkpoint of the linear classifier to go on from")
 
     @property
-    def protocol(self) -> str:
-        """moco, sweep, cached, cached sweep or finetune."""
-        if self.finetune:
-            return "finetune"
-        return " ".join(name for name, on in (("cached", self.cached), ("sweep", self.sweep)) if on) or "moco"
-
-    @property
     def solved(self) -> bool:
         """Whether there is nothing to train epoch by epoch: logistic regression to its optimum."""
         return self.cached and not self.sweep
-
-    def in_words(self) -> str:
-        """The training protocol in words, for the log."""
-        scale = self.batch_size / 256
-        if self.solved:
-            return "logistic regression on cached features"
-        if self.sweep:
-            return f"{len(self.settings())} classifiers{' on cached features' * self.cached}"
-        if self.finetune:
-            rates = [f"{lr:g} x {self.batch_size}/256 = {lr * scale:g}" for lr in (self.trunk_lr, self.head_lr)]
-            return f"learning rates {rates[0]} (trunk) and {rates[1]} (classifier)"
-        return f"learning rate {self.lr:g} x {self.batch_size}/256 = {self.lr * scale:g}"
-
-    def settings(self) -> list[tuple[float, float]]:
-        """(learning rate per 256 images, weight decay) of each classifier."""
-        if self.sweep:
-            return list(product(self.sweep_lrs, self.sweep_wds))
-        return [(self.head_lr if self.finetune else self.lr, self.weight_decay)]
 
 
 def _unread(o: LinclsOptions) -> dict[str, str]:

@@ -124,14 +124,17 @@ def check_unchanged(before: dict[str, Tensor], now: dict[str, Tensor]) -> None:
 
 
 def make_optimizer(
-    options: LinclsOptions, classifiers: Classifiers, trunk: nn.Module | None
+    options: LinclsOptions, settings: Sequence[tuple[float, float]], classifiers: Classifiers, trunk: nn.Module | None
 ) -> tuple[torch.optim.Optimizer, list[float]]:
-    """The optimiser, a group for each classifier and then for `trunk` if it trains; and the groups' learning rates."""
+    """The optimiser, a group for each classifier and then for `trunk` if it trains; and the groups' learning rates.
+
+    settings: (learning rate per 256 images, weight decay) of each classifier.
+    """
     scale = options.batch_size / 256
-    rates = [scale * lr for lr, _ in options.settings()]
+    rates = [scale * lr for lr, _ in settings]
     groups = [
         {"params": list(linear.parameters()), "lr": rate, "weight_decay": decay}
-        for linear, rate, (_, decay) in zip(classifiers.linears, rates, options.settings(), strict=True)
+        for linear, rate, (_, decay) in zip(classifiers.linears, rates, settings, strict=True)
     ]
     if trunk is not None:
         rates.append(scale * options.trunk_lr)
@@ -159,6 +162,11 @@ class Probe:
     def __post_init__(self) -> None:
         model = self.classifiers if self.trunk is None else nn.Sequential(self.trunk, self.classifiers)
         self.parallel = distributed.data_parallel(model, self.device)
+
+    def percent(self, validation: tuple[Tensor, Tensor]) -> tuple[float, float]:
+        """(top-1, top-5) of the chosen classifier on features [n, d] and labels [n], in percent."""
+        top1, top5 = accuracies(self.classifiers, *validation)
+        return float(top1[self.chosen]), float(top5[self.chosen])
 
     def one_epoch(self, epoch: int) -> None:
         """Waits for the device every `print_freq` steps only. Ranks may hold uneven parts of a batch, or none.

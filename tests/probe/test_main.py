@@ -25,6 +25,7 @@ from moco.data.sampler import Sampler
 from moco.encoders import build_encoder, trunk
 from moco.errors import EXIT_INPUT, EXIT_NUMERICS, EXIT_OK
 from moco.probe import __main__ as main_lincls
+from moco.probe.training import Probe
 from moco.run import checkpoint
 from moco.run.log import read_log
 
@@ -203,13 +204,13 @@ def test_options_come_from_the_pretraining_of_the_same_data_set(
 def test_a_trunk_that_changes_is_noticed(
     images: Path, pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train = main_lincls.Probe.one_epoch
+    train = Probe.one_epoch
 
-    def leaky(self: main_lincls.Probe, epoch: int) -> None:
+    def leaky(self: Probe, epoch: int) -> None:
         train(self, epoch)
         self.encoder.features[1].running_var.mul_(1.001)  # type: ignore[index, union-attr]
 
-    monkeypatch.setattr(main_lincls.Probe, "one_epoch", leaky)
+    monkeypatch.setattr(Probe, "one_epoch", leaky)
     words = arguments(images, pretrained=pretrained, output_dir=tmp_path / "out")
     assert main_lincls.main(words) == EXIT_NUMERICS
     assert "features.1.running_var changed" in capsys.readouterr().err

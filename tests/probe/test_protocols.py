@@ -19,7 +19,7 @@ from moco.encoders import build_encoder, trunk
 from moco.encoders.files import read_encoder
 from moco.errors import EXIT_INPUT, EXIT_OK
 from moco.export.__main__ import prepare
-from moco.probe import __main__ as main_lincls
+from moco.probe import __main__ as main_lincls, protocols
 from moco.run.lock import RunLock
 from moco.run.log import read_log
 from moco.run.options import DataOptions
@@ -156,15 +156,15 @@ def test_the_outputs_are_classified_as_the_loss_sees_them(
     images: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seen: dict[str, torch.Tensor] = {}
-    solve = main_lincls.solve
-    monkeypatch.setattr(main_lincls, "solve", lambda x, *rest: (seen.update(x=x), solve(x, *rest))[1])
+    solve = protocols.solve
+    monkeypatch.setattr(protocols, "solve", lambda x, *rest: (seen.update(x=x), solve(x, *rest))[1])
     found = run(images, tmp_path / "out", pretrained=pretrained, cached=True, features_from="output")
     monkeypatch.undo()
     network = build_encoder("smallcnn", 6).eval()
     network.load_state_dict(pretrained_state())
     frozen: list[torch.Tensor] = []
     run(images, tmp_path / "trunk", pretrained=pretrained, cached=True)
-    monkeypatch.setattr(main_lincls, "solve", lambda x, *rest: (frozen.append(x), solve(x, *rest))[1])
+    monkeypatch.setattr(protocols, "solve", lambda x, *rest: (frozen.append(x), solve(x, *rest))[1])
     run(images, tmp_path / "again", pretrained=pretrained, cached=True)
     with torch.no_grad():
         torch.testing.assert_close(seen["x"], normalize(network.fc(frozen[0]), dim=1))  # type: ignore[operator]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from moco.data.sampler import Sampler
 from moco.errors import NumericsError
 from moco.probe.options import LinclsOptions, parse_lincls
+from moco.probe.protocols import protocol_of
 from moco.probe.training import Cached, Classifiers, Probe, accuracies, make_optimizer
 from moco.run.log import RunLog
 
@@ -39,7 +40,7 @@ def options(*words: str) -> LinclsOptions:
 
 def train(o: LinclsOptions, classifiers: Classifiers, folder: Path) -> Probe:
     x, y = data()
-    optimizer, rates = make_optimizer(o, classifiers, None)
+    optimizer, rates = make_optimizer(o, protocol_of(o).settings(), classifiers, None)
     sampler = Sampler(len(x), o.batch_size, 4, drop_last=False)
     with RunLog(folder, rank=0, tensorboard=False) as log:
         probe = Probe(o, CPU, nn.Identity(), classifiers, None, optimizer, rates, Cached(x, y, sampler), log)
@@ -68,9 +69,9 @@ def alone(linear: nn.Linear, lr: float, decay: float, momentum: float, drop: flo
 def test_each_classifier_trains_as_if_it_were_alone(tmp_path: Path) -> None:
     o = options("--sweep", "--sweep-lrs", "1", "30", "--sweep-wds", "0", "0.1", "--lr-drop", "0.2")
     start, trained = linears(1)[0], Classifiers([linears(1)[0] for _ in range(4)])
-    assert o.settings() == [(1, 0), (1, 0.1), (30, 0), (30, 0.1)]
+    assert protocol_of(o).settings() == [(1, 0), (1, 0.1), (30, 0), (30, 0.1)]
     train(o, trained, tmp_path)
-    for linear, (lr, decay) in zip(trained.linears, o.settings(), strict=True):
+    for linear, (lr, decay) in zip(trained.linears, protocol_of(o).settings(), strict=True):
         weight, bias = alone(start, lr, decay, momentum=0.9, drop=0.2)
         torch.testing.assert_close(linear.weight.detach(), weight)
         torch.testing.assert_close(linear.bias.detach(), bias)

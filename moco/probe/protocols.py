@@ -1,0 +1,267 @@
+"""The protocols: how a probe's classifiers come to be. `protocol_of` picks the object that the options ask for."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from itertools import product
+from typing import Any
+
+from torch import Tensor, nn
+
+from moco import distributed
+from moco.data.augment import Augment
+from moco.data.loader import Loader
+from moco.data.sampler import Sampler
+from moco.data.source import Source, hold_out
+from moco.encoders import trunk
+from moco.encoders.batchnorm import isolate_batchnorm
+from moco.encoders.files import EncoderFile
+from moco.errors import InputError
+from moco.probe.logistic import five_nearest, solve
+from moco.probe.model import Model, Rows, Setup
+from moco.probe.options import LinclsOptions
+from moco.probe.saved import BEST, LAST, Best, restore_classifiers, restore_progress, save
+from moco.probe.training import Cached, Classifiers, Crops, Probe, Stream, accuracies, check_unchanged, make_optimizer
+from moco.run.log import RunLog
+
+
+class Linear:
+    """MoCo's protocol: one classifier, trained by epochs on frozen features of augmented crops.
+
+    He et al. 2020, section 4.1. The other protocols that train by epochs replace single methods.
+    """
+
+    name = "moco"
+    drop_last = False
+
+    def __init__(self, options: LinclsOptions) -> None:
+        self.options = options
+
+    def settings(self) -> list[tuple[float, float]]:
+        """(learning rate per 256 images, weight decay) of each classifier."""
+        return [(self.options.lr, self.options.weight_decay)]
+
+    def in_words(self) -> str:
+        """What is trained, for the log."""
+        return f"learning rate {self._scaled(self.options.lr)}"
+
+    def split(self, train: Source) -> tuple[Source, Source | None]:
+        """The images to train on, and those to choose a classifier by, if there are several."""
+        return train, None
+
+    def prepare(self, model: Model) -> Model:
+        """The model as it is trained; it comes frozen."""
+        return model
+
+    def restore(self, model: Model, resumed: EncoderFile) -> None:
+        """Puts back the classifiers of a checkpoint. InputError if their shapes differ."""
+        restore_classifiers(model.encoder, model.classifiers, resumed, self.options.features_from)
+
+    def stream(self, setup: Setup) -> Stream:
+        """The inputs of training. Here augmented crops, which go through the frozen network."""
+        return self._crops(setup, setup.model.network)
+
+    def run(
+        self, setup: Setup, validation: Rows, resumed: EncoderFile | None, log: RunLog, about: dict[str, Any], said: str
+    ) -> tuple[Best, dict[str, Any]]:
+        """Trains, validates and saves by epochs. Returns the best epoch and what goes into the result file.
+
+        validation: features of the validation images. about and said: for the beginning of the log.
+        """
+        options, model, stream = self.options, setup.model, self.stream(setup)
+        optimizer, rates = make_optimizer(options, self.settings(), model.classifiers, self._trained(model))
+        training = Probe(
+            options, setup.device, model.encoder, model.classifiers, self._trained(model), optimizer, rates, stream, log
+        )
+        start, best = options.start_epoch, Best()
+        if resumed:
+            start, best, training.chosen = restore_progress(optimizer, resumed)
+        log.cut_back(start * stream.sampler.steps)
+        log.start(about, epoch=start, global_step=start * stream.sampler.steps)
+        log.say(said)
+        held_out = setup.features_of(setup.held_out) if setup.held_out else None
+        for epoch in range(start, options.epochs):
+            before = copy.deepcopy(self._frozen(model)) if epoch == start else {}
+            training.one_epoch(epoch)
+            check_unchanged(before, self._frozen(model))
+            best = self._after_epoch(training, epoch, best, self._features(setup, validation), held_out, setup.val)
+        top1, top5 = training.percent(self._features(setup, validation))
+        result = {"top1": top1, "top5": top5, "epochs": max(start, options.epochs)}
+        return best, result | (self._choice(training, held_out) if held_out else {})
+
+    def _after_epoch(
+        self, training: Probe, epoch: int, best: Best, validation: Rows, held_out: Rows | None, val: Source
+    ) -> Best:
+        """Validates and saves after the 0-based `epoch`. Returns the best epoch up to here."""
+        figures: dict[str, float] = {}
+        if held_out:
+            of_each = accuracies(training.classifiers, *held_out)[0]
+            training.chosen = int(of_each.argmax())
+            figures["held_out_acc1"] = float(of_each[training.chosen])
+        top1, top5 = training.percent(validation)
+        figures |= {"val_acc1": top1, "val_acc5": top5}
+        training.log.eval(figures, epoch=epoch, global_step=(epoch + 1) * training.stream.sampler.steps)
+        score = figures.get("held_out_acc1", top1)
+        better = score > best.score
+        if better:
+            best = Best(top1, top5, epoch + 1, score)
+        training.log.sync()
+        save(
+            self.options, training.encoder, training.classifiers, training.chosen, training.optimizer, epoch + 1, best,
+            val.classes, [LAST, BEST] if better else [LAST],
+        )  # fmt: skip
+        return best
+
+    def _choice(self, training: Probe, held_out: Rows) -> dict[str, Any]:
+        """Which of several classifiers was chosen, for the result file and the log."""
+        settings = self.settings()
+        lr, decay = settings[training.chosen]
+        of_each = accuracies(training.classifiers, *held_out)[0].tolist()
+        training.log.say(
+            f"chosen on held-out training images: learning rate {lr:g} per 256, weight decay {decay:g}"
+            f" ({of_each[training.chosen]:.2f} there)"
+        )
+        tried = [
+            {"lr": lr, "weight_decay": decay, "held_out_top1": percent}
+            for (lr, decay), percent in zip(settings, of_each, strict=True)
+        ]
+        return {"lr": lr, "weight_decay": decay, "sweep": tried}
+
+    def _trained(self, model: Model) -> nn.Module | None:
+        """The trunk, if it is trained too."""
+        return None
+
+    def _frozen(self, model: Model) -> dict[str, Tensor]:
+        """What training must not change."""
+        return model.network.state_dict()
+
+    def _features(self, setup: Setup, validation: Rows) -> Rows:
+        """Features of the validation images after an epoch: of a frozen network always the same."""
+        return validation
+
+    def _crops(self, setup: Setup, network: nn.Module | None) -> Crops:
+        options, augmentations = self.options, setup.recipe.for_probe()
+        assert options.image_size and options.seed is not None  # resolved
+        loader = Loader(
+            setup.fit, self._sampler(len(setup.fit)), size=options.image_size, views=1,
+            scale=augmentations.scale, ratio=augmentations.ratio, workers=options.workers, device=setup.device,
+            seed=options.seed, skip_bad_images=options.skip_bad_images,
+        )  # fmt: skip
+        return Crops(loader, Augment(augmentations, options.seed), network)
+
+    def _sampler(self, n: int) -> Sampler:
+        options, rank, world_size = self.options, distributed.rank(), distributed.world_size()
+        return Sampler(
+            n, options.batch_size, options.seed or 0, drop_last=self.drop_last, rank=rank, world_size=world_size
+        )
+
+    def _scaled(self, lr: float) -> str:
+        return f"{lr:g} x {self.options.batch_size}/256 = {lr * self.options.batch_size / 256:g}"
+
+
+class Sweep(Linear):
+    """Many classifiers at once, each with its own learning rate and weight decay.
+
+    The best on held-out training images is the result.
+    """
+
+    name = "sweep"
+
+    def settings(self) -> list[tuple[float, float]]:
+        return list(product(self.options.sweep_lrs, self.options.sweep_wds))
+
+    def in_words(self) -> str:
+        return f"{len(self.settings())} classifiers"
+
+    def split(self, train: Source) -> tuple[Source, Source | None]:
+        return hold_out(train, self.options.held_out, self.options.seed or 0)
+
+
+class CachedSweep(Sweep):
+    """The same on features that are computed once, without augmentation."""
+
+    name = "cached sweep"
+
+    def in_words(self) -> str:
+        return f"{super().in_words()} on cached features"
+
+    def stream(self, setup: Setup) -> Stream:
+        features, labels = setup.features_of(setup.fit)
+        return Cached(features, labels, self._sampler(len(features)))
+
+
+class Finetune(Linear):
+    """The encoder is trained too, with a learning rate of its own."""
+
+    name = "finetune"
+    drop_last = True  # a last batch of one image would have no BatchNorm statistics
+
+    def settings(self) -> list[tuple[float, float]]:
+        return [(self.options.head_lr, self.options.weight_decay)]
+
+    def in_words(self) -> str:
+        o = self.options
+        return f"learning rates {self._scaled(o.trunk_lr)} (trunk) and {self._scaled(o.head_lr)} (classifier)"
+
+    def prepare(self, model: Model) -> Model:
+        encoder = model.encoder.requires_grad_(True)
+        device = next(encoder.parameters()).device
+        normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in encoder.modules())
+        if distributed.world_size() > 1 and normalised:
+            if device.type != "cuda":
+                raise InputError("--finetune of a network with BatchNorm takes one process on the CPU: start it alone")
+            encoder = isolate_batchnorm(encoder, "sync", 2, device)
+        return dataclasses.replace(model, encoder=encoder, network=trunk(encoder))
+
+    def stream(self, setup: Setup) -> Stream:
+        return self._crops(setup, None)
+
+    def _trained(self, model: Model) -> nn.Module | None:
+        return model.network
+
+    def _frozen(self, model: Model) -> dict[str, Tensor]:
+        return {}
+
+    def _features(self, setup: Setup, validation: Rows) -> Rows:
+        return setup.features_of(setup.val)
+
+
+class Solved(Linear):
+    """Logistic regression on features computed once, solved to its optimum: no epochs."""
+
+    name = "cached"
+
+    def in_words(self) -> str:
+        return "logistic regression on cached features"
+
+    def restore(self, model: Model, resumed: EncoderFile) -> None:
+        """Nothing: it is solved again."""
+
+    def run(
+        self, setup: Setup, validation: Rows, resumed: EncoderFile | None, log: RunLog, about: dict[str, Any], said: str
+    ) -> tuple[Best, dict[str, Any]]:
+        """Solves anew, whatever there is to resume. Returns the other figures of the STL-10 protocol too."""
+        log.start(about)
+        log.say(said)
+        options, classes = self.options, setup.val.classes
+        bank = setup.features_of(setup.fit)
+        found = solve(*bank, len(classes), options.folds, options.seed or 0)
+        classifiers = Classifiers([found.linear])
+        top1, top5 = (float(percent[0]) for percent in accuracies(classifiers, *validation))
+        best = Best(top1, top5)
+        save(options, setup.model.encoder, classifiers, 0, None, 0, best, classes, [LAST, BEST])
+        return best, {
+            "top1": top1, "top5": top5, "epochs": 0, "penalty": found.penalty, "cv_top1": found.cv_top1,
+            "cv_top1_std": found.cv_top1_std, "knn5_top1": five_nearest(*bank, *validation, len(classes)),
+            "held_out_top1": {f"{penalty:g}": percent for penalty, percent in found.held_out.items()},
+        }  # fmt: skip
+
+
+def protocol_of(options: LinclsOptions) -> Linear:
+    """The protocol that the options ask for."""
+    if options.finetune:
+        return Finetune(options)
+    if options.cached:
+        return CachedSweep(options) if options.sweep else Solved(options)
+    return Sweep(options) if options.sweep else Linear(options)
