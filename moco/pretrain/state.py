@@ -115,7 +115,7 @@ def _fitting_weights(
     weights = {name.removeprefix("module."): value for name, value in state["state_dict"].items()}
     stateless = [name for name in STATELESS if weights.pop(name, None) is not None]
     wanted = step.moco.state_dict()
-    if "queue" in weights and weights["queue"].shape != wanted["queue"].shape:
+    if "queue" in weights and weights["queue"].dim() == 2 and weights["queue"].shape != wanted["queue"].shape:
         dim, length = weights["queue"].shape
         raise InputError(f"{path} was trained with --moco-dim {dim} --moco-k {length}; pass the same to resume it")
     odd = sorted(
