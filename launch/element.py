@@ -67,7 +67,7 @@ class Element(Job):
         row: dict[str, Any] = {}
         for record in read_log(self.place / "pretrain" / "log.jsonl"):
             if record["kind"] == "epoch":
-                row["loss"] = record["loss"]
+                row["train_loss"] = record["loss"]  # `loss` is the option, which a sweep may vary
             elif record["kind"] == "eval":
                 row |= {name: value for name, value in record.items() if name.startswith(("knn_", "val_"))}
             elif record["kind"] == "start":
@@ -85,6 +85,8 @@ def gather(folder: Path) -> Path:
     for place in (folder / "elements" / id for id in order):
         if (place / ROW).exists():
             row, swept = (json.loads((place / name).read_text()) for name in (ROW, DESCRIPTION))
+            if "loss" in row:  # of an element before version 0.2
+                row["train_loss"] = row.pop("loss")
             rows.append({"id": place.name, **swept["swept"], **row})
     columns = list(dict.fromkeys(name for row in rows for name in row))
     target = folder / "results.csv"

@@ -163,13 +163,13 @@ def test_sentence_encoders_are_swept_and_shown(tmp_path: Path) -> None:
 
 
 def test_a_table_has_a_column_for_whatever_an_element_has(tmp_path: Path) -> None:
-    rows = {"a": {"loss": 1.0}, "b": {"loss": 2.0, "lincls_top1": 50.0}}
+    rows = {"a": {"loss": 1.0}, "b": {"train_loss": 2.0, "lincls_top1": 50.0}}  # a: written by an earlier version
     for (name, row), t in zip(rows.items(), (0.1, "0:1,2:3"), strict=True):
-        write_json(tmp_path / "elements" / name / "element.json", {"swept": {"moco_t": t}})
+        write_json(tmp_path / "elements" / name / "element.json", {"swept": {"loss": "hard", "moco_t": t}})
         write_json(tmp_path / "elements" / name / "row.json", row)
     write_json(tmp_path / "sweep.json", {"elements": ["b", "a", "not there yet"]})
     assert element.gather(tmp_path).read_text().splitlines() == [
-        "id,moco_t,loss,lincls_top1", 'b,"0:1,2:3",2.0,50.0', "a,0.1,1.0,"
+        "id,loss,moco_t,train_loss,lincls_top1", 'b,hard,"0:1,2:3",2.0,50.0', "a,hard,0.1,1.0,"
     ]  # fmt: skip
 
 
