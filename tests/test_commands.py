@@ -38,6 +38,8 @@ from moco.pretrain.options import PretrainOptions, parse_pretrain
 from moco.probe.__main__ import main as probe
 from moco.probe.options import LinclsOptions, parse_lincls
 from moco.report.__main__ import main as report
+from moco.sentences.options import SentenceOptions, parse_sentences
+from moco.sentences.train import main as sentences
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -151,6 +153,10 @@ REFUSED = [
     (pretrain, f"{DIGITS} --cos --schedule 1 2", "--schedule is not read with --cos"),
     (pretrain, f"{DIGITS} --aug-plus --recipe v1", "--aug-plus is not read with --recipe v1"),
     (pretrain, f"{DIGITS} --bn local --bn-group-size 7", "--bn-group-size is not read with --bn local"),
+    (pretrain, f"{DIGITS} --keep-every 5", "--keep-every is not read with --keep-last 0"),
+    (pretrain, f"{DIGITS} --knn-k 5", "--knn-k is not read with --eval-freq 0"),
+    (sentences, "novels --folds 5", "--folds is not read with training alone, without --classify"),
+    (sentences, "novels --keep-every 5", "--keep-every is not read with --keep-last 0"),
     (pretrain, f"{DIGITS} --start-epoch 5", "--start-epoch 5 is past the last of 1 epochs"),
     (pretrain, f"{DIGITS} --schedule -3 -2", "--schedule takes epochs from 0 on, not -3 -2"),
     (pretrain, f"{DIGITS} --epochs 99999999999999999999", "--epochs must be below 2^31"),
@@ -215,13 +221,20 @@ PARSERS: dict[str, Callable[[list[str]], object]] = {
     "pretrain": parse_pretrain,
     "probe": parse_lincls,
     "evaluate": parse_evaluate,
+    "sentences": parse_sentences,
 }
-OPTIONS = {"pretrain": PretrainOptions, "probe": LinclsOptions, "evaluate": EvaluateOptions}
+OPTIONS = {
+    "pretrain": PretrainOptions,
+    "probe": LinclsOptions,
+    "evaluate": EvaluateOptions,
+    "sentences": SentenceOptions,
+}
 
 
 @pytest.mark.parametrize("command", PARSERS)
 def test_any_value_of_any_option_is_taken_or_refused_in_a_sentence(command: str) -> None:
-    start = ["--dataset", "digits", *(["checkpoint"] if command == "evaluate" else [])]
+    start = ["novels"] if command == "sentences" else ["--dataset", "digits"]
+    start += ["checkpoint"] if command == "evaluate" else []
     names = [field.name for field in dataclasses.fields(OPTIONS[command]) if field.metadata["names"] is not None]
     for name in names:
         for value in NASTY:

@@ -200,6 +200,10 @@ def _unread(o: ResolvedPretrainOptions, bn: str | None) -> dict[str, str]:
         unread["aug_plus"] = f"--recipe {o.recipe}"
     if bn not in (None, "split"):  # the default depends on the number of ranks, a command should not
         unread["bn_group_size"] = f"--bn {bn}"
+    if not o.keep_last:
+        unread["keep_every"] = "--keep-last 0, which keeps every epoch's checkpoint"
+    if o.eval_freq == 0:
+        unread |= dict.fromkeys(("knn_k", "knn_t"), "--eval-freq 0")
     return unread
 
 
