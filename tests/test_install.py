@@ -7,11 +7,15 @@ import re
 import shutil
 import subprocess
 import sys
-import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pytest needs it there
 
 ROOT = Path(__file__).resolve().parent.parent
 APT_LINE = "apt-get update && apt-get install -y --no-install-recommends"
