@@ -102,7 +102,7 @@ def findings(encoders: Sequence[Encoder]) -> list[str]:
         worst = min(rated, key=lambda one: one.measured[measure])
         row = LOGGED[measure]
         ends = [f"{number(round(one.measured[measure], row.digits))} ({one.name})" for one in (best, worst)]
-        lowest = f"; lowest: {ends[1]}" if len(rated) > 1 else ""
+        lowest = f"; lowest: {ends[1]}" if worst.measured[measure] < best.measured[measure] else ""
         lines.append(f"Highest {row.heading}: {ends[0]}{lowest}.")
     else:
         lines.append("No run has an accuracy yet.")
