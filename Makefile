@@ -29,7 +29,7 @@ quick: ## lint, and the tests of losses, metrics, queue, step, options: under a 
 OLDEST := .oldest/bin/python
 test-oldest: ## the tests on the oldest set that pyproject.toml allows, in an environment of its own (PYTHON=python3.10)
 	@[ -x $(OLDEST) ] || $(or $(PYTHON),python3) -m venv .oldest
-	@$(OLDEST) -m pip install -q -r requirements-oldest.txt pytest pytest-timeout pytest-xdist hypothesis setuptools
+	@$(OLDEST) -m pip install -q -r requirements-oldest.txt 'pytest>=9' pytest-timeout pytest-xdist hypothesis 'setuptools>=77'
 	@OMP_NUM_THREADS=1 $(OLDEST) -m pytest $(ARGS)
 
 lint: install-dev ## ruff: style, imports, likely bugs

@@ -14,6 +14,7 @@ import pytest
 import main_lincls
 import main_moco
 from moco.evaluate import __main__ as evaluate
+from moco.pretrain.options import parse_pretrain
 from moco.probe.options import parse_lincls
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,6 +56,17 @@ def test_links_and_files_exist(page: Path) -> None:
         assert "://" in link or (page.parent / link).exists(), link
     for script in re.findall(r"python ((?:examples/|benchmarks/|main_)\w+\.py)", text):
         assert (ROOT / script).exists(), script
+
+
+@pytest.mark.parametrize("page", ["moco", "lightly", "solo-learn"])
+def test_commands_for_those_who_come_from_elsewhere(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / f"docs/coming-from-{page}.md").read_text()
+    ours = "\n".join(line.split(" | ")[-1].strip("| ") if line.startswith("|") else line for line in text.splitlines())
+    found = re.findall(r"(?:torchrun --nproc_per_node=\d+|python) main_(moco|lincls)\.py ([^`\n]+)", ours)
+    assert found
+    for program, words in found:
+        (parse_pretrain if program == "moco" else parse_lincls)(words.replace("... ", "").split())
 
 
 def test_every_page_is_in_the_sites_navigation() -> None:
