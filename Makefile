@@ -2,11 +2,11 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help quickstart house bits test lint types pytest reliability soak test-slurm bench bench-gpu peers docs install install-dev clean distclean
+.PHONY: help quickstart house bits test quick test-oldest lint types pytest reliability soak test-slurm bench bench-gpu peers docs dist install install-dev clean distclean
 
 PY := .venv/bin/python
-CODE := moco tests examples $(wildcard main_moco.py main_lincls.py launch benchmarks)
-TYPED := moco $(wildcard main_moco.py main_lincls.py) examples launch
+CODE := moco tests examples hubconf.py $(wildcard main_moco.py main_lincls.py launch benchmarks docs/site.py)
+TYPED := moco hubconf.py $(wildcard main_moco.py main_lincls.py) examples launch
 # Extra arguments, as in: make pytest ARGS="-k queue -x"
 ARGS ?=
 
@@ -18,6 +18,19 @@ quickstart: install ## install, pretrain on the digits with both heads, probe th
 	@$(PY) examples/quickstart.py $(ARGS)
 
 test: lint types pytest ## install, then everything that needs no GPU: lint, types, tests
+
+# For the inner loop, from an environment that is there already: what has one process, is fast, and is often broken.
+QUICK := tests/losses tests/metrics tests/test_builder.py tests/test_randomness.py tests/test_schedules.py tests/test_layout.py \
+  tests/pretrain/test_step.py tests/pretrain/test_options.py tests/run/test_files.py
+quick: ## lint, and the tests of losses, metrics, queue, step, options: under a minute
+	@$(PY) -m ruff check $(CODE)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q --durations=0 --durations-min=5 -m "not slow" $(QUICK) $(ARGS)
+
+OLDEST := .oldest/bin/python
+test-oldest: ## the tests on the oldest set that pyproject.toml allows, in an environment of its own (PYTHON=python3.10)
+	@[ -x $(OLDEST) ] || $(or $(PYTHON),python3) -m venv .oldest
+	@$(OLDEST) -m pip install -q -r requirements-oldest.txt 'pytest>=9' pytest-timeout pytest-xdist hypothesis 'setuptools>=77'
+	@OMP_NUM_THREADS=1 $(OLDEST) -m pytest $(ARGS)
 
 lint: install-dev ## ruff: style, imports, likely bugs
 	@$(PY) -m ruff check $(CODE)
@@ -68,8 +81,20 @@ bench-gpu: ## the same on one GPU, within ten minutes
 peers: install ## make .peers, with the libraries that make bench compares with
 	@benchmarks/peers.sh
 
-docs: install-dev ## the API reference, from the docstrings, into build/docs
-	@$(PY) -m pdoc -o build/docs moco !moco._torchvision_ops !moco._moved
+# Their tools are in an environment of their own, .tools: nobody who trains needs them.
+TOOLS := .tools/bin/python
+.tools/installed: requirements-docs.txt
+	@[ -x $(TOOLS) ] || $(or $(PYTHON),python3) -m venv .tools
+	@$(TOOLS) -m pip install -q -r requirements-docs.txt
+	@touch $@
+
+docs: .tools/installed ## the documentation site, into build/docs; needs no network once .tools is there
+	@NO_MKDOCS_2_WARNING=1 $(TOOLS) -m mkdocs build --strict --site-dir build/docs
+
+dist: .tools/installed ## wheel and source archive, into dist/, checked
+	@rm -rf dist
+	@$(TOOLS) -m build --outdir dist .
+	@$(TOOLS) -m twine check --strict dist/*
 
 install: ## make .venv with requirements.txt (and, where possible, FFCV's system libraries)
 	@./install.sh
@@ -79,7 +104,7 @@ install-dev: ## the same, with the tools that `make test` uses
 
 clean: ## remove caches and build products (keeps .venv and runs/)
 	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	@find . -path ./.venv -prune -o -name __pycache__ -type d -print0 | xargs -0r rm -rf
+	@find . -path './.[vpto]*' -prune -o -name __pycache__ -type d -print0 | xargs -0r rm -rf
 
-distclean: clean ## clean, and remove .venv and .peers too
-	@rm -rf .venv .peers
+distclean: clean ## clean, and remove .venv, .peers, .tools and .oldest too
+	@rm -rf .venv .peers .tools .oldest

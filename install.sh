@@ -39,15 +39,15 @@ find_python() {
 
 # Debian packages that this machine lacks, on one line; $1 is the interpreter. Libraries are looked up as FFCV's build does it.
 missing_packages() {
-    local python=$1 lacking=()
-    "$python" -c 'import ensurepip, venv' 2>/dev/null || lacking+=("$(debian_python "$python")-venv")
+    local python=$1 packages=()
+    "$python" -c 'import ensurepip, venv' 2>/dev/null || packages+=("$(debian_python "$python")-venv")
     "$python" -c 'import os, sysconfig, sys; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' ||
-        lacking+=("$(debian_python "$python")-dev")
-    command -v g++ >/dev/null || lacking+=(g++)
-    command -v pkg-config >/dev/null || lacking+=(pkg-config)
-    pkg-config --exists opencv4 2>/dev/null || lacking+=(libopencv-dev)
-    pkg-config --exists libturbojpeg 2>/dev/null || lacking+=(libturbojpeg0-dev)
-    echo "${lacking[*]-}"
+        packages+=("$(debian_python "$python")-dev")
+    command -v g++ >/dev/null || packages+=(g++)
+    command -v pkg-config >/dev/null || packages+=(pkg-config)
+    pkg-config --exists opencv4 2>/dev/null || packages+=(libopencv-dev)
+    pkg-config --exists libturbojpeg 2>/dev/null || packages+=(libturbojpeg0-dev)
+    echo "${packages[*]-}"
 }
 
 # The same for programs that only `make test` uses, and can do without: $kind is dev.
@@ -65,7 +65,36 @@ apt_prefix() {
     command -v sudo >/dev/null && sudo -n true 2>/dev/null && echo "sudo -n env"
 }
 
-apt_line() { echo "apt-get update && apt-get install -y --no-install-recommends $*"; }
+# The command that a person can run as root; on a system without apt-get, its own package manager's, with its names.
+apt_line() {
+    if command -v apt-get >/dev/null; then echo "apt-get update && apt-get install -y --no-install-recommends $*"
+    elif command -v dnf >/dev/null; then echo "dnf install $(renamed fedora "$*")"
+    elif command -v brew >/dev/null; then echo "brew install $(renamed brew "$*")   (not as root)"
+    else echo "your package manager, for (Debian's names) $*; or take them from conda-forge: see environment.yml"
+    fi
+}
+
+# Debian's names of packages in another system's words.
+renamed() {
+    local system=$1 name
+    for name in $2; do
+        case $system:$name in
+            fedora:g++) echo gcc-c++ ;;
+            fedora:pkg-config) echo pkgconf-pkg-config ;;
+            fedora:libopencv-dev) echo opencv-devel ;;
+            fedora:libturbojpeg0-dev) echo turbojpeg-devel ;;
+            fedora:fonts-dejavu-core) echo dejavu-sans-fonts ;;
+            fedora:python*-dev) echo "${name%-dev}-devel" ;;
+            fedora:python*-venv | brew:python*-venv | brew:python*-dev) ;; # part of python
+            brew:g++) ;; # Xcode's clang
+            brew:pkg-config) echo pkgconf ;;
+            brew:libopencv-dev) echo opencv ;;
+            brew:libturbojpeg0-dev) echo jpeg-turbo ;;
+            brew:fonts-dejavu-core) ;;
+            *) echo "$name" ;;
+        esac
+    done | xargs
+}
 
 pip_install() {
     if ! .venv/bin/python -m pip install --disable-pip-version-check --progress-bar off "$@" >>"$log" 2>&1; then

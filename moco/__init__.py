@@ -21,7 +21,7 @@ from moco import (
 if TYPE_CHECKING:
     from moco.builder import MoCo as MoCo
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 FACE = {
     "MoCo": "moco.builder",

@@ -1,4 +1,4 @@
-"""The commands of docs/tutorial.md and docs/evaluation.md, run in a folder of their own; links; the API reference."""
+"""The commands of docs/tutorial.md and docs/evaluation.md, run in a folder of their own; links; the site's pages."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 import main_lincls
 import main_moco
 from moco.evaluate import __main__ as evaluate
+from moco.pretrain.options import parse_pretrain
 from moco.probe.options import parse_lincls
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,7 +46,10 @@ def test_every_command_of_the_tutorial(tmp_path: Path) -> None:
     assert len(names) == 6 and names.count("flower") > 3  # of 64 photographs, 32 of each
 
 
-@pytest.mark.parametrize("page", sorted(ROOT.glob("docs/*.md")), ids=lambda path: path.name)
+PAGES = [*sorted(ROOT.glob("docs/*.md")), *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_links_and_files_exist(page: Path) -> None:
     text = page.read_text()
     for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
@@ -54,18 +58,37 @@ def test_links_and_files_exist(page: Path) -> None:
         assert (ROOT / script).exists(), script
 
 
-@pytest.mark.timeout(600)
-def test_api_reference(tmp_path: Path) -> None:
-    """`make docs`: a page for every public module, with the docstrings in it."""
-    pytest.importorskip("pdoc")
-    recipe = next(line for line in (ROOT / "Makefile").read_text().splitlines() if "-m pdoc" in line)
-    words = recipe.split("-m pdoc", 1)[1].replace("build/docs", str(tmp_path)).split()
-    run([sys.executable, "-W", "ignore", "-m", "pdoc", *words], ROOT)
-    for path in ROOT.glob("moco/**/*.py"):
-        parts = path.relative_to(ROOT).with_suffix("").parts
-        page = tmp_path.joinpath(*(parts[:-1] if parts[-1] == "__init__" else parts)).with_suffix(".html")
-        assert page.exists() != (parts[-1] in ("__main__", "_moved", "_torchvision_ops")), page
-    assert "Wang &amp; Isola" in (tmp_path / "moco" / "losses" / "weighted.html").read_text()
+@pytest.mark.parametrize("page", ["moco", "lightly", "solo-learn"])
+def test_commands_for_those_who_come_from_elsewhere(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / f"docs/coming-from-{page}.md").read_text()
+    ours = "\n".join(line.split(" | ")[-1].strip("| ") if line.startswith("|") else line for line in text.splitlines())
+    found = re.findall(r"(?:torchrun --nproc_per_node=\d+|python) main_(moco|lincls)\.py ([^`\n]+)", ours)
+    assert found
+    for program, words in found:
+        (parse_pretrain if program == "moco" else parse_lincls)(words.replace("... ", "").split())
+
+
+def test_every_page_is_in_the_sites_navigation() -> None:
+    """And every room of moco/ in the API reference."""
+    text = (ROOT / "mkdocs.yml").read_text()
+    listed = set(re.findall(r"([\w/-]+\.md)$", text, re.MULTILINE))
+    pages = {str(path.relative_to(ROOT / "docs")) for path in ROOT.glob("docs/**/*.md")}
+    assert listed == pages | {"index.md", "changelog.md", "contributing.md"}
+    rooms = {path.stem for path in (ROOT / "moco").iterdir() if not path.name.startswith(("_", "py.typed"))}
+    assert {path.stem for path in ROOT.glob("docs/api/*.md")} == rooms
+    for path in ROOT.glob("docs/api/*.md"):
+        assert path.read_text() == f"::: moco.{path.stem}\n"
+
+
+def test_the_picture_of_the_rooms_has_every_room_and_arrow() -> None:
+    from docs import site
+
+    graph = site.ROOMS.search((ROOT / "docs/architecture.md").read_text())
+    assert graph
+    drawn = site.picture(graph[1])
+    assert set(re.findall(r">(\w+)</text>", drawn)) == set(re.findall(r"(\w+)\[", graph[1]))
+    assert drawn.count("<path") - 1 == graph[1].count("-->")
 
 
 def programs(text: str) -> list[tuple[str, list[str]]]:

@@ -7,11 +7,15 @@ import re
 import shutil
 import subprocess
 import sys
-import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pytest needs it there
 
 ROOT = Path(__file__).resolve().parent.parent
 APT_LINE = "apt-get update && apt-get install -y --no-install-recommends"
@@ -67,6 +71,8 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
+    if sys.version_info < (3, 11):
+        pytest.skip("install.sh installs requirements.txt, whose versions need Python 3.11")
     return Machine(tmp_path)
 
 
@@ -170,7 +176,35 @@ def test_ci_runs_the_command_of_the_readme() -> None:
     assert "make quickstart" in readme
 
 
-def test_wheel_holds_the_package_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("manager", "line"),
+    [
+        ("dnf", "dnf install gcc-c++ pkgconf-pkg-config opencv-devel turbojpeg-devel"),
+        ("brew", "brew install pkgconf opencv jpeg-turbo"),
+        ("", "your package manager, for (Debian's names) g++ pkg-config libopencv-dev libturbojpeg0-dev"),
+    ],
+)
+def test_without_apt_it_says_what_to_install_instead(machine: Machine, manager: str, line: str) -> None:
+    (machine.folder / "bin" / "g++").unlink()
+    (machine.folder / "bin" / "pkg-config").unlink()
+    left_out = ("apt", "g++", "pkg-config", "dnf", "brew", "sudo")
+    for folder in ("/bin", "/usr/bin"):
+        for program in Path(folder).iterdir():
+            link = machine.folder / "bin" / program.name
+            if not program.name.startswith(left_out) and not link.exists():
+                link.symlink_to(program)
+    if manager:
+        machine.program(manager, "#!/bin/sh\n")
+    done = machine.install(PATH=str(machine.folder / "bin"), SYSTEM_PACKAGES="yes")
+    assert done.returncode == 0, done.stderr
+    assert line in done.stderr
+    assert "apt-get update" not in done.stderr
+    assert machine.pip()  # all but FFCV is installed
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tmp_path = tmp_path_factory.mktemp("wheel")
     tree = tmp_path / "tree"
     skip = shutil.ignore_patterns("__pycache__", "build", "*.egg-info")
     shutil.copytree(ROOT / "moco", tree / "moco", ignore=skip)
@@ -181,7 +215,39 @@ def test_wheel_holds_the_package_alone(tmp_path: Path) -> None:
         shutil.copy(ROOT / name, tree)
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*command, "-w", str(tmp_path), str(tree)], check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
+    (built,) = tmp_path.glob("momentum_contrast-*.whl")
+    return built
+
+
+def test_the_wheel_runs_in_an_empty_environment(wheel: Path, tmp_path: Path) -> None:
+    """Every console script, outside the clone. Its requirements are lent from this environment, this clone is not."""
+    import torch
+
+    environment = tmp_path / "env"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
+    python = environment / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--python", str(python)]
+    subprocess.run([*pip, "install", "-q", "--no-deps", "--no-index", str(wheel)], check=True, capture_output=True)
+    (site,) = environment.glob("lib/python*/site-packages")
+    (site / "lent.pth").write_text(f"{Path(torch.__file__).parent.parent}\n")  # its own .pth files are not read
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    settings = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    started = {
+        name: subprocess.Popen(
+            [environment / "bin" / name, "--help"], cwd=tmp_path, env=settings, stdout=subprocess.PIPE, text=True
+        )
+        for name in scripts
+    }
+    where = [python, "-c", "import moco; print(moco.__file__)"]
+    found = subprocess.run(where, cwd=tmp_path, env=settings, capture_output=True, text=True, check=True).stdout
+    assert Path(found.strip()).parent == site / "moco"
+    for name, process in started.items():
+        said, _ = process.communicate(timeout=200)
+        assert process.returncode == 0, name
+        assert said.startswith("usage: "), name
+
+
+def test_wheel_holds_the_package_alone(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         (metadata,) = (archive.read(name).decode() for name in names if name.endswith("METADATA"))
@@ -189,7 +255,8 @@ def test_wheel_holds_the_package_alone(tmp_path: Path) -> None:
     assert tops == {"moco"}
     assert set(names) >= {str(path.relative_to(ROOT)) for path in (ROOT / "moco").rglob("*.py")}
     assert {f"moco/report/page.{end}" for end in ("css", "html", "js")} | {"moco/py.typed"} <= set(names)
-    assert "Provides-Extra: ffcv" in metadata
+    extras = set(re.findall(r"^Provides-Extra: (\S+)$", metadata, re.MULTILINE))
+    assert extras >= {"ffcv", "figures", "slurm", "wandb", "onnx", "text", "all"}
     assert not re.search(r"^Requires-Dist: (ffcv|numba)\S*$", metadata, re.MULTILINE)  # only with the extra
 
 

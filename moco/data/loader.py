@@ -196,7 +196,8 @@ class _Filling:
                 index = (index + 1) % len(source)
                 draws = loader.draws(self.epoch, np.array([index]))[0]
             except Exception as error:
-                error.add_note(f"while loading image {index} ({source.name(index)})")
+                if hasattr(error, "add_note"):  # since Python 3.11
+                    error.add_note(f"while loading image {index} ({source.name(index)})")
                 raise
             else:
                 self.index[row] = index

@@ -1,62 +1,57 @@
 """One page about runs: training curves, alignment and uniformity, temperature, similarities, neighbours.
 
     python -m moco.report RUN_OR_SWEEP... --output report      # report/index.html, and its figures as PNGs
+    python -m moco.report RUN_OR_SWEEP... --watch 30           # again whenever a log has grown, until all runs are done
 
 A run is an output folder of main_moco.py, a sweep one of launch/sweep.py. docs/report.md tells what the page shows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from moco.commands import Parser, end_process, number, run_command
 from moco.errors import EXIT_OK, InputError
-from moco.pretrain.options import PretrainOptions
-from moco.report import figures, page, similarities, sweep_figures
-from moco.report.comparison import accuracy_measure, correlations, temperature_curves
+from moco.report.comparison import correlations
 from moco.report.correlation import FEWEST
-from moco.report.neighbours import Row, grid
-from moco.report.runs import MEASURED, Encoder, read
-from moco.run.checkpoint import latest
-from moco.run.files import write_text
-from moco.run.options import result_options
+from moco.report.runs import UNFINISHED, Encoder, read
 
 
-def write(encoders: Sequence[Encoder], folder: Path, title: str, queries: int = 0) -> list[Path]:
-    """Writes the page and its figures as PNGs; returns their paths, the page first. `queries`: rows of nearest
-    neighbours for the last checkpoint of each run that is no element of a sweep."""
-    measure = accuracy_measure(encoders)
-    against = [name for name in (measure, "val_uniformity", "val_tolerance") if name]
-    curves = temperature_curves(encoders, result_options(PretrainOptions))
-    against = [name for name in against if any(curve.points(name)[0] for curve in curves)]
-    used = sorted({one.temperature for one in encoders if one.temperature})
-    together, losses = figures.training(encoders)
-    contents = page.Contents(
-        title,
-        encoders,
-        plane=[sweep_figures.plane(encoders, measure)] if any(one.state in MEASURED for one in encoders) else [],
-        temperatures=sweep_figures.temperatures(curves, against),
-        together=together,
-        losses=losses,
-        penalties=[sweep_figures.penalties(used[:: max(1, -(-len(used) // 6))] or sweep_figures.TEMPERATURES)],
-        checkpoints=similarities.measured(encoders),
-        grids=grids(encoders, queries),
-    )
-    write_text(folder / "index.html", page.html(contents))
-    return [folder / "index.html", *(plot.png(folder) for plot in contents.plots)]
+def drawing() -> Callable[..., list[Path]]:
+    """`moco.report.folder.write`; InputError that names the extra where matplotlib is missing."""
+    try:
+        from moco.report.folder import write
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "matplotlib":
+            raise
+        raise InputError(
+            "the report is drawn by matplotlib, which is not installed; pip install 'momentum-contrast[figures]'"
+        ) from error
+    return write
 
 
-def grids(encoders: Sequence[Encoder], queries: int) -> dict[str, list[Row]]:
-    """By the checkpoint's name. InputError if a run has none, or its images are gone."""
+def stamps(folders: Sequence[Path]) -> dict[Path, tuple[int, int]]:
+    """(time of the last change, bytes) of every log and result that the report reads."""
     found = {}
-    for one in encoders if queries else ():
-        if not one.sweep:
-            path, _ = latest(one.folder)
-            if path is None:
-                raise InputError(f"{one.folder} holds no checkpoint to find neighbours with; leave out --neighbours")
-            found[f"{one.name}, {path.name}"] = grid(path, one.options, queries)
+    for folder in folders:
+        for path in (*folder.rglob("*.jsonl"), *folder.rglob("*.json")):
+            try:
+                status = path.stat()
+            except FileNotFoundError:  # a file that is being replaced
+                continue
+            found[path] = (status.st_mtime_ns, status.st_size)
     return found
+
+
+def watch(folders: Sequence[Path], report: Callable[[], Sequence[Encoder]], pause: Callable[[], None]) -> None:
+    """Calls `report` now and after every pause in which a file has changed, until no run is unfinished."""
+    seen = stamps(folders)
+    while any(one.state == UNFINISHED for one in report()):
+        while (now := stamps(folders)) == seen:
+            pause()
+        seen = now
 
 
 def said(encoders: Sequence[Encoder]) -> str:
@@ -77,16 +72,33 @@ def main(argv: list[str] | None = None) -> int:
         help="show N images and their nearest others (%(default)s)",
     )
 
+    parser.add_argument(
+        "--watch",
+        type=number(float, 0.1, 86_400),
+        metavar="SECONDS",
+        help="look for news this often and write the page again, until every run is done; Ctrl-C ends it earlier",
+    )
+
     def run() -> int:
         arguments = parser.parse_args(argv)
         if arguments.output.suffix or arguments.output.is_file():
             raise InputError(f"--output is a folder for the page and its figures, and {arguments.output} names a file")
-        encoders = read(arguments.runs)
-        title = ", ".join(dict.fromkeys(one.sweep or one.name for one in encoders))
-        if sum(one.compared for one in encoders) >= FEWEST:
-            print(said(encoders))
-        for path in write(encoders, arguments.output, title, arguments.neighbours):
-            print(path)
+
+        def report() -> list[Encoder]:
+            encoders = read(arguments.runs)
+            title = ", ".join(dict.fromkeys(one.sweep or one.name for one in encoders))
+            if sum(one.compared for one in encoders) >= FEWEST:
+                print(said(encoders))
+            refresh = arguments.watch if any(one.state == UNFINISHED for one in encoders) else None
+            for path in write(encoders, arguments.output, title, arguments.neighbours, refresh):
+                print(path, flush=True)
+            return encoders
+
+        write = drawing()
+        if arguments.watch:
+            watch(arguments.runs, report, lambda: time.sleep(arguments.watch))
+        else:
+            report()
         return EXIT_OK
 
     return run_command(run)

@@ -37,7 +37,7 @@ def spearman(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -
     x, y = _checked(x, y)
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         raise InputError("all values of one side are equal, so they have no order to correlate")
-    return float(stats.spearmanrho(x, y).statistic)
+    return float(_of_ranks(x, y))
 
 
 def rank_correlation(
@@ -61,12 +61,17 @@ def rank_correlation(
         # a constant draw gives NaN and a warning; scipy's own interval is then NaN as well
         warnings.simplefilter("ignore")
         drawn = stats.bootstrap(
-            _checked(x, y), lambda a, b, axis: stats.spearmanrho(a, b, axis=axis).statistic, paired=True,
+            _checked(x, y), _of_ranks, paired=True,
             n_resamples=resamples, batch=1000, method="percentile", rng=np.random.default_rng(seed),
         ).bootstrap_distribution  # fmt: skip
     tail = 50 * (1 - confidence)
     low, high = np.nanpercentile(drawn, [tail, 100 - tail])
     return RankCorrelation(rho, float(low), float(high), n, confidence)
+
+
+def _of_ranks(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Pearson's correlation of the ranks along `axis`; scipy.stats.spearmanrho does the same, from scipy 1.17 on."""
+    return np.asarray(stats.pearsonr(stats.rankdata(x, axis=axis), stats.rankdata(y, axis=axis), axis=axis).statistic)
 
 
 def _checked(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -23,7 +23,7 @@ from moco.report.comparison import accuracy_measure, correlations, differing, su
 from moco.report.correlation import FEWEST
 from moco.report.neighbours import Row
 from moco.report.plots import Plot
-from moco.report.runs import COLLAPSE_RULE, Encoder
+from moco.report.runs import COLLAPSE, COLLAPSE_RULE, Encoder
 from moco.report.similarities import Checkpoint
 from moco.run.options import result_options
 
@@ -41,6 +41,7 @@ class Contents:
     penalties: Sequence[Plot]
     checkpoints: Sequence[Checkpoint]
     grids: Mapping[str, Sequence[Row]]  # of nearest neighbours, by the checkpoint's name
+    refresh: float | None = None  # seconds until a browser loads the page again
 
     @property
     def plots(self) -> list[Plot]:
@@ -62,6 +63,7 @@ def html(contents: Contents) -> str:
     return templates.get_template("page.html").render(
         contents=contents,
         about=about(contents.encoders),
+        findings=findings(contents.encoders),
         verdict=verdict(contents.encoders),
         table=table(contents.encoders),
         style=style,
@@ -86,6 +88,31 @@ def about(encoders: Sequence[Encoder]) -> list[str]:
     commits = sorted({commit[:12] for one in encoders for commit in one.commits})
     named = [f"{name}: {', '.join(found)}" for name, found in (("data", data), ("commit", commits)) if found]
     return [states, *named]
+
+
+def findings(encoders: Sequence[Encoder]) -> list[str]:
+    """Three sentences: how many runs count, which is best, and whether the sum predicts accuracy."""
+    compared = [one for one in encoders if one.compared]
+    collapsed = sum(one.state == COLLAPSE for one in encoders)
+    measure = accuracy_measure(encoders)
+    lines = [f"{len(compared)} of {len(encoders)} runs are measured and comparable; {collapsed} collapsed."]
+    rated = [one for one in compared if measure in one.measured]
+    if measure and rated:
+        best = max(rated, key=lambda one: one.measured[measure])
+        worst = min(rated, key=lambda one: one.measured[measure])
+        row = LOGGED[measure]
+        ends = [f"{number(round(one.measured[measure], row.digits))} ({one.name})" for one in (best, worst)]
+        lowest = f"; lowest: {ends[1]}" if worst.measured[measure] < best.measured[measure] else ""
+        lines.append(f"Highest {row.heading}: {ends[0]}{lowest}.")
+    else:
+        lines.append("No run has an accuracy yet.")
+    if len(compared) >= FEWEST:
+        which, words = correlations(encoders)[-1]
+        value = minus(words) if words.startswith("none") else f"ρ = {minus(words)}"
+        lines.append(f"Alignment + uniformity and accuracy, {which}: {value}.")
+    else:
+        lines.append(f"Too few runs for a rank correlation: {len(compared)} of the {FEWEST} that it needs.")
+    return lines
 
 
 def verdict(encoders: Sequence[Encoder]) -> dict[str, Any]:

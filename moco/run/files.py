@@ -72,6 +72,8 @@ def remove_temporaries(folder: str | Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":  # a folder cannot be opened there, and the file system keeps renames in a journal
+        return
     descriptor = os.open(folder, os.O_RDONLY)  # a rename is safe from a power cut only when its folder has been synced
     try:
         os.fsync(descriptor)

@@ -49,6 +49,8 @@ def process_start(pid: int) -> str:
         return "" if fields[0] in ("Z", "X") else fields[19]  # a zombie, killed but not yet asked about, is dead
     if Path("/proc/self/stat").exists():
         return ""
+    if os.name == "nt":  # there signal 0 is Ctrl-C; the heartbeat alone decides
+        return "unknown"
     try:  # no /proc (macOS): whether the id is in use is all that can be known
         os.kill(pid, 0)
     except ProcessLookupError:

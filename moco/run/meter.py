@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import resource
+import math
+import platform
 import time
 from typing import Any
 
@@ -76,7 +77,7 @@ class Clock:
         if device.type == "cuda":
             memory = torch.cuda.max_memory_allocated(device) / 1e9
         else:
-            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+            memory = peak_memory() / 1e9
         values = {
             f"{self._unit}_per_s": self._samples / elapsed,
             "data_wait": (waited - self._waited) / elapsed,
@@ -88,3 +89,13 @@ class Clock:
         self._samples = 0
         self._steps = 0
         return values
+
+
+def peak_memory() -> float:
+    """Most bytes that this process has held so far; NaN where the system does not say (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return math.nan
+    unit = 1 if platform.system() == "Darwin" else 1024  # bytes on macOS, KiB on Linux
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)

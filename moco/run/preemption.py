@@ -21,7 +21,8 @@ from typing import Any
 
 from moco.errors import EXIT_PREEMPTED
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+# Windows has no SIGUSR1 and SIGUSR2: Ctrl-C and SIGTERM are all that can come there.
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 
 
 class Preemption:

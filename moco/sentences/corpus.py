@@ -124,7 +124,10 @@ def _digest(files: list[Path], how: dict[str, Any]) -> str:
     for path in files:
         try:
             with open(path, "rb") as file:
-                total.update(hashlib.file_digest(file, "sha256").digest())
+                one = hashlib.sha256()
+                while block := file.read(1 << 20):
+                    one.update(block)
+                total.update(one.digest())
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror or error}; check the path") from error
     return total.hexdigest()

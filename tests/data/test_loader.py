@@ -236,7 +236,8 @@ def test_other_errors_are_never_skipped(skip: bool) -> None:
     """A bug, or memory running out, is not a bad image. The error says where it happened."""
     with pytest.raises(MemoryError) as caught:
         list(loader(Broken({7}, MemoryError("none left")), skip_bad_images=skip).epoch(0))
-    assert caught.value.__notes__ == ["while loading image 7 (made up[7])"]
+    if sys.version_info >= (3, 11):  # before, exceptions have no notes
+        assert caught.value.__notes__ == ["while loading image 7 (made up[7])"]
 
 
 # Threads

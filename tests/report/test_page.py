@@ -151,6 +151,22 @@ def test_rows_without_numbers_are_marked(shown: Browser) -> None:
     assert shown.run("document.querySelectorAll('.dot').length") == 5  # neither half nor broken
 
 
+def test_each_run_has_a_link_of_its_own(shown: Browser, page: Path) -> None:
+    shown.click("tr[data-name=ten] th a")
+    assert shown.run("location.hash") == "#run-ten"
+    assert shown.run("document.querySelector('tr:target').dataset.name") == "ten"
+    links = "[...document.querySelectorAll('tbody th a')]"
+    found = f"{links}.every(a => document.getElementById(decodeURIComponent(a.hash.slice(1))) === a.closest('tr'))"
+    assert shown.run(found) and shown.run(f"{links}.length") == 7  # the hostile name too
+
+
+def test_the_wide_page_has_no_empty_half(shown: Browser, page: Path) -> None:
+    shown.open(page, 1300)
+    right = """[...document.querySelectorAll('section')].map(section => Math.max(
+      ...[...section.querySelectorAll('figure, table')].map(part => part.getBoundingClientRect().right)))"""
+    assert min(shown.run(right)) > 0.9 * 1300
+
+
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (360, False), (360, True)])
 def test_it_fits_and_follows_the_scheme(shown: Browser, page: Path, tmp_path: Path, width: int, dark: bool) -> None:
     shown.open(page, width, 740, dark=dark)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import pty
+import struct
 import subprocess
 import sys
 import termios
@@ -81,7 +83,7 @@ for epoch in range(2):
     console.summary("eval", {"knn_top1": 50.0}, epoch=epoch)
 """
     master, slave = pty.openpty()
-    termios.tcsetwinsize(slave, (24, 100))
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=slave, text=True) as child:
         os.close(slave)
         assert child.stdout is not None

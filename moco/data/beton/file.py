@@ -150,6 +150,8 @@ class BetonSource:
             f"reading {file.path} through FFCV: {len(file)} images, {jpegs} of them JPEG, "
             f"{file.file_bytes / 2**30:.2f} GiB, cache {cache}"
         ]
+        if cache == "none" and not hasattr(os, "posix_fadvise"):
+            self.notes.append("--cache none has no effect on this system: what was read stays in the page cache")
         if largest >= MOST_CLASSES:
             self.notes.append(f"labels of {file.path} go up to {largest}, so they are no classes: read as unlabelled")
         self._descriptor = os.open(file.path, os.O_RDONLY)
@@ -191,7 +193,7 @@ class BetonSource:
                 got += more
         except OSError as problem:
             raise BadImage(problem.strerror or str(problem)) from None
-        if not self.keep:
+        if not self.keep and hasattr(os, "posix_fadvise"):  # macOS lacks it
             os.posix_fadvise(self._descriptor, offset, count, os.POSIX_FADV_DONTNEED)
         if got < count:
             raise BadImage("the .beton file has become shorter since it was opened")

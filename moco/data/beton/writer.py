@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -44,6 +43,8 @@ def write_beton(
     out.
     """
     require_ffcv()
+    import fcntl  # Windows lacks it, and FFCV too
+
     partial = out.with_name(out.name + ".partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
