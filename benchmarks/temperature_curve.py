@@ -10,6 +10,7 @@ Elements that have not ended are counted and left out.
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,16 +23,24 @@ from moco.report.runs import MEASURED, Encoder, read
 from moco.run.files import write_json
 
 
-def points(encoders: Sequence[Encoder], loss: str) -> list[dict[str, float]]:
-    """The encoders of one loss in the order of τ: τ and the measures."""
-    its = [one for one in encoders if one.state in MEASURED and one.options["loss"] == loss]
-    rows = [
-        {"moco_t": float(one.options["moco_t"]), **{name: one.measured[name] for name in COLUMNS}} for one in its
-    ]
-    return sorted(rows, key=lambda row: row["moco_t"])
+def points(encoders: Sequence[Encoder], loss: str) -> list[dict[str, Any]]:
+    """The encoders of one loss in the order of τ: τ, the number of seeds, and the mean and spread of each measure."""
+    of_temperature: dict[float, list[dict[str, float]]] = {}
+    for one in encoders:
+        if one.state in MEASURED and one.options["loss"] == loss:
+            of_temperature.setdefault(float(one.options["moco_t"]), []).append(one.measured)
+    rows = []
+    for temperature, measured in sorted(of_temperature.items()):
+        row: dict[str, Any] = {"moco_t": temperature, "seeds": len(measured)}
+        for name in COLUMNS:
+            values = [one[name] for one in measured]
+            row[name] = statistics.mean(values)
+            row[f"{name}_std"] = statistics.stdev(values) if len(values) > 1 else None
+        rows.append(row)
+    return rows
 
 
-def findings(curve: Sequence[dict[str, float]]) -> dict[str, Any]:
+def findings(curve: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The questions of Wang & Liu, answered by one curve. Each answer is computed; none is assumed."""
     temperatures = [row["moco_t"] for row in curve]
     found: dict[str, Any] = {}
@@ -39,16 +48,45 @@ def findings(curve: Sequence[dict[str, float]]) -> dict[str, Any]:
         best = max(range(len(curve)), key=lambda i: curve[i][name])
         found[name] = {"best_t": temperatures[best], "inside": 0 < best < len(curve) - 1}
     for name in ("val_uniformity", "val_tolerance"):
-        found[name] = {"spearman_with_t": float(spearmanr(temperatures, [row[name] for row in curve]).statistic)}
+        values = [row[name] for row in curve]
+        lowest = min(values)
+        found[name] = {
+            "spearman_with_t": float(spearmanr(temperatures, values).statistic),
+            "lowest": lowest,
+            "lowest_at_t": temperatures[values.index(lowest)],
+            "at_the_largest_t": values[-1],
+        }
+    uniformity = found["val_uniformity"]
+    uniformity["share_kept_at_the_largest_t"] = uniformity["at_the_largest_t"] / uniformity["lowest"]
     return found
 
 
-def table(curves: dict[str, list[dict[str, float]]]) -> list[str]:
-    lines = [f"| loss | τ | {' | '.join(COLUMNS.values())} |", "|---|---:|" + "---:|" * len(COLUMNS)]
+def table(curves: dict[str, list[dict[str, Any]]]) -> list[str]:
+    lines = [f"| loss | τ | seeds | {' | '.join(COLUMNS.values())} |", "|---|---:|---:|" + "---:|" * len(COLUMNS)]
     for loss, curve in curves.items():
         for row in curve:
-            cells = [f"{row[name]:.{1 if 'top1' in name else 3}f}" for name in COLUMNS]
-            lines.append(f"| {loss} | {row['moco_t']:g} | {' | '.join(cells)} |")
+            cells = []
+            for name in COLUMNS:
+                digits = 1 if "top1" in name else 3
+                spread = row[f"{name}_std"]
+                cells.append(f"{row[name]:.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else ""))
+            lines.append(f"| {loss} | {row['moco_t']:g} | {row['seeds']} | {' | '.join(cells)} |")
+    return lines
+
+
+def answers(findings: dict[str, dict[str, Any]]) -> list[str]:
+    """The findings as a table."""
+    lines = [
+        "| loss | best τ, kNN | best τ, linear | ρ of τ and uniformity | most uniform at τ | left at the largest |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for loss, found in findings.items():
+        uniformity = found["val_uniformity"]
+        lines.append(
+            f"| {loss} | {found['knn_top1']['best_t']:g} | {found['lincls_top1']['best_t']:g}"
+            f" | {uniformity['spearman_with_t']:.2f} | {uniformity['lowest_at_t']:g}"
+            f" | {100 * uniformity['share_kept_at_the_largest_t']:.0f} % |"
+        )
     return lines
 
 
@@ -61,7 +99,7 @@ def main() -> int:
     curves = {loss: curve for loss, curve in curves.items() if len(curve) > 2}
     ended = [one for one in encoders if one.state in MEASURED]
     start = next(record for record in ended[0].records if record["kind"] == "start")
-    result = {
+    result: dict[str, Any] = {
         "command": "python -m launch.sweep launch/recipes/sweep_cifar10_temperature.yaml --cluster local --parallel 2",
         "machine": start["machine"],
         "commits": sorted({commit for one in ended for commit in one.commits}),
@@ -72,7 +110,8 @@ def main() -> int:
     write_json(RESULTS / "cifar10_temperature.json", result)
     commits = ", ".join(commit[:12] for commit in result["commits"])
     where = f"Measured at {commits} on: {start['machine']['device']}, torch {start['machine']['torch']}."
-    PAGE.write_text(put(PAGE.read_text(), "cifar10-temperature", [*table(curves), "", where]))
+    lines = [*table(curves), "", *answers(result["findings"]), "", where]
+    PAGE.write_text(put(PAGE.read_text(), "cifar10-temperature", lines))
     return 0
 
 

@@ -22,10 +22,12 @@ from benchmarks import (
     performance_page,
     photographs,
     sentence_step,
+    temperature_curve,
     training_step,
 )
 from benchmarks.measuring import Row, number, ratio
 from moco.distributed.shuffle import RowShuffle
+from moco.report.runs import Encoder
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -108,3 +110,25 @@ def test_the_model_of_the_traffic_is_that_of_the_shuffle(world: int, monkeypatch
     modelled = communication.model(world, n, 10)
     assert modelled["images"] / (10 * 10 * 3) == pytest.approx(sum(sent) / len(sent), rel=0.05)
     assert modelled["images"] / modelled["images of the reference"] == pytest.approx(1 / (4 * world))
+
+
+def test_what_a_temperature_curve_tells() -> None:
+    """Two seeds of τ .1, one of .2 and 1; the values are checked by hand."""
+    names = ("knn_top1", "lincls_top1", "val_alignment", "val_uniformity", "val_tolerance")
+    rows = [(0.1, 40, 50, 0.2, -1.0, 0.5), (1, 30, 52, 0.4, -1.5, 0.3), (0.1, 44, 50, 0.2, -1.4, 0.5)]
+    rows.append((0.2, 45, 51, 0.3, -2.0, 0.2))
+    encoders = [
+        Encoder(str(i), Path("x"), options={"loss": "hard", "moco_t": t})
+        for i, (t, *_) in enumerate(rows)
+    ]
+    for encoder, (_, *values) in zip(encoders, rows, strict=True):
+        encoder.measured = dict(zip(names, values, strict=True))
+    curve = temperature_curve.points(encoders, "hard")
+    assert [(row["moco_t"], row["seeds"], row["knn_top1"]) for row in curve] == [(0.1, 2, 42), (0.2, 1, 45), (1, 1, 30)]
+    assert curve[0]["knn_top1_std"] == pytest.approx(8**0.5) and curve[1]["knn_top1_std"] is None
+    found = temperature_curve.findings(curve)
+    assert found["knn_top1"] == {"best_t": 0.2, "inside": True}
+    assert found["lincls_top1"] == {"best_t": 1, "inside": False}
+    uniformity = found["val_uniformity"]
+    assert uniformity["lowest_at_t"] == 0.2 and uniformity["share_kept_at_the_largest_t"] == pytest.approx(0.75)
+    assert uniformity["spearman_with_t"] == pytest.approx(-0.5)
