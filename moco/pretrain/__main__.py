@@ -33,7 +33,7 @@ from moco.errors import EXIT_OK
 from moco.evaluate.online import OnlineEvaluator
 from moco.losses.table import check_labels, make_loss
 from moco.pretrain import state as resume
-from moco.pretrain.hints import first_losses, next_command
+from moco.pretrain.hints import collapse_ahead, first_losses, next_command
 from moco.pretrain.loop import Training
 from moco.pretrain.loss_state import LossState
 from moco.pretrain.optimiser import make_optimizer
@@ -107,7 +107,8 @@ def train(
             f" {device.type} with {loader.workers} decoding threads each; --bn {options.bn}, --seed {seed}; output in"
             f" {folder}"
         )
-        lines = (*source.notes, kernels, about, *first_losses(options, position.global_step))
+        hints = (*collapse_ahead(options), *first_losses(options, position.global_step))
+        lines = (*source.notes, kernels, about, *hints)
         begin_log(log, position, options, device, notes, lines)
         with Profile(folder, device, options.profile and world.rank == 0, log.say) as profile:
             training = Training(options, loader, step, meters, position, evaluate, log, preemption, profile)

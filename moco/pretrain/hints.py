@@ -22,6 +22,16 @@ def first_losses(options: PretrainOptions, steps_done: int) -> list[str]:
     ]
 
 
+def collapse_ahead(options: PretrainOptions) -> list[str]:
+    """A warning where the hard loss collapsed when it was tried: a fast key encoder (docs/results.md)."""
+    if options.loss != "hard" or options.moco_hard_alpha >= 0.5 or options.moco_m >= 0.99:
+        return []
+    return [
+        f"--loss hard with --moco-m {options.moco_m:g} may collapse: with 0.9 it did on small photographs, with 0.99 it"
+        " trained; raise --moco-m, or --moco-hard-alpha to 0.5 or more"
+    ]
+
+
 def next_command(options: PretrainOptions) -> str:
     """The linear probe of the last checkpoint; its export where there are no validation images."""
     path = Path(options.output_dir) / checkpoint_name(options.epochs - 1)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from moco.pretrain.__main__ import main
-from moco.pretrain.hints import first_losses, next_command
+from moco.pretrain.hints import collapse_ahead, first_losses, next_command
 from moco.pretrain.options import parse_pretrain
 from moco.probe.options import parse_lincls
 
@@ -28,6 +28,23 @@ def test_chance_is_said_until_the_queue_is_full() -> None:
 @pytest.mark.parametrize("words", ["--loss align-uniform", "--moco-k 0", "--loss hard"])
 def test_other_losses_have_another_chance(words: str) -> None:
     assert not first_losses(parse_pretrain(shlex.split(f"--dataset digits -a smallcnn {words}")), 0)
+
+
+@pytest.mark.parametrize(
+    ("words", "warned"),
+    [
+        ("--loss hard --moco-m 0.9", True),
+        ("--loss hard --moco-m 0.98", True),
+        ("--loss hard-simple --moco-m 0.9", False),
+        ("--loss hard --moco-m 0.99", False),
+        ("--loss hard --moco-m 0.9 --moco-hard-alpha 0.5", False),
+        ("--loss infonce --moco-m 0.9", False),
+    ],
+)
+def test_the_hard_loss_warns_of_a_fast_key_encoder(words: str, warned: bool) -> None:
+    lines = collapse_ahead(parse_pretrain(shlex.split(f"--dataset digits -a smallcnn {words}")))
+    assert bool(lines) == warned
+    assert all("raise --moco-m" in line for line in lines)
 
 
 def test_the_command_at_the_end_probes_what_was_trained(
