@@ -1,6 +1,6 @@
 """Where the hard contrastive loss collapses: the table of docs/results.md, from a sweep's encoders.
 
-    python -m launch.sweep launch/recipes/sweep_imagenette_hard.yaml --cluster local --parallel 2 -- /data/imagenette2-320
+    python -m launch.sweep launch/recipes/sweep_imagenette_hard.yaml --cluster local --parallel 2 -- DATA
     python -m benchmarks.hard_collapse runs/sweeps/imagenette-hard
 
 Writes benchmarks/results/imagenette_hard.json and the table between its two marks.
