@@ -47,9 +47,9 @@ def choose_bn(bn: str | None, K: int, world_size: int) -> str:
 class MoCo(nn.Module):
     """`encoder` maps images [N, 3, H, W] to features [N, dim]; its copy becomes the key encoder.
 
-    K: queue length; with 0 there is no queue, and both views are queries. m: momentum of the key encoder. bn: how
-    BatchNorm is kept from leaking (`moco.encoders.batchnorm`), None for `choose_bn`. seed: of the initial queue and the
-    shuffles.
+    K: queue length; with 0 there is no queue, and both views are queries. m: momentum of the key encoder.
+    bn: how BatchNorm is kept from leaking (`moco.encoders.batchnorm`); None: `choose_bn` decides.
+    seed: of the initial queue and of the shuffles.
     `state_dict` has the keys of facebookresearch/moco; what is ours beside it is in `queue_state`.
     """
 

@@ -46,8 +46,10 @@ def _mix(x: int) -> int:
 
 
 def stream_key(seed: int, epoch: int, purpose: Purpose, view: int = 0) -> int:
-    """The 64-bit key of one stream of numbers. All four are folded in one after the other; none commutes with
-    another."""
+    """The 64-bit key of one stream of numbers.
+
+    The four arguments are folded in one after the other, and their order matters.
+    """
     key = 0
     for part in (seed, epoch, int(purpose), view):
         key = _mix((key + _GOLDEN * ((part & _MASK) + 1)) & _MASK)

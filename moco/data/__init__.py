@@ -1,7 +1,7 @@
-"""Images to batches. Read in this order: boxes, decode, source, folder, beton, datasets, sampler, loader,
-augment.
+"""Images to batches.
 
-`datasets.open_split` says which images and labels, a `Source` reads one of them, the `Sampler` gives the order, the
-`Loader` cuts uint8 crops on threads, and `Augment` does everything photometric on whole batches on the training
-device.
+Read in this order: boxes, decode, source, folder, beton, datasets, sampler, loader, augment.
+
+`datasets.open_split` says which images and labels there are. A `Source` reads one of them. The `Sampler` gives the
+order. The `Loader` cuts uint8 crops on threads. `Augment` changes the colours of whole batches on the training device.
 """

@@ -1,5 +1,6 @@
-"""From a file's bytes to upright RGB, and from a box of it to the crop: the two steps that must not differ between
-sources.
+"""From a file's bytes to upright RGB, and from a box to the crop.
+
+These two steps must not differ between sources.
 
 The resampler is torch's antialiased bilinear one on uint8: always installed, equal to Pillow's (the one in MoCo's
 recipe) to 1/255, three to four times its speed, and it releases the interpreter lock. FFCV's own (OpenCV's area

@@ -22,8 +22,9 @@ IMAGE_SUFFIXES = frozenset(_SUFFIXES.split())
 
 
 class FolderSource:
-    """Images under `root`, in the order of torchvision's ImageFolder: sorted classes, in each the sorted relative
-    paths.
+    """Images under `root`, in the order of torchvision's ImageFolder.
+
+    That is: sorted classes, and in each the sorted relative paths.
 
     `subset` names the classes to take, in the order their labels get. Hidden files are ignored. A file without an
     image suffix is taken if it holds an image all the same, else left out and named in `notes`. Without class folders

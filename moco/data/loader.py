@@ -221,8 +221,9 @@ class _Filling:
         self.done.set()
 
     def wait(self, timeout: float, source: Source) -> None:
-        """Until all samples are in. Raises the error of the first bad one, or InputError after `timeout` idle
-        seconds.
+        """Returns when all samples are in. Raises the error of the first bad one.
+
+        InputError after `timeout` seconds in which none came.
         """
         left = -1
         while not self.done.wait(timeout):

@@ -59,8 +59,10 @@ def gather_objects(value: T) -> list[T]:
 
 
 def any_rank(*flags: bool) -> list[bool]:
-    """For each flag: True on every rank if it is true on one. Travels on the CPU group: no host-device
-    synchronisation."""
+    """For each flag: True on every rank if it is true on one.
+
+    It travels on the CPU group, so the host does not wait for the device.
+    """
     if world_size() == 1:
         return list(flags)
     votes = torch.tensor([int(flag) for flag in flags])
@@ -69,8 +71,7 @@ def any_rank(*flags: bool) -> list[bool]:
 
 
 def on_rank_0(work: Callable[[], T]) -> T:
-    """What `work` returns on rank 0, where alone it is called, on every rank; an InputError there is raised on every
-    rank.
+    """Calls `work` on rank 0 alone; returns its result on every rank. An InputError there is raised on every rank.
 
     For what must be decided once: several ranks that look at a shared folder may not see the same files.
     """
@@ -110,8 +111,10 @@ def all_reduce_max(x: Tensor) -> Tensor:
 
 
 def broadcast_buffers(module: nn.Module) -> None:
-    """Rank 0's buffers (BatchNorm statistics) on every rank: before an evaluation, so that all ranks measure one
-    model."""
+    """Copies rank 0's buffers (BatchNorm statistics) to every rank.
+
+    Before an evaluation, so that all ranks measure one model.
+    """
     if world_size() > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, src=0)

@@ -21,8 +21,9 @@ class Store(Protocol):
 
 
 def name_of_start(store: Store, rank: int, world_size: int, limit: timedelta) -> str:
-    """A word that all ranks of this start know, and those of no earlier one. RankError if they are not all there in
-    time.
+    """A word that all ranks of this start know, and those of no earlier one.
+
+    RankError if they are not all there in time.
 
     torchrun's store outlives a restart, with the addresses that the earlier ranks left there, and nothing in the
     environment names the start: each agent counts its own restarts. So every rank asks under a name it has made up;

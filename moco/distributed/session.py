@@ -109,9 +109,11 @@ def cpu_group() -> dist.ProcessGroup | None:
 
 
 def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
-    """DistributedDataParallel, without its per-step broadcast of buffers: the queue is the same everywhere by
-    construction and is as large as the encoder. Rank 0's BatchNorm statistics are the ones that are saved
-    (`broadcast_buffers`)."""
+    """DistributedDataParallel, without its broadcast of buffers in every step.
+
+    The queue is the same on all ranks by construction, and is as large as the encoder. Rank 0's BatchNorm statistics
+    are the ones that are saved (`broadcast_buffers`).
+    """
     if world_size() == 1:
         return module
     # the argument was renamed in torch 2.13

@@ -26,9 +26,8 @@ class _SplitBatchNorm(nn.modules.batchnorm._BatchNorm):
     """Normalises every group of about `group_size` samples by itself, as that many samples per GPU would have it.
 
     Sample i of n is in group i mod (n // group_size), so group sizes differ by at most one and any batch works.
-    Running
-    statistics take the mean of the groups' statistics; parameters, buffers and evaluation are those of the plain
-    layer.
+    Running statistics take the mean of the groups' statistics. Parameters, buffers and evaluation are those of the
+    plain layer.
     """
 
     def __init__(self, num_features: int, group_size: int = 32, after: nn.Module | None = None, **kwargs: Any) -> None:

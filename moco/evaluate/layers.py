@@ -22,9 +22,8 @@ _ALEXNET = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7")
 class Layers(nn.Module):
     """Features of one forward pass, side by side: [N, 3, S, S] -> [N, sum of `widths`].
 
-    `names`: "trunk", "output" (of unit length, as the loss sees it), or a layer's name in the encoder, such as layer3
-    or blocks.5 (for SmallAlexNet also conv1 ... fc7), whose output is flattened. InputError for a name that is not
-    there.
+    names: "trunk", "output" (of unit length, as the loss sees it), or a layer's name in the encoder, such as layer3 or
+    blocks.5 (for SmallAlexNet also conv1 ... fc7). A layer's output is flattened. InputError for an unknown name.
     """
 
     def __init__(self, encoder: nn.Module, names: Sequence[str], image_size: int) -> None:

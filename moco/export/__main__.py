@@ -5,8 +5,8 @@
 
 A checkpoint of pretraining gives the trunk, one of main_lincls.py the trunk with its classifier. The result is a
 folder: the weights in the format's own layout, and `metadata.json`. It is written beside its place under another name,
-opened by the library that the format is for, compared on photographs, and only then put in its place. Reading is
-`moco.encoders.files`.
+opened by the library that the format is for, compared on photographs, and only then put in its place.
+`moco.encoders.files` reads such files.
 """
 
 from __future__ import annotations

@@ -41,8 +41,10 @@ class Loss(Protocol):
 
 
 class Across(Protocol):
-    """The rest of a batch that is spread over processes; `moco.distributed.global_batch.GlobalBatch` is the one with
-    several."""
+    """The rest of a batch that is spread over processes.
+
+    `moco.distributed.global_batch.GlobalBatch` is the one for several processes.
+    """
 
     def gather(self, x: Tensor) -> tuple[Tensor, int]: ...
     def logsumexp(self, x: Tensor) -> Tensor: ...
@@ -144,8 +146,9 @@ def uniform_loss(
 
 @dataclass
 class WeightedLoss:
-    """contr_w · InfoNCE(temperature) + align_w · align(align_alpha) + unif_w · uniform(unif_t): Wang & Isola's whole
-    family.
+    """contr_w · InfoNCE(temperature) + align_w · align(align_alpha) + unif_w · uniform(unif_t).
+
+    The whole family of losses of Wang & Isola 2020.
 
     A term of weight 0 is not computed. InfoNCE is (1, 0, 0); their MoCo variant is (0, 3, 1).
     """

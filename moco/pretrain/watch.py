@@ -107,8 +107,9 @@ def must_agree(model: MoCo, of_loss: Mapping[str, Tensor] | None = None) -> dict
 
 
 def check_agreement(model: MoCo, last_agreed: int, now: int, of_loss: Mapping[str, Tensor] | None = None) -> int:
-    """Returns `now` if all ranks hold the same bits; NumericsError, on every rank, if not. `last_agreed`: its last
-    answer.
+    """Returns `now` if all ranks hold the same bits; NumericsError, on every rank, if not.
+
+    last_agreed: what it returned the last time.
 
     Reads the weights once and exchanges a few hundred numbers: for every printed line, not for every step.
     """

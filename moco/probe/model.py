@@ -76,7 +76,7 @@ def build(
 
 @dataclass
 class Setup:
-    """What every protocol works on. `fit` and `val`: the images to train and to validate on."""
+    """Data and model of a probe. `fit` and `val`: the images to train and to validate on."""
 
     options: LinclsOptions
     device: torch.device

@@ -86,8 +86,10 @@ def _unread(o: LinclsOptions) -> dict[str, str]:
 
 
 def parse_lincls(argv: list[str] | None = None) -> LinclsOptions:
-    """The options of main_lincls.py, checked. `arch`, `image_size` and `output_dir` may still be for the checkpoint to
-    say."""
+    """The options of main_lincls.py, checked.
+
+    `arch`, `image_size` and `output_dir` may be open: the checkpoint decides then.
+    """
     o = flags.parse(LinclsOptions, "Linear classification on frozen features.", argv)
     check_common(o)
     if o.arch is not None:

@@ -105,8 +105,10 @@ def restore_classifiers(encoder: nn.Module, classifiers: Classifiers, file: Enco
 
 
 def restore_progress(optimizer: torch.optim.Optimizer, file: EncoderFile) -> tuple[int, Best, int]:
-    """Puts the momentum back; epochs done, the best so far, and which classifier that is. MoCo's own files go on as
-    well."""
+    """Puts the momentum back. Returns the epochs done, the best so far, and the number of the chosen classifier.
+
+    MoCo's own files go on as well.
+    """
     try:
         optimizer.load_state_dict(file.rest["optimizer"])
     except (ValueError, KeyError, TypeError) as error:

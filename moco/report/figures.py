@@ -66,8 +66,9 @@ def project(features: np.ndarray, seed: int = 0) -> np.ndarray:
 
 
 def training(encoders: Sequence[Encoder]) -> tuple[list[Plot], list[Plot]]:
-    """(kNN and the way through the plane of all runs, the losses of six runs each). Figures without points are left
-    out.
+    """(kNN and the way through the plane of all runs, the losses of six runs each).
+
+    Figures without points are left out.
 
     Where a figure shows more than six runs, they have the colours of their last kNN accuracies.
     """

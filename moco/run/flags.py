@@ -1,5 +1,6 @@
-"""A command line made from the fields of a dataclass: one flag per field, defaults from a YAML file, errors in one
-sentence."""
+"""A command line made from the fields of a dataclass.
+
+There is one flag for each field. A YAML file may give defaults. An error is one sentence."""
 
 from __future__ import annotations
 
@@ -73,8 +74,10 @@ def _scalar_type(hint: Any) -> type:
 
 
 def parse(options: type[T], description: str, argv: list[str] | None) -> T:
-    """`argv` (None: the process's) as an instance of `options`; `--config FILE` gives defaults that other flags
-    override."""
+    """`argv` (None: the process's) as an instance of `options`.
+
+    `--config FILE` gives defaults that other flags override.
+    """
     argv = sys.argv[1:] if argv is None else argv
     parser = build_parser(options, description)
     finder = Parser(add_help=False, allow_abbrev=False)

@@ -6,8 +6,7 @@ caller on NFS too. It stands in nobody's way if its holder
 
 - ran on this machine, and no process has its id and start time any more (killed; so also torchrun --max-restarts);
 - ran on this machine before it was last started;
-- was an earlier start of this Slurm job (same SLURM_JOB_ID, other SLURM_RESTART_COUNT: requeued, maybe to another
-  node);
+- was an earlier start of this Slurm job (same SLURM_JOB_ID, other SLURM_RESTART_COUNT: requeued, maybe elsewhere);
 - has not refreshed the file for STALE_S seconds (a dead node). A thread refreshes it every BEAT_S. The age is taken
   by the file server's clock, so nodes need not agree on the time.
 

@@ -1,4 +1,4 @@
-"""Notice that the machine is about to be taken away.
+"""Notices the signals that come before the machine is taken away.
 
 Slurm sends SIGTERM before it ends or preempts a job, `sbatch --signal=USR1@120` asks for SIGUSR1 two minutes ahead, and
 submitit sends SIGUSR2. The handler does one thing: it stores a number. Whatever else it did would run between two
@@ -8,8 +8,7 @@ the ranks agree there (the signal may reach one of them first), save, and exit w
 While the images are listed there is nothing to save, and nobody asks: a network disk may hang for hours. A signal then
 ends the process at once, with the same exit code.
 
-Data is loaded by threads, which never receive signals in Python, so there are no children that must be told to ignore
-them.
+Data is loaded by threads, which never receive signals in Python. So no child process must be told to ignore them.
 """
 
 from __future__ import annotations

@@ -15,8 +15,10 @@ COMMIT_FILE = ".commit"  # beside moco/ in a copy of the code made for a job: th
 
 @functools.cache  # as it was when the process began: what runs does not change with the files
 def git_state() -> str:
-    """The commit this code is at, with "-dirty" if files differ from it; the package's version where there is no
-    git."""
+    """The commit that this code is at, with "-dirty" if files differ from it.
+
+    Where there is no git: the package's version.
+    """
     here = Path(__file__).resolve().parent
     if (noted := here.parents[1] / COMMIT_FILE).exists():
         return noted.read_text().strip()

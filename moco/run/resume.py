@@ -30,8 +30,10 @@ class Position:
 
 
 def find(resume: str | None, folder: str | Path) -> tuple[Path | None, list[str]]:
-    """The file that `--resume` means, and what should be said about it. 'auto' with nothing to resume is a fresh
-    start."""
+    """The file that `--resume` means, and notes about it for the log.
+
+    'auto' with nothing to resume is a fresh start.
+    """
     if resume is None:
         if checkpoint.checkpoints(folder):
             raise InputError(
@@ -54,8 +56,10 @@ def seed(wish: int | None, state: dict[str, Any] | None) -> int:
 
 
 def restore_meters(meters: Sequence[Meter], of_ranks: list[list[dict[str, Any]]], device: torch.device) -> None:
-    """Each rank takes over its own sums; on another number of ranks the old ones' are dealt out, so that none is
-    lost."""
+    """Each rank takes over its own sums.
+
+    On another number of ranks the old ranks' sums are dealt out, so that none is lost.
+    """
     for meter, old in zip(meters, zip(*of_ranks, strict=True), strict=True):
         mine = old[distributed.rank() :: distributed.world_size()]
         sums = {name: torch.zeros_like(total) for name, total in old[0]["sums"].items()}

@@ -56,7 +56,7 @@ class Every:
 
     `wish` is '500' (steps), '30m' (minutes) or None (never). InputError for another.
 
-    By steps it is the same on all ranks; by minutes each has its own clock, and they must agree
+    By steps it is the same on all ranks. By minutes each rank has its own clock, so the ranks must vote
     (`distributed.any_rank`).
     """
 
@@ -80,8 +80,9 @@ class Every:
 
 
 class Saver:
-    """Writes checkpoints into `folder`, keeping the last `keep_last` and those after every `keep_every` epochs (0:
-    none).
+    """Writes checkpoints into `folder` and deletes old ones.
+
+    It keeps the last `keep_last`, and those after every `keep_every` epochs (0: none of these).
 
     With keep_last 0 every epoch's checkpoint is kept, and the last two files of all kinds. A file newer than the
     one just written, which a run resumed from further back can find, is left alone. What a killed run's save left

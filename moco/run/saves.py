@@ -1,4 +1,4 @@
-"""When a training run is saved: inside epochs, after epochs, and when it is preempted."""
+"""Saves a training run: inside epochs, after epochs, and when it is preempted."""
 
 from __future__ import annotations
 

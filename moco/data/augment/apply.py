@@ -1,14 +1,13 @@
-"""The batched half of the augmentations: uint8 crops in, normalised float images out, on the device the crops are on.
+"""Augments batches on a device: uint8 crops in, normalised float images out.
 
-Workers decode and crop; everything photometric happens here, for a whole batch, with parameters of its own for each
-sample. torchvision's transforms draw once per call (so once per batch, on a batch) from a generator that is a state;
-here each parameter is a function of (seed, epoch, sample index, view), so a sample looks the same in any batch, on
-any rank, after any resume. Results equal torchvision's functional ops on float images, sample by sample, in the drawn
-order.
+Workers decode and crop. Colours and blur are done here for a whole batch, and each sample has its own parameters.
+torchvision's transforms draw once per call, so once for a batch, from a generator that is a state. Here each parameter
+is a function of (seed, epoch, sample index, view): a sample looks the same in any batch, on any rank, after any resume.
+Results equal torchvision's functional operations on float images, sample by sample, in the drawn order.
 
-Two ways to the same numbers (to rounding). An accelerator runs every operation on every sample and selects, because
-choosing samples would mean waiting for it: `everywhere`, below. A CPU runs on each sample what is due there:
-`moco.data.augment.samplewise`.
+There are two ways to the same numbers, to rounding. On an accelerator `everywhere` runs every operation on every sample
+and selects, because to choose samples would mean to wait for the device. On a CPU `moco.data.augment.samplewise` runs
+on each sample only what was drawn for it.
 """
 
 from __future__ import annotations

@@ -81,8 +81,10 @@ def blur_radius(sigma: float, size: int) -> int:
 
 
 def blur_matrices(sigma: Tensor, radius: int, size: int) -> Tensor:
-    """A [n, size, size], sigma [n]: A @ column is the column blurred, mirrored at its ends. A sigma of 0 gives the
-    identity."""
+    """A [n, size, size] of sigma [n]: A @ column is the column blurred, mirrored at its ends.
+
+    A sigma of 0 gives the identity.
+    """
     offset = torch.arange(-radius, radius + 1, device=sigma.device, dtype=sigma.dtype)
     taps = torch.exp(-0.5 * (offset / sigma.clamp(min=0.01)[:, None]) ** 2)  # at 0.01 only the centre is above 0
     taps = taps * (taps > 1e-12)  # subnormal numbers add nothing and slow multiplications down

@@ -1,5 +1,7 @@
-"""The numbers behind each augmented sample: functions of (seed, epoch, sample index, view), drawn for a batch at a
-time."""
+"""The parameters of each augmented sample, drawn for a batch at a time.
+
+They are functions of (seed, epoch, sample index, view).
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,10 @@ NO_JITTER = (1.0, 1.0, 1.0, 0.0)
 
 @dataclass(frozen=True)
 class Parameters:
-    """What happens to each of n samples. None: the view never does it. A sample that is left out has the identity's
-    value."""
+    """The parameters of each operation for n samples. None: the view never does it.
+
+    A sample that an operation leaves out has the value of the identity.
+    """
 
     order: Tensor | None = None  # int64 [n, 4]: the jitter's operations, first to last
     factors: Tensor | None = None  # float32 [n, 4]: brightness, contrast, saturation (factors) and hue (turns)

@@ -28,8 +28,10 @@ DIGITS_STD: Triple = (0.324, 0.324, 0.324)
 
 @dataclass(frozen=True)
 class Jitter:
-    """ColorJitter: factors in [max(0, 1 - x), 1 + x] for the first three, a hue shift in [-hue, hue] turns; with odds
-    `p`."""
+    """ColorJitter, with probability `p`.
+
+    Factors lie in [max(0, 1 - x), 1 + x] for the first three; the hue shift lies in [-hue, hue] turns.
+    """
 
     brightness: float = 0.0
     contrast: float = 0.0
@@ -91,8 +93,7 @@ class Recipe:
         return self.views[number % len(self.views)]
 
     def for_probe(self) -> Recipe:
-        """The linear probe's training recipe for data of this recipe: crop and this recipe's flip, nothing
-        photometric."""
+        """The linear probe's training recipe: crop and this recipe's flip, no change of colours."""
         flip = max(view.flip for view in self.views)
         return Recipe(
             f"lincls ({self.name})",

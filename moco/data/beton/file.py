@@ -131,9 +131,8 @@ class BetonFile:
 class BetonSource:
     """The samples of a .beton file, this program's or any other with an RGBImageField.
 
-    `cache`: "os" leaves the file to the page cache, which all processes of a node share; "ram" also reads all of it
-    now and locks it there, where the system allows; "none" drops what was read, for files much larger than the
-    memory.
+    cache: "os" leaves the file to the page cache, which all processes of a node share. "ram" also reads all of it now
+    and locks it there, where the system allows. "none" drops what was read: for files much larger than the memory.
     """
 
     def __init__(self, path: str | Path, *, cache: str = "os") -> None:
@@ -181,8 +180,9 @@ class BetonSource:
         return self.open(index).decode().array.copy()
 
     def read(self, index: int, start: int = 0, count: int | None = None) -> np.ndarray:
-        """uint8 [count]: stored bytes of a sample from `start` on, valid until this thread reads again. Raises
-        BadImage.
+        """uint8 [count]: stored bytes of a sample from `start` on. Raises BadImage.
+
+        They are valid until this thread reads again.
         """
         count = int(self.file.stored_bytes[index]) - start if count is None else count
         data = self._buffer("encoded", count)

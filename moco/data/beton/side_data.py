@@ -1,5 +1,6 @@
-"""Data that FFCV's format has no place for: class names, sources, checksums, original sizes. A JSON file beside the
-.beton.
+"""Data that FFCV's format has no place for, in a JSON file beside the .beton.
+
+They are class names, sources, checksums and original sizes.
 """
 
 from __future__ import annotations

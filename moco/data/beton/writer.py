@@ -36,11 +36,10 @@ def write_beton(
     skip_bad_images: bool = False,
     origin: dict[str, Any] | None = None,
 ) -> SideData:
-    """Writes `out` and its side data, or raises InputError, naming what cannot be read, and leaves nothing behind.
+    """Writes `out` and its side data. InputError names what cannot be read, and leaves nothing behind.
 
-    `mode`: raw pixels, JPEG of `quality`, or a `proportion` of JPEGs among raw ones. `max_resolution` is the most
-    that the longer side may have. `origin` is kept in the side data. Indices are the source's, less the images left
-    out.
+    mode: raw pixels, JPEG of `quality`, or a `proportion` of JPEGs among raw ones. max_resolution: the most pixels of
+    the longer side. origin: kept in the side data. Indices are those of the source without the images left out.
     """
     require_ffcv()
     import fcntl  # Windows lacks it, and FFCV too
