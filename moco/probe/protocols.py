@@ -19,10 +19,11 @@ from moco.encoders.batchnorm import isolate_batchnorm
 from moco.encoders.files import EncoderFile
 from moco.errors import InputError
 from moco.probe.logistic import five_nearest, solve
-from moco.probe.model import Model, Rows, Setup
+from moco.probe.model import Features, Model, Rows, Setup
 from moco.probe.options import LinclsOptions
 from moco.probe.saved import BEST, LAST, Best, restore_classifiers, restore_progress, save
 from moco.probe.training import Cached, Classifiers, Crops, Probe, Stream, accuracies, check_unchanged, make_optimizer
+from moco.run.arithmetic import check_deterministic
 from moco.run.log import RunLog
 
 
@@ -63,32 +64,32 @@ class Linear:
         return self._crops(setup, setup.model.network)
 
     def run(
-        self, setup: Setup, validation: Rows, resumed: EncoderFile | None, log: RunLog, about: dict[str, Any], said: str
+        self, setup: Setup, features: Features, log: RunLog, about: dict[str, Any], said: str
     ) -> tuple[Best, dict[str, Any]]:
         """Trains, validates and saves by epochs. Returns the best epoch and what goes into the result file.
 
-        validation: features of the validation images. about and said: for the beginning of the log.
+        about and said: for the beginning of the log.
         """
         options, model, stream = self.options, setup.model, self.stream(setup)
-        optimizer, rates = make_optimizer(options, self.settings(), model.classifiers, self._trained(model))
-        training = Probe(
-            options, setup.device, model.encoder, model.classifiers, self._trained(model), optimizer, rates, stream, log
-        )
+        tuned, classifiers = self._trained(model), model.classifiers
+        optimizer, rates = make_optimizer(options, self.settings(), classifiers, tuned)
+        training = Probe(options, setup.device, model.encoder, classifiers, tuned, optimizer, rates, stream, log)
         start, best = options.start_epoch, Best()
-        if resumed:
-            start, best, training.chosen = restore_progress(optimizer, resumed)
+        if setup.resumed:
+            start, best, training.chosen = restore_progress(optimizer, setup.resumed)
         log.cut_back(start * stream.sampler.steps)
         log.start(about, epoch=start, global_step=start * stream.sampler.steps)
         log.say(said)
-        held_out = setup.features_of(setup.held_out) if setup.held_out else None
+        validation = features.validation
         for epoch in range(start, options.epochs):
             before = copy.deepcopy(self._frozen(model)) if epoch == start else {}
             training.one_epoch(epoch)
             check_unchanged(before, self._frozen(model))
-            best = self._after_epoch(training, epoch, best, self._features(setup, validation), held_out, setup.val)
-        top1, top5 = training.percent(self._features(setup, validation))
+            validation = self._features(setup, validation)
+            best = self._after_epoch(training, epoch, best, validation, features.held_out, setup.val)
+        top1, top5 = training.percent(validation)
         result = {"top1": top1, "top5": top5, "epochs": max(start, options.epochs)}
-        return best, result | (self._choice(training, held_out) if held_out else {})
+        return best, result | (self._choice(training, features.held_out) if features.held_out else {})
 
     def _after_epoch(
         self, training: Probe, epoch: int, best: Best, validation: Rows, held_out: Rows | None, val: Source
@@ -212,6 +213,8 @@ class Finetune(Linear):
             if device.type != "cuda":
                 raise InputError("--finetune of a network with BatchNorm takes one process on the CPU: start it alone")
             encoder = isolate_batchnorm(encoder, "sync", 2, device)
+        # of a frozen encoder no kernel of the backward pass is called
+        check_deterministic(encoder, self.options.arch or "this network", self.options.deterministic, device)
         return dataclasses.replace(model, encoder=encoder, network=trunk(encoder))
 
     def stream(self, setup: Setup) -> Stream:
@@ -239,12 +242,12 @@ class Solved(Linear):
         """Nothing: it is solved again."""
 
     def run(
-        self, setup: Setup, validation: Rows, resumed: EncoderFile | None, log: RunLog, about: dict[str, Any], said: str
+        self, setup: Setup, features: Features, log: RunLog, about: dict[str, Any], said: str
     ) -> tuple[Best, dict[str, Any]]:
         """Solves anew, whatever there is to resume. Returns the other figures of the STL-10 protocol too."""
         log.start(about)
         log.say(said)
-        options, classes = self.options, setup.val.classes
+        options, classes, validation = self.options, setup.val.classes, features.validation
         bank = setup.features_of(setup.fit)
         found = solve(*bank, len(classes), options.folds, options.seed or 0)
         classifiers = Classifiers([found.linear])
