@@ -1,4 +1,4 @@
-"""The protocols: how a probe's classifiers come to be. `protocol_of` picks the object that the options ask for."""
+"""Ways to train a probe's classifiers. `protocol_of` makes the one that the options ask for."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Linear:
         return [(self.options.lr, self.options.weight_decay)]
 
     def in_words(self) -> str:
-        """What is trained, for the log."""
+        """Describes the training in words, for the log."""
         return f"learning rate {self._scaled(self.options.lr)}"
 
     def split(self, train: Source) -> tuple[Source, Source | None]:
@@ -52,7 +52,7 @@ class Linear:
         return train, None
 
     def prepare(self, model: Model) -> Model:
-        """The model as it is trained; it comes frozen."""
+        """Returns the model to train. The one given is frozen."""
         return model
 
     def restore(self, model: Model, resumed: EncoderFile) -> None:
@@ -60,7 +60,7 @@ class Linear:
         restore_classifiers(model.encoder, model.classifiers, resumed, self.options.features_from)
 
     def stream(self, setup: Setup) -> Stream:
-        """The inputs of training. Here augmented crops, which go through the frozen network."""
+        """Returns the training batches: here features of augmented crops."""
         return self._crops(setup, setup.model.network)
 
     def run(
@@ -115,7 +115,7 @@ class Linear:
         return best
 
     def _choice(self, training: Probe, held_out: Rows) -> dict[str, Any]:
-        """Which of several classifiers was chosen, for the result file and the log."""
+        """Logs the chosen classifier and returns its entries of the result file."""
         settings = self.settings()
         lr, decay = settings[training.chosen]
         of_each = accuracies(training.classifiers, *held_out)[0].tolist()
@@ -130,15 +130,15 @@ class Linear:
         return {"lr": lr, "weight_decay": decay, "sweep": tried}
 
     def _trained(self, model: Model) -> nn.Module | None:
-        """The trunk, if it is trained too."""
+        """Returns the trunk if it is trained, else None."""
         return None
 
     def _frozen(self, model: Model) -> dict[str, Tensor]:
-        """What training must not change."""
+        """Returns the tensors that training must not change."""
         return model.network.state_dict()
 
     def _features(self, setup: Setup, validation: Rows) -> Rows:
-        """Features of the validation images after an epoch: of a frozen network always the same."""
+        """Returns the features of the validation images after an epoch. A frozen network's do not change."""
         return validation
 
     def _crops(self, setup: Setup, network: nn.Module | None) -> Crops:
@@ -180,7 +180,7 @@ class Sweep(Linear):
 
 
 class CachedSweep(Sweep):
-    """The same on features that are computed once, without augmentation."""
+    """A sweep on features that are computed once, without augmentation."""
 
     name = "cached sweep"
 
@@ -213,7 +213,6 @@ class Finetune(Linear):
             if device.type != "cuda":
                 raise InputError("--finetune of a network with BatchNorm takes one process on the CPU: start it alone")
             encoder = isolate_batchnorm(encoder, "sync", 2, device)
-        # of a frozen encoder no kernel of the backward pass is called
         check_deterministic(encoder, self.options.arch or "this network", self.options.deterministic, device)
         return dataclasses.replace(model, encoder=encoder, network=trunk(encoder))
 
