@@ -6,6 +6,7 @@ from moco.encoders.networks import (
     check_arch as check_arch,
     classifier_name as classifier_name,
     feature_dim as feature_dim,
+    input_channels as input_channels,
     torchvision_arguments as torchvision_arguments,
     trunk as trunk,
 )

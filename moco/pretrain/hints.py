@@ -22,6 +22,18 @@ def first_losses(options: PretrainOptions, steps_done: int) -> list[str]:
     ]
 
 
+def channels_not_rgb(options: PretrainOptions) -> list[str]:
+    """The augmentations that images of other channels than RGB get; nothing for RGB."""
+    if options.channels in (None, 3):
+        return []
+    return [
+        f"--channels {options.channels}: of --recipe {options.recipe} crop, flip, rotation, brightness, contrast, blur"
+        " and solarize; hue, saturation and grey are for RGB and left out",
+        f"normalised with --mean {options.mean} --std {options.std}; `python -m moco.data.stats` measures those of your"
+        " images",
+    ]
+
+
 def collapse_ahead(options: PretrainOptions) -> list[str]:
     """A warning where the hard loss collapsed when it was tried: a fast key encoder (docs/results.md)."""
     if options.loss != "hard" or options.moco_hard_alpha >= 0.5 or options.moco_m >= 0.99:

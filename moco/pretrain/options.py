@@ -134,6 +134,7 @@ class ResolvedPretrainOptions(PretrainOptions):
     """The same options after `parse_pretrain`: these have a value, whether or not it was typed."""
 
     image_size: int
+    channels: int
     recipe: str
     loss: str
     moco_t: float | str
@@ -160,6 +161,7 @@ def parse_pretrain(argv: list[str] | None = None, world_size: int | None = None)
     weights = [preset if w is None else w for w, preset in zip(given, presets, strict=True)]
     resolved = dataclasses.replace(
         ResolvedPretrainOptions(**vars(o)),
+        channels=3 if o.channels is None else o.channels,
         image_size=size if o.image_size is None else o.image_size,
         recipe=o.recipe or ("v2" if o.aug_plus else recipe),
         loss=loss,
@@ -171,6 +173,10 @@ def parse_pretrain(argv: list[str] | None = None, world_size: int | None = None)
         output_dir=o.output_dir or os.path.join("runs", f"{o.dataset}-{o.arch}-{loss}".replace(":", "-")),
     )
     check_common(resolved)
+    if resolved.channels != 3 and resolved.mean is None:
+        of_channels = resolved.find_recipe(resolved.recipe)
+        mean, std = (",".join(f"{value:g}" for value in values) for values in (of_channels.mean, of_channels.std))
+        resolved = dataclasses.replace(resolved, mean=mean, std=std)
     at_least(resolved, 1, "moco_dim", "accum_steps", "save_freq", "knn_k", "bn_group_size")
     at_least(resolved, 0, "warmup_epochs", "moco_k", "moco_m", "eval_freq", "max_bad_steps", "keep_last", "keep_every")
     positive(resolved, "moco_t", "moco_align_alpha", "moco_unif_t", "grad_clip", "knn_t", "rank_timeout")
