@@ -145,7 +145,10 @@ def export(x: Exported, to: str, folder: str | Path) -> Result:
         shutil.rmtree(workplace, ignore_errors=True)
     file = folder / form.file
     timm, arch = x.arch.removeprefix("timm:"), x.arch
-    usage = form.usage.format(file=str(file), folder=folder, timm=timm, arch=arch, outputs=x.outputs)
+    in_chans = "" if x.channels == 3 else f", in_chans={x.channels}"
+    usage = form.usage.format(
+        file=str(file), folder=folder, timm=timm, arch=arch, outputs=x.outputs, in_chans=in_chans
+    )
     return Result(folder, file, form.verifier(), difference, usage)
 
 

@@ -227,7 +227,7 @@ FORMATS: dict[str, Format] = {
         _write_torchvision, _reload_torchvision,
     ),
     "timm": Format(
-        "encoder.pth", "timm", "timm.create_model({timm!r}, num_classes={outputs}, checkpoint_path={file!r})",
+        "encoder.pth", "timm", "timm.create_model({timm!r}, num_classes={outputs}{in_chans}, checkpoint_path={file!r})",
         _write_timm, lambda x, path: _timm_network(x, checkpoint_path=path),
     ),
     "huggingface": Format(

@@ -27,8 +27,8 @@ def channels_not_rgb(options: PretrainOptions) -> list[str]:
     if options.channels in (None, 3):
         return []
     return [
-        f"--channels {options.channels}: of --recipe {options.recipe} crop, flip, rotation, brightness, contrast, blur"
-        " and solarize; hue, saturation and grey are for RGB and left out",
+        f"--channels {options.channels}: hue, saturation and grey of --recipe {options.recipe} are for RGB and left out;"
+        " crop, flip, brightness, contrast, blur and the like stay",
         f"normalised with --mean {options.mean} --std {options.std}; `python -m moco.data.stats` measures those of your"
         " images",
     ]
