@@ -42,9 +42,10 @@ IDLE_WITHOUT = {
 OF_HEADS = {name for row in LOSSES.values() for name in row.settings.values()} | IDLE_WITHOUT.keys()
 # What must be alike for two probes to measure the same
 PROBE_SETTINGS = (
-    "features_from", "epochs", "batch_size", "optimizer", "lr", "schedule", "lr_drop", "momentum", "weight_decay",
-    "train_fraction", "sweep", "sweep_lrs", "sweep_wds", "held_out", "cached",
+    "features_from", "epochs", "batch_size", "optimizer", "lr", "schedule", "lr_drop", "momentum", "adam_betas",
+    "weight_decay", "train_fraction", "sweep", "sweep_lrs", "sweep_wds", "held_out", "cached",
 )  # fmt: skip
+_OF_EARLIER = {"adam_betas": [0.9, 0.999]}  # settings of probes that were trained before there was an option
 COLLAPSE_RULE = f"collapsed: uniformity (t = 2) of the validation outputs above {COLLAPSED:g}; 0 is a single point"
 
 
@@ -191,7 +192,7 @@ def _probe(encoder: Encoder, values: dict[str, Any], probe: Path, epochs: int) -
     settings = found["options"] if isinstance(found.get("options"), dict) else {}
     if settings.get("finetune"):
         return "its classifier was trained together with the encoder, which is no linear probe"
-    encoder.probe = json.dumps([settings.get(name) for name in PROBE_SETTINGS])
+    encoder.probe = json.dumps([settings.get(name, _OF_EARLIER.get(name)) for name in PROBE_SETTINGS])
     values[PROBE] = found["top1"]
     return ""
 
