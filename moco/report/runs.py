@@ -52,7 +52,7 @@ COLLAPSE_RULE = f"collapsed: uniformity (t = 2) of the validation outputs above 
 @dataclass
 class Encoder:
     """One run: a row of the table. `measured` has the keys of LOGGED that exist, and is empty unless `state` is in
-    MEASURED; `why` says what a state means here."""
+    MEASURED; `why` says what a state means here. `published`: a paper's figures for this encoder, by the same keys."""
 
     name: str
     folder: Path  # of its run
@@ -64,6 +64,7 @@ class Encoder:
     measured: dict[str, float] = field(default_factory=dict)
     commits: tuple[str, ...] = ()
     probe: str = ""  # how its linear probe was trained
+    published: dict[str, float] = field(default_factory=dict)
 
     @property
     def compared(self) -> bool:
@@ -140,7 +141,10 @@ def _element(place: Path, id: str, sweep: str) -> Encoder:
         if encoder.state != FAILED:
             begun = (encoder.folder / "log.jsonl").exists()
             encoder.state, encoder.why = (FAILED, str(error)) if begun else (UNFINISHED, "has not begun")
-    probed = len(_json(place / "element.json").get("steps", ())) > 1
+    described = _json(place / "element.json")
+    figures = described.get("published", {})
+    encoder.published = {name: float(value) for name, value in figures.items() if name in LOGGED and _number(value)}
+    probed = len(described.get("steps", ())) > 1
     _judge(encoder, place / "lincls" if probed else None)
     if encoder.state != FAILED and encoder.trained and not (place / "row.json").exists():
         encoder.measured, encoder.state = {}, UNFINISHED
