@@ -34,6 +34,7 @@ ACCURACIES = (PROBE, KNN, MR, CR)
 # An option says nothing where the weight of its term is 0
 IDLE_WITHOUT = {
     "moco_t": "moco_contr_w",
+    "in_batch": "moco_contr_w",
     "moco_align_alpha": "moco_align_w",
     "moco_unif_t": "moco_unif_w",
     "moco_unif_no_intra_batch": "moco_unif_w",
