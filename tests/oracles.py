@@ -114,3 +114,13 @@ def pair_uniform(x: Tensor, t: float) -> Tensor:
     """Wang & Isola 2020, Eq 6: log mean exp(-t‖a - b‖²) over the pairs of one batch."""
     terms = [torch.exp(-t * squared_distance(x[i], x[j])) for i in range(len(x)) for j in range(i)]
     return torch.log(sum(terms, x.new_zeros(())) / len(terms))
+
+
+def cross_view(q: Tensor, k: Tensor, temperature: float) -> Tensor:
+    """Wang & Isola 2020, STL-10: each view's cross-entropy over the other view's keys, mean of the two."""
+    total = q.new_zeros(())
+    for queries, keys in ((q, k), (k, q)):
+        for i in range(len(q)):
+            scores = [torch.exp((queries[i] * keys[j]).sum() / temperature) for j in range(len(q))]
+            total = total - torch.log(scores[i] / sum(scores))
+    return total / (2 * len(q))

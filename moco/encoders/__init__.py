@@ -5,6 +5,7 @@ from moco.encoders.networks import (
     build_encoder as build_encoder,
     check_arch as check_arch,
     classifier_name as classifier_name,
+    draw_weights as draw_weights,
     feature_dim as feature_dim,
     torchvision_arguments as torchvision_arguments,
     trunk as trunk,

@@ -104,6 +104,21 @@ def _shallow_copy(module: nn.Module) -> nn.Module:
     return view
 
 
+@torch.no_grad()
+def draw_weights(encoder: nn.Module, std: float) -> None:
+    """Starts the weights anew: N(0, std) in convolutions and linear layers, their biases 0, BatchNorm the identity.
+
+    Wang & Isola's SmallAlexNet starts so, with std 0.02. The numbers come from torch's own generator.
+    """
+    for layer in encoder.modules():
+        if isinstance(layer, nn.modules.conv._ConvNd | nn.Linear):
+            nn.init.normal_(layer.weight, 0.0, std)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.reset_parameters()
+
+
 def _build_plain(arch: str, num_classes: int, image_size: int | None, arguments: Sequence[str]) -> nn.Module:
     if plugins.is_outside(arch):
         encoder = plugins.find("--arch", arch, arguments, num_classes)()

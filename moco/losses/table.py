@@ -82,6 +82,8 @@ def make_loss(options: Any, across: Across | None = None) -> Loss:
         wanted = kind is InBatchLoss or options.unif_global
         settings["across"] = across if across is not None and wanted else OneProcess()
         settings["intra_batch"] = not options.moco_unif_no_intra_batch
+        if kind is InBatchLoss:
+            settings["negatives"] = options.in_batch
     if options.reference_step and "logsumexp" in {field.name for field in fields(kind)}:
         settings["logsumexp"] = whole_logsumexp
     return kind(**settings)

@@ -27,9 +27,9 @@ from moco.data.sampler import Sampler
 from moco.data.source import Source
 from moco.distributed.global_batch import GlobalBatch
 from moco.distributed.session import pick_device
-from moco.encoders import build_encoder
+from moco.encoders import build_encoder, draw_weights
 from moco.encoders.files import load_trunk, read_encoder
-from moco.errors import EXIT_OK
+from moco.errors import EXIT_OK, InputError
 from moco.evaluate.online import OnlineEvaluator
 from moco.losses.table import check_labels, make_loss
 from moco.pretrain import state as resume
@@ -123,7 +123,16 @@ def make_loader(
 ) -> Loader:
     """This rank's share of the batches, as uint8 crops on the device."""
     recipe = find_recipe(options.recipe)
-    sampler = Sampler(len(source), options.batch_size, seed, rank=world.rank, world_size=world.size)
+    if options.no_drop_last:
+        check_last_batch(len(source), options.batch_size, world.size * options.accum_steps)
+    sampler = Sampler(
+        len(source),
+        options.batch_size,
+        seed,
+        drop_last=not options.no_drop_last,
+        rank=world.rank,
+        world_size=world.size,
+    )
     return Loader(
         source,
         sampler,
@@ -137,12 +146,24 @@ def make_loader(
     )
 
 
+def check_last_batch(images: int, batch_size: int, parts: int) -> None:
+    """InputError if an epoch's short last batch leaves one of its `parts` without the two images BatchNorm needs."""
+    rest = images % batch_size
+    if 0 < rest < 2 * parts:
+        raise InputError(
+            f"{images} images leave {rest} for the last batch of an epoch, fewer than two for each rank and"
+            " accumulation step: change --batch-size, or leave out --no-drop-last"
+        )
+
+
 def make_encoder(
     options: ResolvedPretrainOptions, device: torch.device, fresh: bool
 ) -> tuple[torch.nn.Module, list[str]]:
     """The encoder, on the CPU, and notes for the log. fresh: no checkpoint follows, so --init-from is read."""
     encoder = build_encoder(options.arch, options.moco_dim, options.mlp, options.image_size, options.arch_arg)
     check_deterministic(encoder, options.arch, options.deterministic, device)
+    if options.init_std is not None:
+        draw_weights(encoder, options.init_std)
     if not options.init_from or not fresh:
         return encoder, []
     file = read_encoder(options.init_from)

@@ -18,6 +18,7 @@ from moco.encoders import check_arch
 from moco.encoders.batchnorm import BN_MODES
 from moco.errors import InputError, flag
 from moco.losses import PRESET_WEIGHTS
+from moco.losses.in_batch import CONTRASTIVE
 from moco.losses.table import LOSSES, check_loss
 from moco.plugins import known_or_outside
 from moco.pretrain.optimiser import OPTIMIZERS
@@ -52,9 +53,14 @@ class PretrainOptions(CommonOptions):
     init_from: str | None = result(
         None, "start from this checkpoint's encoder with a new projection head; layouts as for --pretrained (new)"
     )
+    init_std: float | None = result(
+        None, "weights of all convolutions and linear layers start as N(0, this), biases at 0; default: the network's"
+        " own start (new)",
+    )  # fmt: skip
     epochs: int = result(200, "epochs to train")
     start_epoch: int = result(0, "epoch to start counting at")
     batch_size: int = result(256, "images per step, over all ranks", "-b")
+    no_drop_last: bool = result(False, "train on the short batch at the end of an epoch too (new)")
     optimizer: str = result("sgd", "optimiser (new)", choices=tuple(OPTIMIZERS))
     lr: float = result(0.03, "learning rate at the start, for the batch size given", "--learning-rate")
     schedule: list[int] = result([120, 160], "epochs at which the learning rate drops tenfold", nargs="*")
@@ -96,6 +102,10 @@ class PretrainOptions(CommonOptions):
     moco_unif_w: float | None = result(None, "weight of the uniformity term")
     moco_unif_t: float | str = result(3.0, "t of uniformity, or a curve as for --moco-t", type=number_or_curve)
     moco_unif_no_intra_batch: bool = result(False, "uniformity over queue pairs only, without pairs of the batch")
+    in_batch: str = result(
+        "simclr", "negatives of the contrastive term with --moco-k 0: both views', or the other view's alone (new)",
+        choices=tuple(CONTRASTIVE),
+    )  # fmt: skip
     unif_global: bool = result(False, "one uniformity over all ranks' queries, not the mean of each rank's (new)")
     moco_hard_alpha: float = result(0.0819, "share of the negatives that hard and hard-simple keep, the nearest (new)")
     moco_simple_w: float = result(1.0, "weight of the negatives' mean similarity in simple and hard-simple (new)")
@@ -173,7 +183,9 @@ def parse_pretrain(argv: list[str] | None = None, world_size: int | None = None)
     check_common(resolved)
     at_least(resolved, 1, "moco_dim", "accum_steps", "save_freq", "knn_k", "bn_group_size")
     at_least(resolved, 0, "warmup_epochs", "moco_k", "moco_m", "eval_freq", "max_bad_steps", "keep_last", "keep_every")
-    positive(resolved, "moco_t", "moco_align_alpha", "moco_unif_t", "grad_clip", "knn_t", "rank_timeout")
+    positive(
+        resolved, "moco_t", "moco_align_alpha", "moco_unif_t", "grad_clip", "knn_t", "rank_timeout", "init_std"
+    )
     if resolved.moco_m > 1:
         raise InputError(f"--moco-m must lie between 0 and 1, not {resolved.moco_m:g}")
     if resolved.batch_size < world_size * resolved.accum_steps:
@@ -204,6 +216,8 @@ def _unread(o: ResolvedPretrainOptions, bn: str | None) -> dict[str, str]:
     unread = dict.fromkeys(of_losses - read_by_loss, f"--loss {o.loss}")
     if o.optimizer != "sgd":
         unread["momentum"] = f"--optimizer {o.optimizer}"
+    if o.moco_k or o.loss not in PRESET_WEIGHTS:
+        unread["in_batch"] = f"--moco-k {o.moco_k}" if o.moco_k else f"--loss {o.loss}"
     if o.cos:
         unread["schedule"] = "--cos"
     if o.aug_plus and o.recipe != "v2":

@@ -39,7 +39,7 @@ from moco.evaluate.online import OnlineEvaluator
 from moco.losses import LossOutput, WeightedLoss, align_loss, contrastive_loss, uniform_loss
 from moco.losses.debiased import DebiasedLoss
 from moco.losses.hard import HardContrastiveLoss, SimpleLoss
-from moco.losses.in_batch import InBatchLoss
+from moco.losses.in_batch import CONTRASTIVE, InBatchLoss
 from moco.losses.supcon import SupConLoss
 from moco.pretrain.reference import ReferenceMoCo
 from moco.pretrain.step import TrainingStep
@@ -280,10 +280,11 @@ def losses_without_a_queue_equal_one_process() -> None:
     """Negatives and pairs on other ranks included, with gradients to both ends, and uneven shares."""
     for sizes in batches():
         for w in ((1.0, 0.0, 0.0), (0.0, 3.0, 1.0), (0.5, 1.0, 2.0)):
-            alone = InBatchLoss(w[0], 0.2, w[1], 1.5, w[2], 2.0)
-            several = dataclasses.replace(alone, across=GlobalBatch(sizes))
-            one = joined(lambda q, k, queue, alone=alone: alone(q, k, queue).loss, sizes)
-            torch.testing.assert_close(spread(several, sizes), one, **EXACT)
+            for negatives in CONTRASTIVE:
+                alone = InBatchLoss(w[0], 0.2, w[1], 1.5, w[2], 2.0, negatives=negatives)
+                several = dataclasses.replace(alone, across=GlobalBatch(sizes))
+                one = joined(lambda q, k, queue, alone=alone: alone(q, k, queue).loss, sizes)
+                torch.testing.assert_close(spread(several, sizes), one, **EXACT)
 
 
 @check

@@ -78,7 +78,11 @@ class View:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A named set of views; `scale` and `ratio` (area share and aspect of the random crop) are for the loader."""
+    """A named set of views.
+
+    scale, ratio: area share and aspect of the loader's random crop. probe_scale: that share for a probe. centre: the
+    central square of an evaluation, as a share of the shorter side; by default that of 224 in 256 px.
+    """
 
     name: str
     source: str
@@ -88,6 +92,7 @@ class Recipe:
     mean: Triple = IMAGENET_MEAN
     std: Triple = IMAGENET_STD
     probe_scale: Range = (0.08, 1.0)
+    centre: float = 0.875
 
     def view(self, number: int) -> View:
         return self.views[number % len(self.views)]
@@ -101,13 +106,14 @@ class Recipe:
             (View(flip=flip),),
             scale=self.probe_scale,
             ratio=self.ratio,
+            centre=self.centre,
             mean=self.mean,
             std=self.std,
         )
 
     def for_evaluation(self) -> Recipe:
         """Normalisation alone, with this recipe's statistics."""
-        return replace(RECIPES["eval"], name=f"eval ({self.name})", mean=self.mean, std=self.std)
+        return replace(RECIPES["eval"], name=f"eval ({self.name})", mean=self.mean, std=self.std, centre=self.centre)
 
 
 def _check_odds(p: float) -> None:
@@ -168,6 +174,7 @@ RECIPES: dict[str, Recipe] = {
             scale=(0.08, 1.0),
             mean=STL10_MEAN,
             std=STL10_STD,
+            centre=64 / 70,  # resized to 70 px, of which 64 are cut
         ),
         Recipe(
             "cifar",
@@ -176,6 +183,7 @@ RECIPES: dict[str, Recipe] = {
             scale=(0.08, 1.0),
             mean=CIFAR_MEAN,
             std=CIFAR_STD,
+            centre=1.0,  # pictures made to size are shown whole
         ),
         Recipe(
             "digits",
@@ -185,6 +193,7 @@ RECIPES: dict[str, Recipe] = {
             mean=DIGITS_MEAN,
             std=DIGITS_STD,
             probe_scale=(0.8, 1.0),
+            centre=1.0,
         ),
         Recipe(
             "lincls", "MoCo's linear probe (facebookresearch/moco main_lincls.py)", (View(flip=0.5),), scale=(0.08, 1.0)
