@@ -24,7 +24,7 @@ from moco.pretrain.optimiser import OPTIMIZERS
 from moco.run import flags
 from moco.run.options import CommonOptions, at_least, check_common, check_unread, evaluation, positive, result, running
 from moco.run.saver import Every
-from moco.schedules import number_or_curve
+from moco.schedules import number_or_curve, values_of
 from moco.world import World
 
 
@@ -50,7 +50,10 @@ class PretrainOptions(CommonOptions):
     schedule: list[int] = result([120, 160], "epochs at which the learning rate drops tenfold", nargs="*")
     cos: bool = result(False, "cosine schedule instead")
     warmup_epochs: int = result(0, "epochs of linear warm-up (new)")
-    momentum: float = result(0.9, "momentum of SGD")
+    lr_per_step: bool = result(
+        False, "warm-up and cosine by step, not by epoch: from 0 to --lr, then down to 0 at the end (new)"
+    )
+    momentum: float = result(0.9, "momentum of SGD and LARS")
     weight_decay: float = result(1e-4, "weight decay", "--wd")
     grad_clip: float | None = result(None, "largest gradient norm (new)")
     accum_steps: int = result(1, "parts a batch is split into, one after the other, to save memory (new)")
@@ -58,15 +61,32 @@ class PretrainOptions(CommonOptions):
     max_bad_steps: int = result(0, "steps whose gradient is not finite to leave out before giving up (new)")
     moco_dim: int = result(128, "feature dimension")
     moco_k: int = result(65536, "queue length: number of negative keys; 0: no queue, the batch itself (SimCLR)")
-    moco_m: float = result(0.999, "momentum of the key encoder")
+    moco_m: float | str = result(
+        0.999, "momentum of the key encoder, or a curve as for --moco-t", type=number_or_curve
+    )
+    moco_m_cos: bool = result(
+        False, "key momentum by step: a half cosine from --moco-m to 1, or between the points of its curve (new)"
+    )
     moco_t: float | str | None = result(
         None, "temperature; a curve over epochs: 0:0.5,100:0.07; default: 0.07, debiased and hcl 0.5",
         "--moco-contr-tau", type=number_or_curve,
     )  # fmt: skip
     mlp: bool = result(False, "MLP projection head (MoCo v2)")
+    moco_mlp_layers: int | None = result(
+        None, "linear layers of the projection head, with ReLU between; default: 1, with --mlp 2 (new)"
+    )
+    moco_mlp_dim: int | None = result(
+        None, "width between the layers of --moco-mlp-layers; default: that of the encoder's features (new)"
+    )
+    moco_mlp_bn: bool = result(
+        False, "BatchNorm after each layer of --moco-mlp-layers in place of biases, as in MoCo v3 (new)"
+    )
     aug_plus: bool = result(False, "MoCo v2's augmentations")
     recipe: str | None = result(
         None, "augmentations by name; default: the data set's, or v1/v2 (new)", choices=tuple(RECIPES)
+    )
+    crop_min: float | None = result(
+        None, "smallest share of an image's area that a crop takes; default: the augmentations' (new)"
     )
     loss: str | None = result(
         None, "infonce, align-uniform (they preset the three weights to 1/0/0 and 0/3/1), simple, hard, hard-simple,"
@@ -80,6 +100,9 @@ class PretrainOptions(CommonOptions):
         metavar="NAME=VALUE",
     )
     symmetric: bool = result(False, "both views as queries: mean of two losses, both views' keys are queued (new)")
+    queue_per_view: bool = result(
+        False, "with --symmetric, a queue of --moco-k keys for each view, as in solo-learn, not one for both (new)"
+    )
     moco_contr_w: float | None = result(None, "weight of the contrastive term")
     moco_align_w: float | None = result(None, "weight of the alignment term")
     moco_align_alpha: float = result(2.0, "exponent α of alignment")
@@ -161,11 +184,18 @@ def parse_pretrain(argv: list[str] | None = None, world_size: int | None = None)
         output_dir=o.output_dir or os.path.join("runs", f"{o.dataset}-{o.arch}-{loss}".replace(":", "-")),
     )
     check_common(resolved)
-    at_least(resolved, 1, "moco_dim", "accum_steps", "save_freq", "knn_k", "bn_group_size")
-    at_least(resolved, 0, "warmup_epochs", "moco_k", "moco_m", "eval_freq", "max_bad_steps", "keep_last", "keep_every")
+    at_least(resolved, 1, "moco_dim", "moco_mlp_layers", "moco_mlp_dim")
+    at_least(resolved, 1, "accum_steps", "save_freq", "knn_k", "bn_group_size")
+    at_least(resolved, 0, "warmup_epochs", "moco_k", "eval_freq", "max_bad_steps", "keep_last", "keep_every")
     positive(resolved, "moco_t", "moco_align_alpha", "moco_unif_t", "grad_clip", "knn_t", "rank_timeout")
-    if resolved.moco_m > 1:
-        raise InputError(f"--moco-m must lie between 0 and 1, not {resolved.moco_m:g}")
+    positive(resolved, "crop_min")
+    if resolved.crop_min is not None and resolved.crop_min > 1:
+        raise InputError(f"--crop-min is a share of the image, at most 1, not {resolved.crop_min:g}")
+    for m in values_of(resolved.moco_m):
+        if not 0 <= m <= 1:
+            raise InputError(f"--moco-m must lie between 0 and 1, not {m:g}")
+    if resolved.lr_per_step and not (resolved.cos or resolved.warmup_epochs):
+        raise InputError("--lr-per-step is for a warm-up or a cosine: pass --cos or --warmup-epochs too")
     if resolved.batch_size < world_size * resolved.accum_steps:
         raise InputError(
             f"--batch-size {resolved.batch_size} leaves some of {world_size} ranks ×"
@@ -181,6 +211,8 @@ def parse_pretrain(argv: list[str] | None = None, world_size: int | None = None)
     check_arch(resolved.arch, resolved.arch_arg)
     if not resolved.moco_k:
         _check_without_queue(resolved)
+    elif resolved.queue_per_view and not resolved.symmetric:
+        raise InputError("--queue-per-view needs --symmetric: without it the keys of one view alone are queued")
     Every(resolved.save_every)
     return resolved
 
@@ -192,7 +224,7 @@ def _unread(o: ResolvedPretrainOptions, bn: str | None) -> dict[str, str]:
     if o.loss not in PRESET_WEIGHTS:
         of_losses |= {"moco_unif_no_intra_batch", "unif_global"}
     unread = dict.fromkeys(of_losses - read_by_loss, f"--loss {o.loss}")
-    if o.optimizer != "sgd":
+    if o.optimizer == "adamw":
         unread["momentum"] = f"--optimizer {o.optimizer}"
     if o.cos:
         unread["schedule"] = "--cos"
@@ -200,11 +232,19 @@ def _unread(o: ResolvedPretrainOptions, bn: str | None) -> dict[str, str]:
         unread["aug_plus"] = f"--recipe {o.recipe}"
     if bn not in (None, "split"):  # the default depends on the number of ranks, a command should not
         unread["bn_group_size"] = f"--bn {bn}"
+    unread |= _unread_of_projector(o)
     if not o.keep_last:
         unread["keep_every"] = "--keep-last 0, which keeps every epoch's checkpoint"
     if o.eval_freq == 0:
         unread |= dict.fromkeys(("knn_k", "knn_t"), "--eval-freq 0")
     return unread
+
+
+def _unread_of_projector(o: ResolvedPretrainOptions) -> dict[str, str]:
+    if o.moco_mlp_layers is None:
+        return dict.fromkeys(("moco_mlp_dim", "moco_mlp_bn"), "the default of --moco-mlp-layers")
+    head = f"--moco-mlp-layers {o.moco_mlp_layers}"
+    return dict.fromkeys(("mlp", "moco_mlp_dim") if o.moco_mlp_layers == 1 else ("mlp",), head)
 
 
 def _temperature(loss: str) -> float:
@@ -214,6 +254,8 @@ def _temperature(loss: str) -> float:
 def _check_without_queue(o: PretrainOptions) -> None:
     if o.symmetric:
         raise InputError("--symmetric has no meaning with --moco-k 0, where both views are queries: leave it out")
+    if o.queue_per_view:
+        raise InputError("--queue-per-view has no meaning with --moco-k 0, where there is no queue: leave it out")
     if o.accum_steps > 1:
         raise InputError(
             "--accum-steps would leave parts of a batch to compare with, and with --moco-k 0 the batch is all there is:"

@@ -324,10 +324,12 @@ def training_step(
     encoder: nn.Module | None = None,
     kind: type[MoCo] = MoCo,
     K: int = 7,
+    queue_per_view: bool = False,
     **arguments: Any,
 ) -> TrainingStep:
     torch.manual_seed(11)
-    model = kind(encoder or Net(), dim=DIM, K=K, m=0.5, bn=bn, bn_group_size=2, seed=3)
+    more = {"queue_per_view": queue_per_view}
+    model = kind(encoder or Net(), dim=DIM, K=K, m=0.5, bn=bn, bn_group_size=2, seed=3, **more)
     optimizer = torch.optim.SGD(model.parameters(), 0.3, momentum=0.9, weight_decay=1e-2, fused=True)
     return TrainingStep(distributed.data_parallel(model, CPU), loss, optimizer, augment, across, **arguments)
 
@@ -433,6 +435,16 @@ def symmetric_training_equals_one_process() -> None:
         with one_process():
             one = training_step(SupConLoss(0.2), GlobalBatch(), "local", symmetric=True)
         assert_equal_training(several, one, sizes)
+
+
+@check
+def a_queue_for_each_view_equals_one_process() -> None:
+    sizes = [shares(n, world_size()) for n in (2 * world_size() + 1, 3 * world_size() - 1)] * 2
+    several = training_step(SupConLoss(0.2), GlobalBatch(), "shuffle", symmetric=True, queue_per_view=True)
+    with one_process():
+        one = training_step(SupConLoss(0.2), GlobalBatch(), "local", symmetric=True, queue_per_view=True)
+    assert_equal_training(several, one, sizes)
+    torch.testing.assert_close(several.moco.queue_for(0), one.moco.queue_for(0), **CLOSE)
 
 
 @check
