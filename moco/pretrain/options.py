@@ -68,7 +68,8 @@ class PretrainOptions(CommonOptions):
         False, "key momentum by step: a half cosine from --moco-m to 1, or between the points of its curve (new)"
     )
     moco_t: float | str | None = result(
-        None, "temperature; a curve over epochs: 0:0.5,100:0.07; default: 0.07, debiased and hcl 0.5",
+        None, "temperature; a curve over epochs: 0:0.5,100:0.07; default: 0.07, dcl and dclw 0.1, debiased"
+        " and hcl 0.5",
         "--moco-contr-tau", type=number_or_curve,
     )  # fmt: skip
     mlp: bool = result(False, "MLP projection head (MoCo v2)")
@@ -90,7 +91,7 @@ class PretrainOptions(CommonOptions):
     )
     loss: str | None = result(
         None, "infonce, align-uniform (they preset the three weights to 1/0/0 and 0/3/1), simple, hard, hard-simple,"
-        " debiased, hcl, supcon, or your own module:Class (new; default infonce)",
+        " debiased, hcl, dcl, dclw, supcon, or your own module:Class (new; default infonce)",
         type=known_or_outside("--loss", tuple(LOSSES)), metavar="NAME",
     )  # fmt: skip
     loss_arg: list[str] = result(

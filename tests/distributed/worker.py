@@ -38,6 +38,7 @@ from moco.errors import InputError
 from moco.evaluate.online import OnlineEvaluator
 from moco.losses import LossOutput, WeightedLoss, align_loss, contrastive_loss, uniform_loss
 from moco.losses.debiased import DebiasedLoss
+from moco.losses.decoupled import DecoupledLoss, InBatchDecoupledLoss
 from moco.losses.hard import HardContrastiveLoss, SimpleLoss
 from moco.losses.in_batch import InBatchLoss
 from moco.losses.supcon import SupConLoss
@@ -287,6 +288,18 @@ def losses_without_a_queue_equal_one_process() -> None:
 
 
 @check
+def decoupled_losses_equal_one_process() -> None:
+    """The weights' mean is over all ranks' pairs, and has a gradient to all of them."""
+    for sizes in batches():
+        for kind in (DecoupledLoss, InBatchDecoupledLoss):
+            for sigma in (None, 0.5):
+                alone = kind(0.2, sigma)
+                several = dataclasses.replace(alone, across=GlobalBatch(sizes))
+                one = joined(lambda q, k, queue, alone=alone: alone(q, k, queue).loss, sizes)
+                torch.testing.assert_close(spread(several, sizes), one, **EXACT)
+
+
+@check
 def losses_of_each_query_by_itself_equal_one_process() -> None:
     for loss in (HardContrastiveLoss(0.2, 0.4), SimpleLoss(1.0, 0.4), DebiasedLoss(0.5, 0.1, 1.0)):
         for sizes in batches():
@@ -449,6 +462,11 @@ def a_queue_for_each_view_equals_one_process() -> None:
 
 @check
 def training_without_a_queue_equals_one_process() -> None:
+    across = GlobalBatch()
+    several = training_step(InBatchDecoupledLoss(0.2, 0.5, across), across, K=0)
+    with one_process():
+        one = training_step(InBatchDecoupledLoss(0.2, 0.5), GlobalBatch(), K=0)
+    assert_equal_training(several, one, rounds())
     for w in ((1.0, 0.0, 0.0), (0.0, 3.0, 1.0)):
         across = GlobalBatch()
         several = training_step(InBatchLoss(w[0], 0.2, w[1], 2.0, w[2], 2.0, across=across), across, K=0)
