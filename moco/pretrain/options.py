@@ -14,17 +14,16 @@ from dataclasses import dataclass
 from moco.builder import choose_bn
 from moco.data.augment.recipes import RECIPES
 from moco.data.datasets import defaults_of
-from moco.encoders import check_arch
 from moco.encoders.batchnorm import BN_MODES
-from moco.errors import InputError, flag
+from moco.errors import InputError
 from moco.losses import PRESET_WEIGHTS
-from moco.losses.table import LOSSES, check_loss
+from moco.losses.table import LOSSES
 from moco.plugins import known_or_outside
+from moco.pretrain.checks import check
 from moco.pretrain.optimiser import OPTIMIZERS
 from moco.run import flags
-from moco.run.options import CommonOptions, at_least, check_common, check_unread, evaluation, positive, result, running
-from moco.run.saver import Every
-from moco.schedules import number_or_curve, values_of
+from moco.run.options import CommonOptions, evaluation, result, running
+from moco.schedules import number_or_curve
 from moco.world import World
 
 
@@ -184,83 +183,9 @@ def parse_pretrain(argv: list[str] | None = None, world_size: int | None = None)
         bn=choose_bn(o.bn, o.moco_k, world_size),
         output_dir=o.output_dir or os.path.join("runs", f"{o.dataset}-{o.arch}-{loss}".replace(":", "-")),
     )
-    check_common(resolved)
-    at_least(resolved, 1, "moco_dim", "moco_mlp_layers", "moco_mlp_dim")
-    at_least(resolved, 1, "accum_steps", "save_freq", "knn_k", "bn_group_size")
-    at_least(resolved, 0, "warmup_epochs", "moco_k", "eval_freq", "max_bad_steps", "keep_last", "keep_every")
-    positive(resolved, "moco_t", "moco_align_alpha", "moco_unif_t", "grad_clip", "knn_t", "rank_timeout")
-    positive(resolved, "crop_min")
-    if resolved.crop_min is not None and resolved.crop_min > 1:
-        raise InputError(f"--crop-min is a share of the image, at most 1, not {resolved.crop_min:g}")
-    for m in values_of(resolved.moco_m):
-        if not 0 <= m <= 1:
-            raise InputError(f"--moco-m must lie between 0 and 1, not {m:g}")
-    if resolved.lr_per_step and not (resolved.cos or resolved.warmup_epochs):
-        raise InputError("--lr-per-step is for a warm-up or a cosine: pass --cos or --warmup-epochs too")
-    if resolved.batch_size < world_size * resolved.accum_steps:
-        raise InputError(
-            f"--batch-size {resolved.batch_size} leaves some of {world_size} ranks ×"
-            f" {resolved.accum_steps} accumulation steps without an image; raise it"
-        )
-    check_loss(resolved)
-    at_least(resolved, 0, "moco_tau_plus", "moco_beta")
-    positive(resolved, "moco_hard_alpha", "moco_simple_w")
-    for name in ("moco_tau_plus", "moco_hard_alpha"):
-        if getattr(resolved, name) > 1:
-            raise InputError(f"{flag(name)} is a share, at most 1, not {getattr(resolved, name):g}")
-    check_unread(flags.typed(PretrainOptions, argv), _unread(resolved, o.bn))
-    check_arch(resolved.arch, resolved.arch_arg)
-    if not resolved.moco_k:
-        _check_without_queue(resolved)
-    elif resolved.queue_per_view and not resolved.symmetric:
-        raise InputError("--queue-per-view needs --symmetric: without it the keys of one view alone are queued")
-    Every(resolved.save_every)
+    check(resolved, flags.typed(PretrainOptions, argv), o.bn, world_size)
     return resolved
-
-
-def _unread(o: ResolvedPretrainOptions, bn: str | None) -> dict[str, str]:
-    """Options that these settings leave without effect: option -> the setting. bn: --bn as it was typed."""
-    of_losses = {name for row in LOSSES.values() for name in row.settings.values()}
-    read_by_loss = set(LOSSES[o.loss].settings.values()) if o.loss in LOSSES else set()
-    if o.loss not in PRESET_WEIGHTS:
-        of_losses |= {"moco_unif_no_intra_batch", "unif_global"}
-    unread = dict.fromkeys(of_losses - read_by_loss, f"--loss {o.loss}")
-    if o.optimizer == "adamw":
-        unread["momentum"] = f"--optimizer {o.optimizer}"
-    if o.cos:
-        unread["schedule"] = "--cos"
-    if o.aug_plus and o.recipe != "v2":
-        unread["aug_plus"] = f"--recipe {o.recipe}"
-    if bn not in (None, "split"):  # the default depends on the number of ranks, a command should not
-        unread["bn_group_size"] = f"--bn {bn}"
-    unread |= _unread_of_projector(o)
-    if not o.keep_last:
-        unread["keep_every"] = "--keep-last 0, which keeps every epoch's checkpoint"
-    if o.eval_freq == 0:
-        unread |= dict.fromkeys(("knn_k", "knn_t"), "--eval-freq 0")
-    return unread
-
-
-def _unread_of_projector(o: ResolvedPretrainOptions) -> dict[str, str]:
-    if o.moco_mlp_layers is None:
-        return dict.fromkeys(("moco_mlp_dim", "moco_mlp_bn"), "the default of --moco-mlp-layers")
-    head = f"--moco-mlp-layers {o.moco_mlp_layers}"
-    return dict.fromkeys(("mlp", "moco_mlp_dim") if o.moco_mlp_layers == 1 else ("mlp",), head)
 
 
 def _temperature(loss: str) -> float:
     return LOSSES[loss].temperature if loss in LOSSES else 0.07
-
-
-def _check_without_queue(o: PretrainOptions) -> None:
-    if o.symmetric:
-        raise InputError("--symmetric has no meaning with --moco-k 0, where both views are queries: leave it out")
-    if o.queue_per_view:
-        raise InputError("--queue-per-view has no meaning with --moco-k 0, where there is no queue: leave it out")
-    if o.accum_steps > 1:
-        raise InputError(
-            "--accum-steps would leave parts of a batch to compare with, and with --moco-k 0 the batch is all there is:"
-            " lower --batch-size instead, or take a queue"
-        )
-    if o.batch_size < 2:
-        raise InputError("--moco-k 0 compares the images of a batch: --batch-size must be at least 2")
