@@ -121,13 +121,17 @@ def _check_odds(p: float) -> None:
         raise InputError(f"a probability of {p} is outside [0, 1]")
 
 
-def find_recipe(name: str) -> Recipe:
-    """The recipe called `name`; InputError with the known names otherwise."""
+def find_recipe(name: str, crop_min: float | None = None) -> Recipe:
+    """The recipe called `name`; InputError with the known names otherwise.
+
+    crop_min: smallest area share of the random crop, in place of the recipe's.
+    """
     if name not in RECIPES:
         near = get_close_matches(name, RECIPES, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise InputError(f"unknown augmentation recipe {name!r}{hint} Known: {', '.join(sorted(RECIPES))}.")
-    return RECIPES[name]
+    recipe = RECIPES[name]
+    return recipe if crop_min is None else replace(recipe, scale=(crop_min, max(crop_min, recipe.scale[1])))
 
 
 _MILD = Jitter(0.4, 0.4, 0.4, 0.1, p=0.8)
