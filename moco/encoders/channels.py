@@ -8,6 +8,11 @@ import torch
 from torch import Tensor, nn
 
 
+def input_channels(encoder: nn.Module) -> int:
+    """Channels of the images that the encoder was built for."""
+    return getattr(encoder, "_moco_channels", 3)
+
+
 def give_channels(encoder: nn.Module, channels: int) -> None:
     """Makes the first convolution of three channels one of `channels`; leaves a network without such a one.
 

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moco.encoders.channels import weights_for
+from moco.encoders.channels import input_channels, weights_for
 from moco.encoders.containers import open_weights
-from moco.encoders.networks import build_encoder, classifier_name, input_channels, trunk
+from moco.encoders.networks import build_encoder, classifier_name, trunk
 from moco.encoders.preprocessing import Preprocessing
 from moco.errors import InputError
 from moco.plugins import is_outside

@@ -20,8 +20,6 @@ from moco.data.datasets import defaults_of
 from moco.data.decode import decode, decode_whole, resample
 from moco.run.options import DataOptions
 
-_WHOLE = ("digits", "cifar")  # pictures made to size are shown whole, as moco.evaluate.features does
-
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -50,12 +48,13 @@ class Preprocessing:
         channels = told.get("channels", 3)
         found = find_recipe(
             name if recipe or name in RECIPES else "v1",
+            None,
             channels,
             *statistics(channels, told.get("mean"), told.get("std")),
         )
         return cls(
             int(size or options.get("image_size") or cls.size),
-            1.0 if found.name in _WHOLE else cls.crop,
+            found.centre,
             found.mean,
             found.std,
             told.get("value_range"),

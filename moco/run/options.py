@@ -20,7 +20,7 @@ from moco.data.source import CACHES, Source
 from moco.errors import InputError, flag
 from moco.plugins import check_unused, find, is_outside, known_or_outside
 from moco.run import flags
-from moco.schedules import curve_points
+from moco.schedules import values_of
 
 RESULTS, EVALUATION, RUNNING = "changes results", "evaluation", "does not change results"
 
@@ -81,10 +81,10 @@ class DataOptions:
         """The format that every image is given."""
         return pixel_format(self.channels, self.value_range)
 
-    def find_recipe(self, name: str) -> Recipe:
+    def find_recipe(self, name: str, crop_min: float | None = None) -> Recipe:
         """The recipe `name` for these channels, with their mean and standard deviation. InputError as `find_recipe`."""
         channels = self.pixel_format.channels
-        return find_recipe(name, channels, *statistics(channels, self.mean, self.std))
+        return find_recipe(name, crop_min, channels, *statistics(channels, self.mean, self.std))
 
     def has(self, split: str) -> bool:
         """Whether there is such a split."""
@@ -170,8 +170,7 @@ def at_least(o: Any, least: float, *names: str) -> None:
 
 def positive(o: Any, *names: str) -> None:
     for name in names:
-        setting = getattr(o, name)
-        for value in [value for _, value in curve_points(setting)] if isinstance(setting, str) else [setting]:
+        for value in values_of(getattr(o, name)):
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise InputError(f"{flag(name)} must be greater than 0, not {value:g}")
 

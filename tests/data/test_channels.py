@@ -366,18 +366,18 @@ def test_brightness_and_contrast_of_five_channels() -> None:
 
 
 def test_hue_saturation_and_grey_are_for_rgb() -> None:
-    recipe = find_recipe("v2", 5)
+    recipe = find_recipe("v2", channels=5)
     assert len(recipe.mean) == 5
     for view in recipe.views:
         assert view.grayscale == 0 and view.jitter == Jitter(0.4, 0.4, 0.0, 0.0, p=0.8) and view.blur == 0.5
-    assert find_recipe("v2", 3) == find_recipe("v2")
-    assert find_recipe("digits", 1).mean == (0.306,) and find_recipe("v2", 1).mean == (0.5,)
+    assert find_recipe("v2", channels=3) == find_recipe("v2")
+    assert find_recipe("digits", channels=1).mean == (0.306,) and find_recipe("v2", channels=1).mean == (0.5,)
 
 
 def test_normalisation_is_channel_by_channel() -> None:
     crops = noise(3, 4, 4, 5)
     mean, std = np.array([0.1, 0.2, 0.3, 0.4, 0.5]), np.array([0.5, 0.4, 0.3, 0.2, 0.1])
-    recipe = find_recipe("eval", 5, mean.tolist(), std.tolist())
+    recipe = find_recipe("eval", None, 5, mean.tolist(), std.tolist())
     out = Augment(recipe, 0)(torch.from_numpy(crops), torch.arange(3), 0).permute(0, 2, 3, 1).numpy()
     np.testing.assert_allclose(out, (crops / 255 - mean) / std, atol=1e-5)
     with pytest.raises(InputError, match=r"\[n, S, S, 5\]"):

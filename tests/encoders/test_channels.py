@@ -84,7 +84,7 @@ def test_other_weights_are_refused(there: int, here: int, tmp_path: Path) -> Non
 
 
 def test_a_network_that_is_built_for_rgb_says_so() -> None:
-    with pytest.raises(InputError, match="5 channels: change --image-size or --channels"):
+    with pytest.raises(InputError, match="px and 5 channels: change --image-size"):
         build_encoder("tests.encoders.test_channels:rgb_only", 4, image_size=SIZE, channels=5)
 
 

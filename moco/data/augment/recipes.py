@@ -84,7 +84,11 @@ class View:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A named set of views; `scale` and `ratio` (area share and aspect of the random crop) are for the loader."""
+    """A named set of views.
+
+    scale, ratio: area share and aspect of the loader's random crop. probe_scale: that share for a probe. centre: the
+    central square of an evaluation, as a share of the shorter side; by default that of 224 in 256 px.
+    """
 
     name: str
     source: str
@@ -94,6 +98,7 @@ class Recipe:
     mean: PerChannel = IMAGENET_MEAN
     std: PerChannel = IMAGENET_STD
     probe_scale: Range = (0.08, 1.0)
+    centre: float = 0.875
 
     def view(self, number: int) -> View:
         return self.views[number % len(self.views)]
@@ -107,13 +112,14 @@ class Recipe:
             (View(flip=flip),),
             scale=self.probe_scale,
             ratio=self.ratio,
+            centre=self.centre,
             mean=self.mean,
             std=self.std,
         )
 
     def for_evaluation(self) -> Recipe:
         """Normalisation alone, with this recipe's statistics."""
-        return replace(RECIPES["eval"], name=f"eval ({self.name})", mean=self.mean, std=self.std)
+        return replace(RECIPES["eval"], name=f"eval ({self.name})", mean=self.mean, std=self.std, centre=self.centre)
 
     def for_channels(self, channels: int, mean: Sequence[float] = (), std: Sequence[float] = ()) -> Recipe:
         """This recipe for images of `channels`, with the `mean` and `std` of their values / 255.
@@ -135,13 +141,23 @@ def _check_odds(p: float) -> None:
         raise InputError(f"a probability of {p} is outside [0, 1]")
 
 
-def find_recipe(name: str, channels: int = 3, mean: Sequence[float] = (), std: Sequence[float] = ()) -> Recipe:
-    """The recipe called `name`, `for_channels`; InputError with the known names if there is none."""
+def find_recipe(
+    name: str,
+    crop_min: float | None = None,
+    channels: int = 3,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+) -> Recipe:
+    """The recipe called `name`, `for_channels`; InputError with the known names if there is none.
+
+    crop_min: smallest area share of the random crop, in place of the recipe's.
+    """
     if name not in RECIPES:
         near = get_close_matches(name, RECIPES, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise InputError(f"unknown augmentation recipe {name!r}{hint} Known: {', '.join(sorted(RECIPES))}.")
-    return RECIPES[name].for_channels(channels, mean, std)
+    recipe = RECIPES[name].for_channels(channels, mean, std)
+    return recipe if crop_min is None else replace(recipe, scale=(crop_min, max(crop_min, recipe.scale[1])))
 
 
 _MILD = Jitter(0.4, 0.4, 0.4, 0.1, p=0.8)
@@ -188,6 +204,7 @@ RECIPES: dict[str, Recipe] = {
             scale=(0.08, 1.0),
             mean=STL10_MEAN,
             std=STL10_STD,
+            centre=64 / 70,  # resized to 70 px, of which 64 are cut
         ),
         Recipe(
             "cifar",
@@ -196,6 +213,7 @@ RECIPES: dict[str, Recipe] = {
             scale=(0.08, 1.0),
             mean=CIFAR_MEAN,
             std=CIFAR_STD,
+            centre=1.0,  # pictures made to size are shown whole
         ),
         Recipe(
             "digits",
@@ -205,6 +223,7 @@ RECIPES: dict[str, Recipe] = {
             mean=DIGITS_MEAN,
             std=DIGITS_STD,
             probe_scale=(0.8, 1.0),
+            centre=1.0,
         ),
         Recipe(
             "lincls", "MoCo's linear probe (facebookresearch/moco main_lincls.py)", (View(flip=0.5),), scale=(0.08, 1.0)
