@@ -16,6 +16,7 @@ from PIL import Image
 
 from moco.data.augment import Augment
 from moco.data.augment.recipes import Jitter, Recipe, View, find_recipe
+from moco.data.beton.__main__ import main as beton
 from moco.data.channels import BadImage, PixelFormat, pixel_format
 from moco.data.datasets import open_split
 from moco.data.folder import FolderSource
@@ -293,6 +294,18 @@ def test_other_sources_say_what_they_hold(tmp_path: Path) -> None:
     (tmp_path / "x.beton").touch()
     with pytest.raises(InputError, match="has 3 channels, which is all that FFCV's image field holds"):
         open_split(str(tmp_path / "x.beton"), pixels=PixelFormat(5))
+
+
+def test_a_beton_of_16_bits_has_the_folders_pixels(tmp_path: Path) -> None:
+    pytest.importorskip("ffcv")
+    where = folder(tmp_path / "images", save_grey, ".png", RAMP, RAMP // 4)
+    npy(where / "train" / "a" / "2.npy", RAMP)
+    words = ["write", str(where), str(tmp_path / "x.beton"), "--mode", "raw", "-j", "1", "--value-range", "0,4095"]
+    assert beton(words) == EXIT_OK
+    written, source = open_split(str(tmp_path / "x.beton"), labels_required=False), opened(where, 3, "0,4095")
+    assert len(written) == 3
+    for index in range(3):
+        assert np.array_equal(written.decode(index), source.decode(index))
 
 
 # -- crops and augmentations -------------------------------------------------------------------------------------------
