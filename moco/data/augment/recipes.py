@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 
-from moco.errors import InputError
+from moco.errors import InputError, did_you_mean
 
 PerChannel = tuple[float, ...]
 Range = tuple[float, float]
@@ -153,9 +152,8 @@ def find_recipe(
     crop_min: smallest area share of the random crop, in place of the recipe's.
     """
     if name not in RECIPES:
-        near = get_close_matches(name, RECIPES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise InputError(f"unknown augmentation recipe {name!r}{hint} Known: {', '.join(sorted(RECIPES))}.")
+        hint = did_you_mean(name, RECIPES, 1)
+        raise InputError(f"unknown augmentation recipe {name!r}{hint}; take one of {', '.join(sorted(RECIPES))}")
     recipe = RECIPES[name].for_channels(channels, mean, std)
     return recipe if crop_min is None else replace(recipe, scale=(crop_min, max(crop_min, recipe.scale[1])))
 
