@@ -24,7 +24,7 @@ Rows = tuple[Tensor, Tensor]  # features [n, d], labels [n]
 
 @dataclass(frozen=True)
 class Model:
-    """`network`: images [N, 3, S, S] -> features [N, d], part of `encoder`. `note`: for the log."""
+    """`network`: images [N, C, S, S] -> features [N, d], part of `encoder`. `note`: for the log."""
 
     encoder: nn.Module
     network: nn.Module
@@ -48,7 +48,11 @@ def build(
     assert options.arch and options.image_size  # resolved
     which = options.features_from
     encoder = build_encoder(
-        options.arch, classes if which == TRUNK else 1, image_size=options.image_size, arguments=options.arch_arg
+        options.arch,
+        classes if which == TRUNK else 1,
+        image_size=options.image_size,
+        arguments=options.arch_arg,
+        channels=options.pixel_format.channels,
     )
     loaded = load_trunk(encoder, origin) if origin else None
     if which == OUTPUT and not (origin and load_projection(encoder, origin)):
