@@ -271,7 +271,11 @@ def test_any_value_of_any_option_is_taken_or_refused_in_a_sentence(command: str)
 TOOLS: dict[str, tuple[Callable[[list[str]], int], str, str]] = {
     "export": (export, "nowhere.pth.tar --to onnx", "output-dir arch image-size recipe licence to"),
     "report": (report, "nowhere", "output neighbours watch"),
-    "beton write": (beton, "write nowhere out.beton", "dataset mode quality max-resolution workers proportion subset"),
+    "beton write": (
+        beton,
+        "write nowhere out.beton",
+        "dataset mode quality max-resolution workers proportion subset value-range",
+    ),
     "stats": (stats, "nowhere", "dataset split channels value-range workers"),
     "beton verify": (beton, "verify nowhere.beton", "workers"),
     "jobs": (jobs, "--index nowhere", "index"),

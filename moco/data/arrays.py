@@ -22,16 +22,12 @@ def is_array(data: bytes) -> bool:
     return data.startswith(_MAGIC)
 
 
-class ArrayFilePicture:
-    """An array in memory as its file has it: [H, W], [H, W, C] or [C, H, W].
+class ValuesPicture:
+    """The values of a file, [H, W, C] of any kind, in memory."""
 
-    Of three axes the last is the channels' if it has as many entries as are wanted, else the first. Raises BadImage.
-    """
-
-    def __init__(self, data: bytes, wanted: PixelFormat) -> None:
-        self.wanted = wanted
-        self.values = _image(_read(data), wanted)
-        self.size: Size = self.values.shape[:2]
+    def __init__(self, values: np.ndarray, wanted: PixelFormat) -> None:
+        self.values, self.wanted = values, wanted
+        self.size: Size = (values.shape[0], values.shape[1])
 
     @property
     def stored(self) -> Size:
@@ -39,6 +35,14 @@ class ArrayFilePicture:
 
     def decode(self, reduction: int = 1, rows: tuple[int, int] | None = None) -> Pixels:
         return Pixels(np.ascontiguousarray(to_format(self.values, self.wanted)))
+
+
+def read_array(data: bytes, wanted: PixelFormat) -> np.ndarray:
+    """[H, W, C] of a .npy file of [H, W], [H, W, C] or [C, H, W]. Raises BadImage.
+
+    Of three axes the last is the channels' if it has as many entries as are wanted, else the first.
+    """
+    return _image(_read(data), wanted)
 
 
 def _read(data: bytes) -> np.ndarray:

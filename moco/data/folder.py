@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from moco.data.arrays import SUFFIX as ARRAY_SUFFIX, ArrayFilePicture, is_array
+from moco.data.arrays import SUFFIX as ARRAY_SUFFIX, ValuesPicture, is_array, read_array
 from moco.data.boxes import Size
 from moco.data.channels import RGB, PixelFormat
 from moco.data.decode import BadImage, decode, decode_whole, is_image, open_image, upright_size
@@ -20,6 +20,7 @@ from moco.data.heif import ADVICE, SUFFIXES as HEIF_SUFFIXES, can_read
 from moco.data.layouts import Labels
 from moco.data.listing import around, entries, files_below, leads_back, says_what_cannot_be_read
 from moco.data.source import Pixels
+from moco.data.tiff import is_tiff, read_bands
 from moco.errors import InputError
 
 _SUFFIXES = ".jpg .jpeg .jpe .jfif .png .ppm .pgm .bmp .tif .tiff .webp .gif .jp2 .avif"
@@ -163,13 +164,16 @@ class FolderSource:
         except Exception:  # the error of reading it in full says more; every plugin raises its own kinds
             return self.open(index).size
 
-    def open(self, index: int) -> FolderPicture | ArrayFilePicture:
+    def open(self, index: int) -> FolderPicture | ValuesPicture:
         try:
             data = (self.root / self.paths[index]).read_bytes()
         except OSError as problem:
             raise BadImage(problem.strerror or str(problem)) from None
         if is_array(data):
-            return ArrayFilePicture(data, self.pixels)
+            return ValuesPicture(read_array(data, self.pixels), self.pixels)
+        bands = read_bands(data) if self.channels != 3 and is_tiff(data) else None
+        if bands is not None:
+            return ValuesPicture(bands, self.pixels)
         return FolderPicture(open_image(data), self.pixels)
 
     def decode(self, index: int) -> np.ndarray:
