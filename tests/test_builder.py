@@ -14,6 +14,7 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
 from moco.builder import MoCo
+from moco.distributed import shares
 from moco.encoders import build_encoder
 from moco.errors import InputError
 
@@ -148,9 +149,9 @@ def test_features_are_unit_fp32() -> None:
 
 
 def groups_of(order: Tensor, groups: int) -> Tensor:
-    """For each sample, the group of `_SplitBatchNorm` it is in when samples come in `order`."""
+    """For each sample, the group of `SplitBatchNorm` it is in when samples come in `order`."""
     where = torch.empty_like(order)
-    where[order] = torch.arange(len(order)) % groups
+    where[order] = torch.arange(groups).repeat_interleave(torch.tensor(shares(len(order), groups)))
     return where
 
 
@@ -229,7 +230,7 @@ def test_leak_through_batch_statistics_is_closed() -> None:
     encoder = nn.Sequential(nn.BatchNorm1d(DIM, affine=False), nn.Linear(DIM, DIM, bias=False))
     offset = 100 * torch.randn(groups, DIM)
     noise = torch.randn(n, DIM)
-    images = noise + offset[torch.arange(n) % groups]
+    images = noise + offset[torch.arange(n) // size]
     moco = MoCo(encoder, dim=DIM, K=4, bn="split", bn_group_size=size)
     moco.update_key_encoder()
     q, k = moco(images, images)

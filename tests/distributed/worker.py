@@ -10,6 +10,7 @@ launcher's variables out of sight (`one_process`). A check that fails on a rank 
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import json
@@ -34,6 +35,7 @@ from moco.distributed import rank, shares, world_size
 from moco.distributed.global_batch import GlobalBatch
 from moco.distributed.shuffle import RowShuffle
 from moco.encoders import build_encoder
+from moco.encoders.batchnorm import isolate_batchnorm
 from moco.errors import InputError
 from moco.evaluate.online import OnlineEvaluator
 from moco.losses import LossOutput, WeightedLoss, align_loss, contrastive_loss, uniform_loss
@@ -385,6 +387,26 @@ def training_with_infonce_equals_one_process() -> None:
         with one_process():
             one = training_step(WeightedLoss(), GlobalBatch(), "local", **arguments)
         assert_equal_training(several, one, rounds())
+
+
+@check
+def split_batchnorm_has_the_gradients_of_the_groups_of_all_ranks() -> None:
+    """Two groups a rank, in either memory format: one process on the joined batch has the same groups."""
+    n, world = 8 * world_size(), world_size()
+    generator = torch.Generator().manual_seed(7)
+    images = torch.randn(n, 3, 5, 5, generator=generator) + torch.arange(n).view(-1, 1, 1, 1)
+    target = torch.randn(n, 4, generator=generator)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(5)
+        net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(True), nn.AvgPool2d(3), nn.Flatten())
+        one = isolate_batchnorm(net, "split", 4, CPU).to(memory_format=layout)
+        several = distributed.data_parallel(copy.deepcopy(one), CPU)
+        part = mine(shares(n, world))
+        (several(images[part].to(memory_format=layout)) * target[part]).sum(1).mean().backward()
+        (one(images.to(memory_format=layout)) * target).sum(1).mean().backward()
+        for a, b in zip(several.parameters(), one.parameters(), strict=True):
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-5)
+        assert one[1].weight.grad.abs().min() > 1e-3  # type: ignore[union-attr, operator]
 
 
 class Learned(nn.Module):

@@ -16,10 +16,12 @@ import moco.data.augment.apply as augmentations
 import moco.pretrain.__main__ as pretraining
 import moco.probe.__main__ as probing
 from moco.data.source import ArraySource
+from moco.encoders import split_batchnorm
 from moco.pretrain import optimiser, state
 from moco.pretrain.step import TrainingStep
 from moco.timing import timeline
 from tests.gpu.pretended.gpu import Gpu, Listener
+from tests.gpu.pretended.missing_kernels import compiled_gradients, compiled_values
 from tests.gpu.pretended.world import Call, rank_of
 
 IMAGES, SIDE, CLASSES = 26, 8, 3
@@ -44,6 +46,7 @@ def prepare(patch: pytest.MonkeyPatch, images: int = IMAGES) -> None:
         if name.startswith("moco.") and hasattr(module, "open_split"):
             patch.setattr(module, "open_split", lambda *_, **__: source(images))
     patch.setattr(augmentations, "_compiled", lambda: augmentations.everywhere)
+    patch.setattr(split_batchnorm, "kernels", lambda: (compiled_values, compiled_gradients))
 
 
 def pretrain(words: str, folder: Path) -> int:
