@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -139,6 +140,37 @@ def shuffle_within_a_rank_stays_there() -> None:
 
 
 @check
+def a_vote_is_answered_one_call_later() -> None:
+    me, last = rank(), rank() == world_size() - 1
+    vote = distributed.LateVote()
+    assert vote(False, False) == [False, False]
+    assert vote(last, False) == [False, False], "raised in this call"
+    # other collectives may come between a vote and its answer
+    assert distributed.gather_objects(me) == list(range(world_size()))
+    assert vote(last, me == 0) == [True, False], "nothing is under way now"
+    assert vote(last, me == 0) == [False, False]
+    assert vote(False, False, now=True) == [True, True]
+    assert vote(False, False) == [False, False]
+    assert vote(False, False) == [False, False]
+    assert vote(False, last, now=True) == [False, True]
+    assert vote(False, False, now=True) == [False, False]
+
+
+@check
+def a_vote_waits_for_no_rank() -> None:
+    """Rank 1 votes after rank 0 has returned from its vote; if a call waited for the other, none would end."""
+    store = dist.distributed_c10d._get_default_store()
+    vote = distributed.LateVote()
+    for number in range(3):
+        if rank() == 1:
+            store.wait([f"voted {number}"])
+        assert vote(rank() == 0 and number == 1) == [number == 2]
+        if rank() == 0:
+            store.set(f"voted {number}", "yes")
+        distributed.barrier()
+
+
+@check
 def sums_flags_and_objects() -> None:
     world, me = world_size(), rank()
     x = torch.tensor([me + 1.0, -me])
@@ -146,7 +178,6 @@ def sums_flags_and_objects() -> None:
     assert distributed.all_reduce_sum(x).tolist() == [total + world, -total]
     assert distributed.all_reduce_max(x).tolist() == [world, 0]
     assert x.tolist() == [me + 1.0, -me], "the argument must stay as it was"
-    assert distributed.any_rank(False, me == world - 1, True, me == 0) == [False, True, True, True]
     assert distributed.broadcast_object({"from": me}) == {"from": 0}
     assert distributed.gather_objects(("rank", me)) == [("rank", r) for r in range(world)]
     assert distributed.shares(world + 1, world) == [2] + [1] * (world - 1)
