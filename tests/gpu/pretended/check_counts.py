@@ -54,6 +54,16 @@ def test_one_more_kernel_is_seen(patch: pytest.MonkeyPatch, tmp_path: Path) -> N
     assert len(found) == 2 and all(line.startswith("EMA: ") for line in found)
 
 
+def test_max_bad_steps_adds_a_few_kernels(tmp_path: Path) -> None:
+    """Not some for each of the eighty statistics."""
+    words = f"{SMALL} -a resnet18 --image-size 32 --bn local"
+    plain, guarded = (
+        sum(count(f"{words} {more}", tmp_path / str(len(more)), images=4).kernels.values())
+        for more in ("", "--max-bad-steps 3")
+    )
+    assert 0 < guarded - plain <= 8
+
+
 @pytest.mark.parametrize("samples", [64, 70])
 def test_split_batchnorm_moves_no_more_than_the_plain_one(samples: int, patch: pytest.MonkeyPatch) -> None:
     """In NHWC, forward and backward: no copy of the batch, nor anything that grows with the number of groups."""

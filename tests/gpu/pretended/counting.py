@@ -21,7 +21,7 @@ from tests.gpu.pretended.gpu import tensors_in
 
 NO_KERNEL = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "_reshape_alias",
              "detach", "lift_fresh", "alias", "record_stream", "resize_"}  # fmt: skip
-KERNELS_OF = {"logsumexp": 7, "sort": 4, "topk": 4, "convolution_backward": 2, "linalg_vector_norm": 1, "cat": 1,
+KERNELS_OF = {"logsumexp": 7, "sort": 4, "topk": 4, "convolution_backward": 2, "linalg_vector_norm": 1,
               "native_batch_norm": 1, "native_batch_norm_backward": 1,
               "pretended::compiled": 2}  # fmt: skip  # the second for what is one number a channel
 # values follow statistics of the whole batch, which no cache holds until then
@@ -30,6 +30,7 @@ TWICE_READ = {"native_batch_norm", "native_batch_norm_backward"}
 ROWS_READ = {"index", "index_select", "gather", "embedding"}
 ROWS_WRITTEN = {"index_copy_", "index_put_", "_index_put_impl_", "scatter_"}
 WRITE_ONLY = {"copy_", "fill_", "zero_", "pretended::compiled"}
+CATENATED = 128  # tensors of a launch
 BLOCKS, CHUNK = 320, 65536  # of a multi-tensor kernel: blocks of a launch, elements of a block
 TENSORS = {1: 110, 2: 64, 3: 48, 4: 36, 5: 30}  # lists -> tensors of a launch
 
@@ -61,6 +62,8 @@ def from_host(args: Any) -> bool:
 def kernels(name: str, args: Any) -> int:
     if name.startswith(("_foreach", "_fused", "_amp_foreach")):
         return multi_tensor([list(a) for a in args if isinstance(a, (list, tuple)) and a and isinstance(a[0], Tensor)])
+    if name == "cat":
+        return -(-len(args[0]) // CATENATED)
     return KERNELS_OF.get(name, 1)
 
 

@@ -109,7 +109,7 @@ def two_steps(
 
 def pretend_bad_step(patch: pytest.MonkeyPatch, number: int) -> None:
     """When the run asks, step `number` was not applied, because its gradient was not finite."""
-    patch.setattr(optimiser.GuardedOptimizer, "not_applied", lambda _: (1, number))
+    patch.setattr(optimiser.GuardedOptimizer, "report", lambda _: torch.tensor([1, number]))
 
 
 def load_momentum_contiguous(patch: pytest.MonkeyPatch) -> None:
