@@ -90,6 +90,23 @@ def test_split_is_the_default_of_one_process() -> None:
 # -- the key encoder ---------------------------------------------------------------------------------------------------
 
 
+def test_the_moving_average_follows_parameters_that_move() -> None:
+    """Their list is kept; their memory, type and format may change."""
+    moco = model(m=0.5)
+    moco.update_key_encoder()
+    moco.double()
+    moco.load_state_dict({name: value + 1 for name, value in moco.state_dict().items()})
+    with torch.no_grad():
+        for parameter in moco.encoder_q.parameters():
+            parameter.add_(2)
+    before = [parameter.clone() for parameter in moco.encoder_k.parameters()]
+    copied = copy.deepcopy(moco)
+    for one in (moco, copied):
+        one.update_key_encoder()
+        for key, query, was in zip(one.encoder_k.parameters(), one.encoder_q.parameters(), before, strict=True):
+            torch.testing.assert_close(key, (was + query) / 2)
+
+
 @given(m=st.sampled_from([0.0, 0.5, 0.99, 1.0]), updates=st.integers(1, 12), seed=st.integers(0, 99))
 @settings(max_examples=20)
 def test_moving_average_in_closed_form(m: float, updates: int, seed: int) -> None:
