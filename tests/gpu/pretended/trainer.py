@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 import moco.data.augment.apply as augmentations
 import moco.pretrain.__main__ as pretraining
 import moco.probe.__main__ as probing
+from moco.data.augment import Augment
 from moco.data.source import ArraySource
 from moco.encoders import split_batchnorm
 from moco.pretrain import optimiser, state
@@ -89,6 +91,15 @@ def on_gpu(patch: pytest.MonkeyPatch, world: int = 1, rank: int = 0) -> Iterator
     timeline.__init__()  # type: ignore[misc]  # as in a new process
     with Gpu(torch.device("cuda", 3)) as gpu, rank_of(world, rank, gpu, patch) as calls:
         yield gpu, calls
+
+
+def leave_augmentations_out(patch: pytest.MonkeyPatch) -> None:
+    """A quarter of a small step's operations: for checks of something else."""
+
+    def augment(self: Augment, crops: Tensor, *_: Any) -> Tensor:
+        return crops.permute(0, 3, 1, 2).float()
+
+    patch.setattr(augmentations.Augment, "__call__", augment)
 
 
 def two_steps(
