@@ -88,7 +88,9 @@ TOOLS := .tools/bin/python
 	@$(TOOLS) -m pip install -q -r requirements-docs.txt
 	@touch $@
 
-docs: .tools/installed ## the documentation site, into build/docs; needs no network once .tools is there
+# The page that stands in the site as an example is written anew from the logs of three runs.
+docs: install .tools/installed ## the documentation site, into build/docs; needs no network once .venv and .tools are there
+	@$(PY) -m moco.report examples/report_runs/* --output build/example-report
 	@NO_MKDOCS_2_WARNING=1 $(TOOLS) -m mkdocs build --strict --site-dir build/docs
 
 dist: .tools/installed ## wheel and source archive, into dist/, checked

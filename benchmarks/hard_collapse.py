@@ -13,7 +13,8 @@ import math
 import sys
 from pathlib import Path
 
-from benchmarks.results_page import PAGE, RESULTS, put
+from benchmarks.results_page import PAGE, RESULTS, measured_where, put
+from moco.commands import run_command
 from moco.losses.hard import hard_count
 from moco.report.runs import MEASURED, Encoder, read
 from moco.run.files import write_json
@@ -36,20 +37,17 @@ def main() -> int:
     parser.add_argument("sweep", type=Path, help="folder of the sweep")
     encoders = [one for one in read([parser.parse_args().sweep]) if one.state in MEASURED]
     rows = sorted((row(one) for one in encoders), key=lambda found: found["val_uniformity"], reverse=True)
-    start = next(record for record in encoders[0].records if record["kind"] == "start")
-    commits = sorted({commit for one in encoders for commit in one.commits})
-    write_json(RESULTS / "imagenette_hard.json", {"machine": start["machine"], "commits": commits, "encoders": rows})
+    where = measured_where(encoders)
+    write_json(RESULTS / "imagenette_hard.json", {"measured": where, "encoders": rows})
     lines = [f"| {' | '.join([*SETTINGS.values(), *MEASURES.values()])} | loss | log(1 + hard negatives) |"]
     lines.append("|" + "---:|" * (len(SETTINGS) + len(MEASURES) + 2))
     for found in rows:
         cells = [f"{found[name]:g}" for name in SETTINGS]
         cells += [f"{found[name]:.{1 if name == 'knn_top1' else 3}f}" for name in MEASURES]
         lines.append(f"| {' | '.join(cells)} | {found['loss']:.3f} | {found['loss_of_a_point']:.3f} |")
-    where = f"Measured at {', '.join(commit[:12] for commit in commits)} on: {start['machine']['device']}, torch"
-    lines += ["", f"{where} {start['machine']['torch']}."]
-    PAGE.write_text(put(PAGE.read_text(), "imagenette-hard", lines))
+    PAGE.write_text(put(PAGE.read_text(), "imagenette-hard", [*lines, "", where]))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.results_page import put
 from moco.report.__main__ import main as report
 from moco.run.files import write_text
 from moco.run.provenance import git_state, processor
@@ -54,18 +55,15 @@ def main() -> None:
             shown = [browser.run(script) for script in (LOADED, SORTED, FILTERED)]
             milliseconds = " | ".join(f"{value:.0f}" for value in shown)
             rows.append(f"| {count} | {page.stat().st_size / 1e6:.1f} | {wrote:.0f} | {milliseconds} |")
-    table = "\n".join(
-        [
-            "| made-up runs | page [MB] | written in [s] | loaded in [ms] | sorted in [ms] | filtered in [ms] |",
-            "|---:|---:|---:|---:|---:|---:|",
-            *rows,
-            "",
-            f"Written by `python -m benchmarks.report_page` at commit {git_state()[:7]}: {version}, {processor()}, "
-            f"torch {torch.__version__}; one reading each, other processes ran beside it.",
-        ]
-    )
-    before, rest = PAGE.read_text().split("<!-- rows -->\n")
-    write_text(PAGE, f"{before}<!-- rows -->\n{table}\n<!-- end -->{rest.split('<!-- end -->')[1]}")
+    lines = [
+        "| made-up runs | page [MB] | written in [s] | loaded in [ms] | sorted in [ms] | filtered in [ms] |",
+        "|---:|---:|---:|---:|---:|---:|",
+        *rows,
+        "",
+        f"Written by `python -m benchmarks.report_page` at commit {git_state()[:7]}: {version}, {processor()}, "
+        f"torch {torch.__version__}; one reading each, other processes ran beside it.",
+    ]
+    write_text(PAGE, put(PAGE.read_text(), "rows", lines))
 
 
 if __name__ == "__main__":

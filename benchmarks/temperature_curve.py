@@ -18,7 +18,8 @@ from typing import Any
 
 from scipy.stats import spearmanr
 
-from benchmarks.results_page import COLUMNS, PAGE, RESULTS, put
+from benchmarks.results_page import COLUMNS, PAGE, RESULTS, measured_where, put
+from moco.commands import run_command
 from moco.report.runs import MEASURED, Encoder, read
 from moco.run.files import write_json
 
@@ -98,22 +99,19 @@ def main() -> int:
     curves = {loss: points(encoders, loss) for loss in ("infonce", "hard")}
     curves = {loss: curve for loss, curve in curves.items() if len(curve) > 2}
     ended = [one for one in encoders if one.state in MEASURED]
-    start = next(record for record in ended[0].records if record["kind"] == "start")
+    where = measured_where(ended)
     result: dict[str, Any] = {
         "command": "python -m launch.sweep launch/recipes/sweep_cifar10_temperature.yaml --cluster local --parallel 2",
-        "machine": start["machine"],
-        "commits": sorted({commit for one in ended for commit in one.commits}),
+        "measured": where,
         "elements": {"ended": len(ended), "left out": len(encoders) - len(ended)},
         "curves": curves,
         "findings": {loss: findings(curve) for loss, curve in curves.items()},
     }
     write_json(RESULTS / "cifar10_temperature.json", result)
-    commits = ", ".join(commit[:12] for commit in result["commits"])
-    where = f"Measured at {commits} on: {start['machine']['device']}, torch {start['machine']['torch']}."
     lines = [*table(curves), "", *answers(result["findings"]), "", where]
     PAGE.write_text(put(PAGE.read_text(), "cifar10-temperature", lines))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -1,4 +1,4 @@
-"""Hooks of mkdocs: the README as first page, the picture of the rooms, and links that leave docs/.
+"""Hooks of mkdocs: the README as first page, the example of a report, the picture of the rooms, and links out of docs/.
 
 docs/ is read on the repository's pages as well, so its links to source files are relative. The site has no such files:
 they become links into the repository where `repo_url` of mkdocs.yml names one, and names of files elsewhere.
@@ -13,6 +13,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 GENERATED = {"index.md": "README.md", "changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
+EXAMPLE = ROOT / "build" / "example-report" / "index.html"  # written by `make docs`
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 ROOMS = re.compile(r"```mermaid\n(.*?)```", re.DOTALL)
 
@@ -23,6 +24,7 @@ def on_files(files: Any, config: Any) -> Any:
     for name, source in GENERATED.items():
         text = (ROOT / source).read_text()
         files.append(File.generated(config, name, content=LINK.sub(_from_root, text)))
+    files.append(File.generated(config, "example-report-page.html", content=EXAMPLE.read_text()))
     return files
 
 

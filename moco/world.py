@@ -22,7 +22,7 @@ class World:
 
     @classmethod
     def launched(cls) -> World:
-        """As torchrun started this process, or srun with torchrun's variables; one rank if neither did."""
+        """Reads the variables that torchrun sets, or srun with torchrun's names; one rank without them."""
         if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
             return cls()
         size = int(os.environ["WORLD_SIZE"])
@@ -38,13 +38,13 @@ _current = World()
 
 
 def current() -> World:
-    """The world of the code that calls: that of the process group it runs in, else one rank."""
+    """Returns the world of the running session; one rank outside of a session."""
     return _current
 
 
 @contextlib.contextmanager
 def inside(world: World) -> Iterator[None]:
-    """Code in the block is of `world`."""
+    """Makes `world` the current one for a `with` block."""
     global _current
     before = _current
     _current = world

@@ -22,7 +22,17 @@ from moco.losses.table import LOSSES, check_loss
 from moco.plugins import known_or_outside
 from moco.pretrain.optimiser import OPTIMIZERS
 from moco.run import flags
-from moco.run.options import CommonOptions, at_least, check_common, check_unread, evaluation, positive, result, running
+from moco.run.options import (
+    CommonOptions,
+    at_least,
+    check_common,
+    check_unread,
+    evaluation,
+    positive,
+    result,
+    running,
+    unread_saves,
+)
 from moco.run.saver import Every
 from moco.schedules import number_or_curve
 from moco.world import World
@@ -200,11 +210,9 @@ def _unread(o: ResolvedPretrainOptions, bn: str | None) -> dict[str, str]:
         unread["aug_plus"] = f"--recipe {o.recipe}"
     if bn not in (None, "split"):  # the default depends on the number of ranks, a command should not
         unread["bn_group_size"] = f"--bn {bn}"
-    if not o.keep_last:
-        unread["keep_every"] = "--keep-last 0, which keeps every epoch's checkpoint"
     if o.eval_freq == 0:
         unread |= dict.fromkeys(("knn_k", "knn_t"), "--eval-freq 0")
-    return unread
+    return unread | unread_saves(o.keep_last)
 
 
 def _temperature(loss: str) -> float:

@@ -95,8 +95,8 @@ def collapse(values: Mapping[str, float]) -> str | None:
     if not spread > COLLAPSED:
         return None
     return (
-        f"the features are nearly one point (uniformity {spread:.3f}, 0 is collapse): a smaller --moco-m or --moco-k,"
-        " or a larger weight of uniformity, lets them spread"
+        f"the features are nearly one point (uniformity {spread:.3f}, 0 is collapse): a smaller --moco-m (a larger one"
+        " for --loss hard) or --moco-k, or a larger weight of uniformity, lets them spread"
     )
 
 

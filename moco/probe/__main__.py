@@ -24,7 +24,7 @@ from moco.data.source import Source, check_same_classes, share_of_classes
 from moco.distributed.session import pick_device
 from moco.encoders.files import read_encoder
 from moco.errors import EXIT_OK, InputError
-from moco.probe.model import Setup, build
+from moco.probe.model import Features, Setup, build
 from moco.probe.options import LinclsOptions, parse_lincls
 from moco.probe.protocols import protocol_of
 from moco.probe.saved import (
@@ -32,7 +32,7 @@ from moco.probe.saved import (
     resolve,
 )
 from moco.probe.training import accuracies
-from moco.run.arithmetic import check_deterministic, set_arithmetic
+from moco.run.arithmetic import set_arithmetic
 from moco.run.files import write_json
 from moco.run.lock import only_run_in
 from moco.run.log import RunLog
@@ -75,16 +75,14 @@ def probe(options: LinclsOptions, world: World, device: torch.device) -> int:
     # Model: `network` gives features of images, and `classifiers` read them.
     count = len(protocol.settings())
     model = protocol.prepare(build(options, origin, recipe, fit, len(val.classes), count, device))
-    if options.finetune:  # else no gradient passes through it
-        check_deterministic(model.encoder, options.arch or "this network", options.deterministic, device)
     if resumed:
         protocol.restore(model, resumed)
 
     # Neither a frozen network nor the validation crops ever change, so the features to validate on are computed once.
-    setup = Setup(options, device, recipe, fit, held_out, val, model)
-    validation = setup.features_of(val)
+    setup = Setup(options, device, recipe, fit, held_out, val, model, resumed)
+    features = Features(setup.features_of(val), setup.features_of(held_out) if held_out else None)
     if options.evaluate:
-        top1, top5 = (float(percent[0]) for percent in accuracies(model.classifiers, *validation))
+        top1, top5 = (float(percent[0]) for percent in accuracies(model.classifiers, *features.validation))
         print(f"top-1 {top1:.2f}  top-5 {top5:.2f}  ({len(val)} images)") if world.rank == 0 else None
         return EXIT_OK
 
@@ -96,7 +94,7 @@ def probe(options: LinclsOptions, world: World, device: torch.device) -> int:
             f" {options.image_size} px; {protocol.in_words()}; to {folder}"
         )
         greeting = "\n".join([model.note, *train.notes, *val.notes, kernels, told])
-        best, result = protocol.run(setup, validation, resumed, log, about, greeting)
+        best, result = protocol.run(setup, features, log, about, greeting)
         result |= {
             "best_top1": best.acc1, "best_top5": best.acc5, "best_epoch": best.epoch, "protocol": protocol.name,
             "classes": len(val.classes), "images": [len(train), len(val)], "arch": options.arch,

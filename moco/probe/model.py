@@ -74,9 +74,20 @@ def build(
     return Model(encoder, trunk(encoder) if which == TRUNK else layers, classifiers, note)
 
 
+@dataclass(frozen=True)
+class Features:
+    """Features of centre crops, extracted before training. `held_out`: to choose one of several classifiers by."""
+
+    validation: Rows
+    held_out: Rows | None
+
+
 @dataclass
 class Setup:
-    """Data and model of a probe. `fit` and `val`: the images to train and to validate on."""
+    """Data and model of a probe. `fit` and `val`: the images to train and to validate on.
+
+    resumed: the checkpoint of the probe that goes on.
+    """
 
     options: LinclsOptions
     device: torch.device
@@ -85,6 +96,7 @@ class Setup:
     held_out: Source | None
     val: Source
     model: Model
+    resumed: EncoderFile | None = None
 
     def features_of(self, source: Source) -> Rows:
         """Features of the centre crops, without augmentation."""

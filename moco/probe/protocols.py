@@ -1,4 +1,4 @@
-"""The protocols: how a probe's classifiers come to be. `protocol_of` picks the object that the options ask for."""
+"""Ways to train a probe's classifiers. `protocol_of` makes the one that the options ask for."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from moco.encoders.batchnorm import isolate_batchnorm
 from moco.encoders.files import EncoderFile
 from moco.errors import InputError
 from moco.probe.logistic import five_nearest, solve
-from moco.probe.model import Model, Rows, Setup
+from moco.probe.model import Features, Model, Rows, Setup
 from moco.probe.options import LinclsOptions
 from moco.probe.saved import BEST, LAST, Best, restore_classifiers, restore_progress, save
 from moco.probe.training import Cached, Classifiers, Crops, Probe, Stream, accuracies, check_unchanged, make_optimizer
+from moco.run.arithmetic import check_deterministic
 from moco.run.log import RunLog
 
 
@@ -43,7 +44,7 @@ class Linear:
         return [(self.options.lr, self.options.weight_decay)]
 
     def in_words(self) -> str:
-        """What is trained, for the log."""
+        """Describes the training in words, for the log."""
         return f"learning rate {self._scaled(self.options.lr)}"
 
     def split(self, train: Source) -> tuple[Source, Source | None]:
@@ -51,7 +52,7 @@ class Linear:
         return train, None
 
     def prepare(self, model: Model) -> Model:
-        """The model as it is trained; it comes frozen."""
+        """Returns the model to train. The one given is frozen."""
         return model
 
     def restore(self, model: Model, resumed: EncoderFile) -> None:
@@ -59,36 +60,36 @@ class Linear:
         restore_classifiers(model.encoder, model.classifiers, resumed, self.options.features_from)
 
     def stream(self, setup: Setup) -> Stream:
-        """The inputs of training. Here augmented crops, which go through the frozen network."""
+        """Returns the training batches: here features of augmented crops."""
         return self._crops(setup, setup.model.network)
 
     def run(
-        self, setup: Setup, validation: Rows, resumed: EncoderFile | None, log: RunLog, about: dict[str, Any], said: str
+        self, setup: Setup, features: Features, log: RunLog, about: dict[str, Any], said: str
     ) -> tuple[Best, dict[str, Any]]:
         """Trains, validates and saves by epochs. Returns the best epoch and what goes into the result file.
 
-        validation: features of the validation images. about and said: for the beginning of the log.
+        about and said: for the beginning of the log.
         """
         options, model, stream = self.options, setup.model, self.stream(setup)
-        optimizer, rates = make_optimizer(options, self.settings(), model.classifiers, self._trained(model))
-        training = Probe(
-            options, setup.device, model.encoder, model.classifiers, self._trained(model), optimizer, rates, stream, log
-        )
+        tuned, classifiers = self._trained(model), model.classifiers
+        optimizer, rates = make_optimizer(options, self.settings(), classifiers, tuned)
+        training = Probe(options, setup.device, model.encoder, classifiers, tuned, optimizer, rates, stream, log)
         start, best = options.start_epoch, Best()
-        if resumed:
-            start, best, training.chosen = restore_progress(optimizer, resumed)
+        if setup.resumed:
+            start, best, training.chosen = restore_progress(optimizer, setup.resumed)
         log.cut_back(start * stream.sampler.steps)
         log.start(about, epoch=start, global_step=start * stream.sampler.steps)
         log.say(said)
-        held_out = setup.features_of(setup.held_out) if setup.held_out else None
+        validation = features.validation
         for epoch in range(start, options.epochs):
             before = copy.deepcopy(self._frozen(model)) if epoch == start else {}
             training.one_epoch(epoch)
             check_unchanged(before, self._frozen(model))
-            best = self._after_epoch(training, epoch, best, self._features(setup, validation), held_out, setup.val)
-        top1, top5 = training.percent(self._features(setup, validation))
+            validation = self._features(setup, validation)
+            best = self._after_epoch(training, epoch, best, validation, features.held_out, setup.val)
+        top1, top5 = training.percent(validation)
         result = {"top1": top1, "top5": top5, "epochs": max(start, options.epochs)}
-        return best, result | (self._choice(training, held_out) if held_out else {})
+        return best, result | (self._choice(training, features.held_out) if features.held_out else {})
 
     def _after_epoch(
         self, training: Probe, epoch: int, best: Best, validation: Rows, held_out: Rows | None, val: Source
@@ -114,7 +115,7 @@ class Linear:
         return best
 
     def _choice(self, training: Probe, held_out: Rows) -> dict[str, Any]:
-        """Which of several classifiers was chosen, for the result file and the log."""
+        """Logs the chosen classifier and returns its entries of the result file."""
         settings = self.settings()
         lr, decay = settings[training.chosen]
         of_each = accuracies(training.classifiers, *held_out)[0].tolist()
@@ -129,15 +130,15 @@ class Linear:
         return {"lr": lr, "weight_decay": decay, "sweep": tried}
 
     def _trained(self, model: Model) -> nn.Module | None:
-        """The trunk, if it is trained too."""
+        """Returns the trunk if it is trained, else None."""
         return None
 
     def _frozen(self, model: Model) -> dict[str, Tensor]:
-        """What training must not change."""
+        """Returns the tensors that training must not change."""
         return model.network.state_dict()
 
     def _features(self, setup: Setup, validation: Rows) -> Rows:
-        """Features of the validation images after an epoch: of a frozen network always the same."""
+        """Returns the features of the validation images after an epoch. A frozen network's do not change."""
         return validation
 
     def _crops(self, setup: Setup, network: nn.Module | None) -> Crops:
@@ -179,7 +180,7 @@ class Sweep(Linear):
 
 
 class CachedSweep(Sweep):
-    """The same on features that are computed once, without augmentation."""
+    """A sweep on features that are computed once, without augmentation."""
 
     name = "cached sweep"
 
@@ -212,6 +213,7 @@ class Finetune(Linear):
             if device.type != "cuda":
                 raise InputError("--finetune of a network with BatchNorm takes one process on the CPU: start it alone")
             encoder = isolate_batchnorm(encoder, "sync", 2, device)
+        check_deterministic(encoder, self.options.arch or "this network", self.options.deterministic, device)
         return dataclasses.replace(model, encoder=encoder, network=trunk(encoder))
 
     def stream(self, setup: Setup) -> Stream:
@@ -239,12 +241,12 @@ class Solved(Linear):
         """Nothing: it is solved again."""
 
     def run(
-        self, setup: Setup, validation: Rows, resumed: EncoderFile | None, log: RunLog, about: dict[str, Any], said: str
+        self, setup: Setup, features: Features, log: RunLog, about: dict[str, Any], said: str
     ) -> tuple[Best, dict[str, Any]]:
         """Solves anew, whatever there is to resume. Returns the other figures of the STL-10 protocol too."""
         log.start(about)
         log.say(said)
-        options, classes = self.options, setup.val.classes
+        options, classes, validation = self.options, setup.val.classes, features.validation
         bank = setup.features_of(setup.fit)
         found = solve(*bank, len(classes), options.folds, options.seed or 0)
         classifiers = Classifiers([found.linear])

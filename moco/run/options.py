@@ -121,6 +121,11 @@ def check_unread(typed: set[str], unread: Mapping[str, str]) -> None:
         raise InputError(f"{flag(name)} is not read with {unread[name]}; leave it out")
 
 
+def unread_saves(keep_last: int) -> dict[str, str]:
+    """Options of saving that --keep-last leaves without effect, for `check_unread`."""
+    return {} if keep_last else {"keep_every": "--keep-last 0, which keeps every epoch's checkpoint"}
+
+
 MOST = 2**31  # of counts and sizes: no run comes near it
 
 

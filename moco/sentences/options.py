@@ -14,7 +14,16 @@ from moco.errors import InputError
 from moco.losses.neighbours import NEIGHBOUR_WEIGHTS, NeighbourLoss
 from moco.losses.weighted import Across, OneProcess
 from moco.run import flags
-from moco.run.options import at_least, check_seed, check_unread, evaluation, positive, result, running
+from moco.run.options import (
+    at_least,
+    check_seed,
+    check_unread,
+    evaluation,
+    positive,
+    result,
+    running,
+    unread_saves,
+)
 from moco.run.saver import Every
 from moco.sentences.text import LAYOUTS
 from moco.world import World
@@ -107,9 +116,7 @@ def parse_sentences(argv: list[str] | None = None, world_size: int | None = None
             f"--batch-size {resolved.batch_size} leaves some of {world_size} ranks without a sentence; raise it"
         )
     unread = {} if resolved.classify else {"folds": "training alone, without --classify"}
-    if not resolved.keep_last:
-        unread["keep_every"] = "--keep-last 0, which keeps every epoch's checkpoint"
-    check_unread(flags.typed(SentenceOptions, argv), unread)
+    check_unread(flags.typed(SentenceOptions, argv), unread | unread_saves(resolved.keep_last))
     make_loss(resolved)  # its own checks, before anything is read
     Every(resolved.save_every)
     return resolved
