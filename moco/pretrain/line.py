@@ -38,6 +38,11 @@ class Line:
         self._names = [names for names, _ in parts]
         self._late = Late([step.guard.report(), watch.fingerprints(), *(total for _, total in parts)])
 
+    @property
+    def arrived(self) -> bool:
+        """Whether `read` would not wait for the device."""
+        return self._late.arrived
+
     def read(self, last: dict[str, float]) -> dict[str, float]:
         """The line's values. NumericsError if a step was not applied or the ranks differ. last: the line before."""
         report, of_ranks, *totals = self._late.read()

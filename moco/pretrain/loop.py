@@ -53,8 +53,14 @@ class Training:
         """Trains to the last epoch, or until it is preempted. Returns the exit code."""
         timeline.start(self.step.device)
         while self.position.epoch < self.options.epochs:
-            if not self.one_epoch():
-                return EXIT_PREEMPTED
+            try:
+                if not self.one_epoch():
+                    return EXIT_PREEMPTED
+            except BaseException:
+                # a device that failed, or waits for a lost rank, may never come to the line
+                if self.line is not None and self.line.arrived:
+                    self._print()
+                raise
             self.position = resume.Position(self.position.epoch + 1, 0, self.position.global_step)
             self._after_epoch(self.position.epoch - 1)
         self.saves.wait()

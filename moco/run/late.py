@@ -24,6 +24,11 @@ class Late:
             self._done = torch.cuda.Event()
             self._done.record()
 
+    @property
+    def arrived(self) -> bool:
+        """Whether `read` would not wait."""
+        return self._done is None or self._done.query()
+
     def read(self) -> list[Tensor | None]:
         """The tensors on the CPU, None for None. Waits for what came before them, and for nothing after."""
         if self._done is not None:

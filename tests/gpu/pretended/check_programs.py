@@ -86,6 +86,28 @@ def test_a_printed_line_is_one_wait_and_a_step_late(world: int, patch: pytest.Mo
     assert [r["step"] for r in read_log(tmp_path / "log.jsonl") if r["kind"] == "train"] == [1, 2, 3]
 
 
+@pytest.mark.parametrize(("arrived", "lines"), [(True, [1, 2]), (False, [1])])
+def test_a_line_that_has_arrived_is_not_lost_with_the_run(
+    arrived: bool, lines: list[int], patch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A rank that fails does not wait for a device that may itself wait for ever."""
+    steps = []
+    with trainer.on_gpu(patch) as (gpu, _):
+        real = TrainingStep.__call__
+
+        def step(self: TrainingStep, *args: Any, **how: Any) -> Any:
+            steps.append(len(gpu.waits))
+            if len(steps) == 3:
+                patch.setattr(torch.cuda.Event, "query", lambda _: arrived)
+                raise ZeroDivisionError
+            return real(self, *args, **how)
+
+        patch.setattr(TrainingStep, "__call__", step)
+        with pytest.raises(ZeroDivisionError):
+            trainer.pretrain(f"{RUN} --epochs 1 -b 8 --eval-freq 0 --print-freq 1", tmp_path)
+    assert [r["step"] for r in read_log(tmp_path / "log.jsonl") if r["kind"] == "train"] == lines
+
+
 FORMS = ["--sweep", "--cached --sweep", "--finetune", "--optimizer adam", "--features-from output"]
 
 
