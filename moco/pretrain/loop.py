@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
+from torch import Tensor
+
 from moco.data.loader import Loader
 from moco.errors import EXIT_OK, EXIT_PREEMPTED
 from moco.evaluate.online import OnlineEvaluator
@@ -18,7 +20,7 @@ from moco.run.log import RunLog
 from moco.run.meter import Clock, Meter
 from moco.run.preemption import Preemption
 from moco.run.saves import Saves
-from moco.schedules import learning_rate
+from moco.schedules import key_momentum, learning_rate, learning_rate_by_step
 from moco.timing import Profile, as_line, shares, timeline, waited_for
 
 
@@ -69,8 +71,6 @@ class Training:
     def one_epoch(self) -> bool:
         """The rest of the current epoch, from `position.step` on. False if it was preempted, and saved."""
         options, position, epoch = self.options, self.position, self.position.epoch
-        lr = learning_rate(epoch, options.lr, options.epochs, options.schedule, options.cos, options.warmup_epochs)
-        self.step.guard.set_lr(lr)
         set_epoch(self.step.loss, options, epoch)
         self.step.moco.train()
         self.clock = Clock()
@@ -78,19 +78,19 @@ class Training:
         with contextlib.closing(self.loader.epoch(epoch, position.step)) as batches:
             for batch in waited_for(batches):
                 printing = (position.step + 1) % options.print_freq == 0 or position.step + 1 == len(self.loader)
-                losses, measured = self.step(batch, epoch, self.loader.sampler.sizes(position.step), measure=printing)
+                lr = self._follow_schedules()
+                sizes = self.loader.sampler.sizes(position.step)
+                losses, measured = self.step(batch, epoch, sizes, measure=printing)
                 position.step += 1
                 position.global_step += 1
-                self.clock.step(options.batch_size)
+                self.clock.step(sum(sizes))
                 self.since_print.add(losses, len(batch.index))
                 self.of_epoch.add(losses, len(batch.index))
                 self._print()  # the line of the step before
                 if self.step.device.type == "cpu":
                     self._check_numbers()
                 if printing:
-                    further = {"lr": lr, **curves(options, epoch)}
-                    samples = len(batch.index)
-                    self.line = Line(position, self.step, self.watch, self.since_print, measured, samples, further)
+                    self.line = self._line(measured, len(batch.index), lr)
                     if self.step.device.type == "cpu" or position.step == len(self.loader):
                         self._print()
                 else:
@@ -105,10 +105,27 @@ class Training:
             self.watch.bad_images(position)
         return True
 
+    def _follow_schedules(self) -> float:
+        """Sets the learning rate and the key momentum of the step at `position`. Returns the learning rate."""
+        options, at = self.options, self.position
+        done = at.epoch + at.step / len(self.loader)  # in epochs
+        schedule = (options.lr, options.epochs, options.schedule, options.cos, options.warmup_epochs)
+        lr = learning_rate_by_step(done, *schedule) if options.lr_per_step else learning_rate(at.epoch, *schedule)
+        self.step.guard.set_lr(lr)
+        self.step.moco.m = key_momentum(options.moco_m, done, options.epochs, options.moco_m_cos)
+        return lr
+
     def _where(self, at: resume.Position | None = None) -> dict[str, int]:
         """A position, the present one by default, as the log has it."""
         at = at or self.position
         return dict(epoch=at.epoch, step=at.step, steps=len(self.loader), epochs=self.options.epochs)
+
+    def _line(self, measured: dict[str, Tensor], samples: int, lr: float) -> Line:
+        options, position = self.options, self.position
+        further = {"lr": lr, **curves(options, position.epoch)}
+        if options.moco_m_cos or isinstance(options.moco_m, str):
+            further["moco_m"] = self.step.moco.m
+        return Line(position, self.step, self.watch, self.since_print, measured, samples, further)
 
     def _print(self) -> None:
         """Writes the line that is on its way, if there is one; waits for the device to have come past its step."""
