@@ -45,6 +45,16 @@ def compiled_gradients(into: Tensor, grad: Tensor, x: Tensor, statistics: Tensor
     return torch.empty_like(statistics[:, 0])
 
 
+def gru_cell(gpu: Any, of_input: Tensor, of_hidden: Tensor, hidden: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(hidden), hidden.new_empty(len(hidden), 5 * hidden.shape[1])
+
+
+def gru_cell_backward(gpu: Any, grad: Tensor, workspace: Tensor, has_bias: bool) -> tuple[Tensor | None, ...]:
+    gates = (3 * grad.shape[1],)
+    biases = (grad.new_empty(gates), grad.new_empty(gates)) if has_bias else (None, None)
+    return grad.new_empty(len(grad), *gates), grad.new_empty(len(grad), *gates), torch.empty_like(grad), *biases
+
+
 KERNELS: dict[str, Callable[..., Any]] = {
     "_fused_sgd_": fused,
     "_fused_adam_": fused,
@@ -55,6 +65,8 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "batch_norm_elemt": lambda gpu, x, *_: torch.empty_like(x),
     "batch_norm_backward_reduce": lambda gpu, grad, x, *_: tuple(_per_channel(x) for _ in range(4)),
     "batch_norm_backward_elemt": lambda gpu, grad, x, *_: torch.empty_like(x),
+    "_thnn_fused_gru_cell": gru_cell,
+    "_thnn_fused_gru_cell_backward": gru_cell_backward,
     "pretended::compiled": lambda gpu, into, *_: None,
 }
 _CUDNN = ("convolution", "convolution_backward", "native_batch_norm", "native_batch_norm_backward")
