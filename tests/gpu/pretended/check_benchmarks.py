@@ -35,9 +35,7 @@ def test_no_script_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_runs_to_its_end(
-    script: str, patch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_runs_to_its_end(script: str, patch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     with trainer.on_gpu(patch) as (gpu, _):
         few = ["--number", "4"] if script == "photographs" else []
         import_module(f"benchmarks.{script}").main(["--device", "cuda", "--trial", "--rounds", "1", *few])

@@ -41,7 +41,7 @@ NAMES = {
 """Name in torch's list -> operations that are dispatched for it."""
 
 ONLY_WHERE: dict[str, Callable[[Any, dict[str, Any]], bool]] = {
-    "bincount": lambda args, how: len(args) > 1 and args[1] is not None or how.get("weights") is not None,
+    "bincount": lambda args, how: (len(args) > 1 and args[1] is not None) or how.get("weights") is not None,
     "median": lambda args, how: len(args) > 1,
     "nanmedian": lambda args, how: len(args) > 1,
     "cumsum": lambda args, how: (how.get("dtype") or args[0].dtype).is_floating_point,
@@ -61,5 +61,6 @@ def without_deterministic_kernel(name: str, args: Any, kwargs: dict[str, Any]) -
 def listed_by_torch() -> set[str]:
     """The last part of each name in the list of the installed torch."""
     text = torch.use_deterministic_algorithms.__doc__ or ""
-    refused = text.partition("will throw a\n    :class:`RuntimeError` when ``mode=True``")[2].partition("In addition")[0]
+    before, after = "will throw a\n    :class:`RuntimeError` when ``mode=True``", "In addition"
+    refused = text.partition(before)[2].partition(after)[0]
     return {name.rpartition(".")[2] for name in re.findall(r"\* :(?:class|func):`([\w.]+)`", refused)}
