@@ -43,6 +43,7 @@ def test_recipes(path: Path) -> None:
         ("sweep_imagenette", 21, ["photos"]),
         ("sweep_imagenet100", 45, ["photos"]),
         ("sweep_stl10", 304, []),
+        ("sweep_nyu_depth", 64, ["nyu"]),
         ("sweep_bookcorpus", 108, ["text.txt", "--classify", "MR", "CR"]),
         ("sweep_imagenette_hard", 8, ["photos"]),
         ("sweep_novels", 24, ["text.txt", "--classify", "MR", "CR"]),

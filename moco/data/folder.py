@@ -155,11 +155,7 @@ class FolderSource:
             return self.open(index).size
 
     def open(self, index: int) -> FolderPicture:
-        try:
-            data = (self.root / self.paths[index]).read_bytes()
-        except OSError as problem:
-            raise BadImage(problem.strerror or str(problem)) from None
-        return FolderPicture(open_image(data))
+        return open_picture(self.root / self.paths[index])
 
     def decode(self, index: int) -> np.ndarray:
         return self.open(index).decode().array
@@ -179,6 +175,15 @@ class FolderPicture:
     def decode(self, reduction: int = 1, rows: tuple[int, int] | None = None) -> Pixels:
         # Pillow has no region decode; libjpeg would have to entropy-decode everything above and left of it all the same
         return Pixels(decode(self.image, reduction), reduction)
+
+
+def open_picture(path: Path) -> FolderPicture:
+    """The image in a file. Raises BadImage."""
+    try:
+        data = path.read_bytes()
+    except OSError as problem:
+        raise BadImage(problem.strerror or str(problem)) from None
+    return FolderPicture(open_image(data))
 
 
 def _check_subset(root: Path, folders: list[str], subset: Sequence[str]) -> None:
