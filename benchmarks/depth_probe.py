@@ -28,6 +28,7 @@ from moco.report.runs import read
 from moco.run.files import write_json
 
 ARCH, LAYER = "smallcnn", "features.11"  # SmallAlexNet takes thirty times as long
+SIZE = 32  # px
 TRAINED, UNTRAINED, MEAN = "trained", "untrained", "none: the mean depth of the training frames"
 ERRORS = ("depth_mse", "depth_rmse", "depth_abs_rel", "depth_delta1")
 GAP = 2  # frames between those that train and those that are measured
@@ -48,7 +49,7 @@ def split_by_time(frames: Path, folder: Path) -> tuple[int, int]:
 
 def trained_encoder(data: Path, out: Path, epochs: int, seed: int) -> Path:
     """The checkpoint after .75 alignment + .5 uniformity, the weights of the paper's best encoder on conv5."""
-    words = f"--dataset nyu-depth -a {ARCH} --epochs {epochs} -b 25 --lr 0.06 --moco-k 0"
+    words = f"--dataset nyu-depth -a {ARCH} --image-size {SIZE} --epochs {epochs} -b 25 --lr 0.06 --moco-k 0"
     loss = "--loss align-uniform --moco-align-w 0.75 --moco-unif-w 0.5 --moco-unif-t 2"
     milestones = " ".join(str(round(epochs * at / 400)) for at in (310, 340, 370))
     how = f"--schedule {milestones} --seed {seed} --eval-freq {epochs} --device cpu --resume auto --save-freq {epochs}"
@@ -63,7 +64,7 @@ def predicted(data: Path, out: Path, epochs: int, seed: int, encoder: Path | Non
     """
     if not (out / "depth.json").exists():
         milestones = " ".join(str(round(epochs * at / 120)) for at in (70, 90, 100, 110))
-        how = f"--epochs {epochs} --schedule {milestones} --image-size 64 --seed {seed} --device cpu --resume auto"
+        how = f"--epochs {epochs} --schedule {milestones} --image-size {SIZE} --seed {seed} --device cpu --resume auto"
         words = f"--features-from {LAYER} -b 16 {how} --output-dir"
         weights = ["--pretrained", str(encoder)] if encoder else ["--arch", ARCH]
         _done(depth([str(data), *words.split(), str(out), *weights]))
@@ -110,7 +111,7 @@ def main() -> int:
             rows[MEAN] = [errors["constant"]]
     where = f"{train} frames train, {val} are measured. {measured_where(read(runs))}"
     epochs = {"pretraining": o.epochs, "predictor": o.predictor_epochs}
-    write_json(RESULTS / "depth.json", {"measured": where, "arch": ARCH, "layer": LAYER, "epochs": epochs, **rows})
+    write_json(RESULTS / "depth.json", {"measured": where, "arch": ARCH, "layer": LAYER, "size": SIZE, "epochs": epochs, **rows})
     PAGE.write_text(put(PAGE.read_text(), "depth", [*table(rows), "", where]))
     return 0
 
