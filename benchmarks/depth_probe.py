@@ -111,7 +111,8 @@ def main() -> int:
             rows[MEAN] = [errors["constant"]]
     where = f"{train} frames train, {val} are measured. {measured_where(read(runs))}"
     epochs = {"pretraining": o.epochs, "predictor": o.predictor_epochs}
-    write_json(RESULTS / "depth.json", {"measured": where, "arch": ARCH, "layer": LAYER, "size": SIZE, "epochs": epochs, **rows})
+    setting = {"measured": where, "arch": ARCH, "layer": LAYER, "size": SIZE, "epochs": epochs}
+    write_json(RESULTS / "depth.json", {**setting, **rows})
     PAGE.write_text(put(PAGE.read_text(), "depth", [*table(rows), "", where]))
     return 0
 

@@ -23,7 +23,7 @@ LABELLED, SPLIT_FILE = "nyu_depth_v2_labeled.mat", "splits.mat"
 _INDEX = {"train": "trainNdxs", "val": "testNdxs"}
 _COLOUR, _DEPTH = (".color.jpg", ".color.jpeg", ".color.png"), ".depth.png"
 _HDF5 = b"\x89HDF\r\n\x1a\n"
-_MOST = 65_535  # millimetres that 16 bits hold
+_MOST, _NONE = 65_534, 65_535  # millimetres that 16 bits hold, and what Kinects write where they see nothing
 
 
 class DepthSource(Source, Protocol):
@@ -99,7 +99,10 @@ class NyuDepth(_Unlabelled):
 
 
 class PairFolder(_Unlabelled):
-    """NAME.color.jpg or .png with NAME.depth.png, 16-bit millimetres, in one folder, sorted by name."""
+    """NAME.color.jpg or .png with NAME.depth.png, 16-bit millimetres, in one folder, sorted by name.
+
+    Depth is missing where the PNG has 0 or 65,535.
+    """
 
     @says_what_cannot_be_read
     def __init__(self, root: Path) -> None:
@@ -136,9 +139,9 @@ class PairFolder(_Unlabelled):
                 values, mode = np.asarray(image), image.mode
         except Exception as problem:  # Pillow raises many kinds for a damaged file
             raise BadImage(f"its depth {path.name}: {problem}") from None
-        if not mode.startswith("I") or values.min() < 0 or values.max() > _MOST:
+        if not mode.startswith("I") or values.min() < 0 or values.max() > _NONE:
             raise BadImage(f"its depth {path.name} is no grey PNG of 16 bits, in millimetres")
-        return values.astype(np.uint16)
+        return np.where(values == _NONE, 0, values).astype(np.uint16)
 
 
 def open_depth(data: str | None, split: str, labels_required: bool = False) -> DepthSource:

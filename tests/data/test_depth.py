@@ -109,17 +109,17 @@ def test_the_colour_crops_are_those_of_pretraining(pairs: Path) -> None:
 
 
 def test_depth_is_the_nearest_pixels_and_keeps_every_bit(pairs: Path) -> None:
-    """No mean of two pixels, so that missing depth makes none nearer; up to 65.535 m."""
+    """No mean of two pixels, so that missing depth makes none nearer; up to 65.534 m. 65,535 is none."""
     values = np.zeros((4, 4), np.uint16)
-    values[1, 2], values[3, 3] = 65_535, 258
+    values[1, 2], values[3, 3], values[0, 0] = 65_534, 258, 65_535
     path = next((pairs / "val").glob("*.depth.png"))
     Image.fromarray(values).save(path)
     source = open_depth(str(pairs), "val")
     index = [str(source.name(i)).partition(".color")[0] for i in range(3)].index(str(path).partition(".depth")[0])
     whole = DepthLoader(source, Sampler(3, 3, 0, shuffle=False), size=4, eval_crop=1.0, workers=1)
     depth = depth_of(next(whole.epoch(0)).crops)[index]
-    assert set(depth.unique().tolist()) <= {0.0, np.float32(65.535), np.float32(0.258)}
-    assert depth[1].max() == np.float32(65.535)
+    assert set(depth.unique().tolist()) <= {0.0, np.float32(65.534), np.float32(0.258)}
+    assert depth[1].max() == np.float32(65.534) and depth[0, 0] == 0
 
 
 def test_what_turns_pixels_otherwise_is_refused(pairs: Path) -> None:
