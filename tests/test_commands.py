@@ -158,6 +158,17 @@ REFUSED = [
     (pretrain, f"{DIGITS} --cos --schedule 1 2", "--schedule is not read with --cos"),
     (pretrain, f"{DIGITS} --aug-plus --recipe v1", "--aug-plus is not read with --recipe v1"),
     (pretrain, f"{DIGITS} --bn local --bn-group-size 7", "--bn-group-size is not read with --bn local"),
+    (pretrain, f"{DIGITS} --moco-mlp-dim 7", "--moco-mlp-dim is not read with the default of --moco-mlp-layers"),
+    (pretrain, f"{DIGITS} --mlp --moco-mlp-bn", "--moco-mlp-bn is not read with the default of --moco-mlp-layers"),
+    (pretrain, f"{DIGITS} --mlp --moco-mlp-layers 2", "--mlp is not read with --moco-mlp-layers 2"),
+    (pretrain, f"{DIGITS} --moco-mlp-layers 1 --moco-mlp-dim 9", "--moco-mlp-dim is not read with --moco-mlp-layers 1"),
+    (pretrain, f"{DIGITS} --crop-min 1.5", "--crop-min is a share of the image, at most 1, not 1.5"),
+    (pretrain, f"{DIGITS} --crop-min 0", "--crop-min must be greater than 0"),
+    (pretrain, f"{DIGITS} --queue-per-view", "--queue-per-view needs --symmetric"),
+    (pretrain, f"{DIGITS} --moco-k 0 --queue-per-view", "--queue-per-view has no meaning with --moco-k 0"),
+    (pretrain, f"{DIGITS} --optimizer adamw --momentum 0.8", "--momentum is not read with --optimizer adamw"),
+    (pretrain, f"{DIGITS} --lr-per-step", "--lr-per-step is for a warm-up or a cosine"),
+    (pretrain, f"{DIGITS} --moco-m 0:0.9,3:2", "--moco-m must lie between 0 and 1, not 2"),
     (pretrain, f"{DIGITS} --keep-every 5", "--keep-every is not read with --keep-last 0"),
     (pretrain, f"{DIGITS} --knn-k 5", "--knn-k is not read with --eval-freq 0"),
     (sentences, "novels --folds 5", "--folds is not read with training alone, without --classify"),
@@ -280,3 +291,18 @@ def test_any_value_ends_a_tool_with_0_or_2(tool: str, tmp_path: Path, monkeypatc
         for value in NASTY:
             assert main([*words.split(), f"--{name}={value}", *after]) in (EXIT_OK, EXIT_INPUT), (name, value)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_importing_every_module_changes_no_warning_filter() -> None:
+    """A library's user decides which warnings are shown; commands decide for themselves."""
+    program = """
+import importlib, pkgutil, warnings
+import moco, numba, numpy, timm, torch, torchvision, PIL.Image, scipy.stats, sklearn.linear_model, matplotlib.pyplot
+before = list(warnings.filters)
+for module in pkgutil.walk_packages(moco.__path__, "moco."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+print([rule for rule in warnings.filters if rule not in before and rule[1] and "moco" not in rule[3:]])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr

@@ -47,6 +47,8 @@ def test_recipes(path: Path) -> None:
         ("sweep_nyu_depth", 64, ["nyu"]),
         ("sweep_bookcorpus", 108, ["text.txt", "--classify", "MR", "CR"]),
         ("sweep_imagenette_hard", 8, ["photos"]),
+        ("sweep_cifar10_encoders", 48, ["photos"]),
+        ("sweep_cifar10_tuning", 32, ["photos"]),
         ("sweep_novels", 24, ["text.txt", "--classify", "MR", "CR"]),
     ],
 )

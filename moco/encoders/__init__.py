@@ -1,8 +1,10 @@
 """Encoders by name, and out of other projects' checkpoints (`files`)."""
 
 from moco.encoders.networks import (
+    Projector as Projector,
     available as available,
     build_encoder as build_encoder,
+    build_mlp as build_mlp,
     check_arch as check_arch,
     classifier_name as classifier_name,
     draw_weights as draw_weights,

@@ -9,6 +9,8 @@ from __future__ import annotations
 import copy
 import difflib
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -24,6 +26,19 @@ _TIMM = "timm:"
 _WITHOUT_LINEAR = ("squeezenet1_0", "squeezenet1_1")
 
 
+@dataclass(frozen=True)
+class Projector:
+    """The shape of a projection head: `layers` linear layers with ReLU between them.
+
+    width: between the layers; None: that of the encoder's features. bn: BatchNorm after each layer, the last without
+    scale and shift, and no biases (Chen, Xie & He 2021; facebookresearch/moco-v3's `_build_mlp`).
+    """
+
+    layers: int = 2
+    width: int | None = None
+    bn: bool = False
+
+
 def available() -> list[str]:
     """Names that `build_encoder` takes, beside `timm:NAME` for every name that timm knows."""
     return sorted([*OWN, *(name for name in models.list_models(module=models) if name not in _WITHOUT_LINEAR)])
@@ -37,15 +52,21 @@ def check_arch(arch: str | None, arguments: Sequence[str]) -> None:
 
 
 def build_encoder(
-    arch: str, num_classes: int, mlp: bool = False, image_size: int | None = None, arguments: Sequence[str] = ()
+    arch: str,
+    num_classes: int,
+    mlp: bool = False,
+    image_size: int | None = None,
+    arguments: Sequence[str] = (),
+    projector: Projector | None = None,
 ) -> nn.Module:
     """The network `arch`, untrained, `[N, 3, S, S] -> [N, num_classes]`.
 
     arch module:factory is called as `factory(num_classes, **arguments)`; its last linear layer is the classifier.
     arguments: the --arch-arg words.
 
-    `mlp` makes its classifier Linear(d, d)-ReLU-Linear(d, num_classes), without BatchNorm (MoCo v2). `image_size` S is
-    given to the networks that are built for one size (ViT, MaxViT), and the network is tried on one blank image of it.
+    `mlp` makes its classifier Linear(d, d)-ReLU-Linear(d, num_classes), without BatchNorm (MoCo v2); `projector`
+    is a head of another shape in its place. `image_size` S is given to the networks that are built for one size (ViT,
+    MaxViT), and the network is tried on one blank image of it.
     InputError: unknown arch (with near names), no linear classifier, an image size that the network does not take.
     """
     if num_classes < 1:
@@ -63,11 +84,27 @@ def build_encoder(
     if not torch.count_nonzero(last.weight):
         # torchvision's ViT starts its classifier at zero, and a projection to the zero vector has no direction.
         last.reset_parameters()
-    if mlp:
+    if projector is not None and (projector.layers > 1 or projector.bn):
+        _replace(encoder, name, build_mlp(last.in_features, num_classes, projector))
+    elif mlp:
         _replace(encoder, name, nn.Sequential(nn.Linear(last.in_features, last.in_features), nn.ReLU(), last))
     if image_size is not None:
         _try_on_blank(encoder, arch, image_size, num_classes)
     return encoder
+
+
+def build_mlp(dim_in: int, dim_out: int, shape: Projector) -> nn.Sequential:
+    """[N, dim_in] -> [N, dim_out]. Layers are numbered as in moco-v3: linear, BatchNorm if any, ReLU, linear, ..."""
+    widths = [dim_in, *[shape.width or dim_in] * (shape.layers - 1), dim_out]
+    layers: list[nn.Module] = []
+    for number, (narrow, wide) in enumerate(pairwise(widths), start=1):
+        last = number == shape.layers
+        layers.append(nn.Linear(narrow, wide, bias=not shape.bn))
+        if shape.bn:
+            layers.append(nn.BatchNorm1d(wide, affine=not last))
+        if not last:
+            layers.append(nn.ReLU(inplace=True))
+    return nn.Sequential(*layers)
 
 
 def classifier_name(encoder: nn.Module) -> str:

@@ -74,7 +74,8 @@ def evaluate(file: EncoderFile, o: EvaluateOptions, device: torch.device) -> dic
     usual_size, usual_recipe = suited(o.dataset, file.options)
     size = o.image_size or usual_size
     o = dataclasses.replace(o, image_size=size, recipe=o.recipe or usual_recipe)
-    recipe = find_recipe(o.recipe or usual_recipe)
+    crop_min = file.options.get("crop_min") if o.recipe == usual_recipe else None
+    recipe = find_recipe(o.recipe or usual_recipe, crop_min)
     encoder, names = network(file, o)
     val = o.open("val", labels_required=False)
     bank: Source | None = None

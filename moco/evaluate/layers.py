@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from moco.encoders import SmallAlexNet, classifier_name, trunk
 from moco.encoders.files import EncoderFile
-from moco.errors import InputError
+from moco.errors import InputError, did_you_mean
 from moco.evaluate.features import eval_mode
 
 TRUNK, OUTPUT = "trunk", "output"
@@ -92,28 +91,44 @@ def find_layer(network: nn.Module, name: str) -> nn.Module:
     place = f"blocks.{_ALEXNET.index(name)}" if isinstance(network, SmallAlexNet) and name in _ALEXNET else name
     if place and place in modules and not isinstance(modules[place], nn.Identity):
         return modules[place]
-    near = difflib.get_close_matches(name, [TRUNK, OUTPUT, *modules], n=3)
-    hint = f"near: {', '.join(near)}" if near else f"take {TRUNK}, {OUTPUT} or, for instance, {[*modules][-1]}"
-    raise InputError(f"--features-from {name}: the encoder has no such layer; {hint}")
+    hint = did_you_mean(name, [TRUNK, OUTPUT, *modules])
+    hint = hint or f"; take {TRUNK}, {OUTPUT} or, for instance, {[*modules][-1]}"
+    raise InputError(f"--features-from {name}: the encoder has no such layer{hint}")
 
 
 def load_projection(encoder: nn.Module, file: EncoderFile) -> bool:
-    """Gives `encoder` the projection head of `file`: a linear layer or MoCo v2's MLP. False, and nothing done, if the
-    file has none: other projects' classifiers and heads are no output that a loss here has seen."""
+    """Gives `encoder` the projection head of `file`: a linear layer or an MLP, with BatchNorm or without.
+
+    False, and nothing done, if the file has none: other projects' classifiers and heads are no output that a loss here
+    has seen.
+    """
     prefix = classifier_name(encoder) + "."
     head = {key.removeprefix(prefix): value for key, value in file.state.items() if key.startswith(prefix)}
-    of_the_loss = file.layout.startswith("MoCo") or file.options.get("features_from") == OUTPUT
-    if not of_the_loss or not {"weight", "2.weight"} & head.keys():
+    of_the_loss = file.layout.lower().startswith("moco") or file.options.get("features_from") == OUTPUT
+    if not of_the_loss or not any(key.endswith("weight") for key in head):
         return False
-    layers = [
-        nn.Linear(weight.shape[1], len(weight), bias=f"{key[:-6]}bias" in head)
-        for key, weight in head.items() if key.endswith("weight")
-    ]  # fmt: skip
-    new = layers[0] if len(layers) == 1 else nn.Sequential(layers[0], nn.ReLU(), *layers[1:])
+    new = _head_of(head)
     try:
         new.load_state_dict(head)
     except RuntimeError as error:
-        raise InputError(f"{file.path} has a projection head that is neither linear nor MoCo v2's MLP") from error
+        raise InputError(f"{file.path} has a projection head that is neither linear nor an MLP") from error
     owner, _, leaf = prefix[:-1].rpartition(".")
     setattr(encoder.get_submodule(owner), leaf, new)
     return True
+
+
+def _head_of(state: dict[str, Tensor]) -> nn.Module:
+    """A layer, or a Sequential whose numbers without a tensor are ReLUs, with the shapes in `state`."""
+    if "weight" in state:
+        return _layer_of(state, "")
+    numbers = [int(number) for number in (key.partition(".")[0] for key in state) if number.isdigit()]
+    return nn.Sequential(*(_layer_of(state, f"{number}.") for number in range(max(numbers, default=-1) + 1)))
+
+
+def _layer_of(state: dict[str, Tensor], prefix: str) -> nn.Module:
+    weight = state.get(f"{prefix}weight")
+    if (mean := state.get(f"{prefix}running_mean")) is not None:
+        return nn.BatchNorm1d(len(mean), affine=weight is not None)
+    if weight is None:
+        return nn.ReLU()
+    return nn.Linear(weight.shape[-1], len(weight), bias=f"{prefix}bias" in state)

@@ -27,7 +27,7 @@ from moco.data.sampler import Sampler
 from moco.data.source import Source
 from moco.distributed.global_batch import GlobalBatch
 from moco.distributed.session import pick_device
-from moco.encoders import build_encoder, draw_weights
+from moco.encoders import Projector, build_encoder, draw_weights
 from moco.encoders.files import load_trunk, read_encoder
 from moco.errors import EXIT_OK, InputError
 from moco.evaluate.online import OnlineEvaluator
@@ -48,6 +48,7 @@ from moco.run.meter import Meter
 from moco.run.options import as_json
 from moco.run.preemption import Preemption
 from moco.run.resume import begin_log
+from moco.schedules import key_momentum
 from moco.timing import Profile
 from moco.world import World
 
@@ -122,7 +123,7 @@ def make_loader(
     options: ResolvedPretrainOptions, source: Source, world: World, seed: int, device: torch.device
 ) -> Loader:
     """This rank's share of the batches, as uint8 crops on the device."""
-    recipe = find_recipe(options.recipe)
+    recipe = find_recipe(options.recipe, options.crop_min)
     if options.no_drop_last:
         check_last_batch(len(source), options.batch_size, world.size * options.accum_steps)
     sampler = Sampler(
@@ -160,7 +161,9 @@ def make_encoder(
     options: ResolvedPretrainOptions, device: torch.device, fresh: bool
 ) -> tuple[torch.nn.Module, list[str]]:
     """The encoder, on the CPU, and notes for the log. fresh: no checkpoint follows, so --init-from is read."""
-    encoder = build_encoder(options.arch, options.moco_dim, options.mlp, options.image_size, options.arch_arg)
+    encoder = build_encoder(
+        options.arch, options.moco_dim, options.mlp, options.image_size, options.arch_arg, projector_of(options)
+    )
     check_deterministic(encoder, options.arch, options.deterministic, device)
     if options.init_std is not None:
         draw_weights(encoder, options.init_std)
@@ -169,6 +172,13 @@ def make_encoder(
     file = read_encoder(options.init_from)
     loaded = load_trunk(encoder, file)
     return encoder, [f"{file.path}: {file.layout}, {loaded}; projection head and queue start afresh"]
+
+
+def projector_of(options: ResolvedPretrainOptions) -> Projector | None:
+    """The projection head of --moco-mlp-layers; None without it."""
+    if options.moco_mlp_layers is None:
+        return None
+    return Projector(options.moco_mlp_layers, options.moco_mlp_dim, options.moco_mlp_bn)
 
 
 def make_step(
@@ -182,11 +192,12 @@ def make_step(
         encoder,
         dim=options.moco_dim,
         K=options.moco_k,
-        m=options.moco_m,
+        m=key_momentum(options.moco_m, 0, options.epochs, options.moco_m_cos),  # the loop sets that of each step
         bn=options.bn,
         bn_group_size=options.bn_group_size,
         seed=seed,
         device=device,
+        queue_per_view=options.queue_per_view,
     )
     if options.compile:
         compile_encoders(model)
@@ -221,6 +232,7 @@ def online_evaluator(options: ResolvedPretrainOptions, train: Source, device: to
         options,
         device,
         recipe=options.recipe,
+        crop_min=options.crop_min,
         size=options.image_size,
         seed=options.seed or 0,
         k=options.knn_k,

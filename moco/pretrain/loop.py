@@ -19,7 +19,7 @@ from moco.run.log import RunLog
 from moco.run.meter import Clock, Meter
 from moco.run.preemption import Preemption
 from moco.run.saves import Saves
-from moco.schedules import learning_rate
+from moco.schedules import key_momentum, learning_rate, learning_rate_by_step
 from moco.timing import Profile, as_line, shares, timeline, waited_for
 
 
@@ -63,8 +63,6 @@ class Training:
     def one_epoch(self) -> bool:
         """The rest of the current epoch, from `position.step` on. False if it was preempted, and saved."""
         options, position, epoch = self.options, self.position, self.position.epoch
-        lr = learning_rate(epoch, options.lr, options.epochs, options.schedule, options.cos, options.warmup_epochs)
-        self.step.guard.set_lr(lr)
         set_epoch(self.step.loss, options, epoch)
         self.step.moco.train()
         self.clock = Clock()
@@ -72,6 +70,7 @@ class Training:
         with contextlib.closing(self.loader.epoch(epoch, position.step)) as batches:
             for batch in waited_for(batches):
                 printing = (position.step + 1) % options.print_freq == 0 or position.step + 1 == len(self.loader)
+                lr = self._follow_schedules()
                 sizes = self.loader.sampler.sizes(position.step)
                 losses, measured = self.step(batch, epoch, sizes, measure=printing)
                 position.step += 1
@@ -95,6 +94,16 @@ class Training:
             self.watch.bad_images(position)
         return True
 
+    def _follow_schedules(self) -> float:
+        """Sets the learning rate and the key momentum of the step at `position`. Returns the learning rate."""
+        options, at = self.options, self.position
+        done = at.epoch + at.step / len(self.loader)  # in epochs
+        schedule = (options.lr, options.epochs, options.schedule, options.cos, options.warmup_epochs)
+        lr = learning_rate_by_step(done, *schedule) if options.lr_per_step else learning_rate(at.epoch, *schedule)
+        self.step.guard.set_lr(lr)
+        self.step.moco.m = key_momentum(options.moco_m, done, options.epochs, options.moco_m_cos)
+        return lr
+
     def _where(self) -> dict[str, int]:
         """The position as the log has it."""
         at = self.position
@@ -107,6 +116,8 @@ class Training:
         of_batch = Meter()
         of_batch.add(measured, samples)
         curve_values = curves(options, position.epoch)
+        if options.moco_m_cos or isinstance(options.moco_m, str):
+            curve_values["moco_m"] = self.step.moco.m
         self.printed = {**self.since_print.read(), **of_batch.read(), "lr": lr, **curve_values}
         timing = self.clock.lap(self.step.device, (options.epochs - position.epoch) * steps - position.step)
         timing |= self.saves.stall()

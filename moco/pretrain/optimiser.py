@@ -14,14 +14,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from moco.distributed import all_reduce_sum
+from moco.pretrain.lars import LARS
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "sgd": lambda parameters, o: torch.optim.SGD(
         parameters, o.lr, momentum=o.momentum, weight_decay=o.weight_decay, fused=True
     ),
+    "lars": lambda parameters, o: LARS(parameters, o.lr, momentum=o.momentum, weight_decay=o.weight_decay),
     "adamw": lambda parameters, o: torch.optim.AdamW(parameters, o.lr, weight_decay=o.weight_decay, fused=True),
 }
-"""--optimizer by name: (parameters, options) -> optimiser. It must be fused: `found_inf` leaves out a bad step."""
+"""--optimizer by name: (parameters, options) -> optimiser. It must honour `found_inf`, as torch's fused ones
+do: it leaves out a bad step."""
 
 
 def make_optimizer(model: nn.Module, of_loss: list[nn.Parameter], options: Any) -> Optimizer:
@@ -124,6 +127,8 @@ def zero_momentum(optimizer: Optimizer) -> None:
 
     Fused SGD takes uninitialised memory for it if its very first step is one that is not applied.
     """
+    if not isinstance(optimizer, torch.optim.SGD):
+        return
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if parameter.requires_grad and group.get("momentum"):

@@ -103,6 +103,8 @@ def must_agree(model: MoCo, of_loss: Mapping[str, Tensor] | None = None) -> dict
     BatchNorm's statistics are each rank's own.
     """
     queue = {"queue": model.queue, "queue_ptr": model.queue_ptr, "queue_labels": model.queue_labels}
+    if model.queue_of_view_0 is not None:
+        queue["queue_of_view_0"] = model.queue_of_view_0
     return {**dict(model.named_parameters()), **queue, **(of_loss or {})}
 
 

@@ -18,7 +18,7 @@ from moco.data.source import CACHES, Source
 from moco.errors import InputError, flag
 from moco.plugins import check_unused, find, is_outside, known_or_outside
 from moco.run import flags
-from moco.schedules import curve_points
+from moco.schedules import values_of
 
 RESULTS, EVALUATION, RUNNING = "changes results", "evaluation", "does not change results"
 
@@ -148,8 +148,7 @@ def at_least(o: Any, least: float, *names: str) -> None:
 
 def positive(o: Any, *names: str) -> None:
     for name in names:
-        setting = getattr(o, name)
-        for value in [value for _, value in curve_points(setting)] if isinstance(setting, str) else [setting]:
+        for value in values_of(getattr(o, name)):
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise InputError(f"{flag(name)} must be greater than 0, not {value:g}")
 

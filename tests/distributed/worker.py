@@ -38,6 +38,7 @@ from moco.errors import InputError
 from moco.evaluate.online import OnlineEvaluator
 from moco.losses import LossOutput, WeightedLoss, align_loss, contrastive_loss, uniform_loss
 from moco.losses.debiased import DebiasedLoss
+from moco.losses.decoupled import DecoupledLoss, InBatchDecoupledLoss
 from moco.losses.hard import HardContrastiveLoss, SimpleLoss
 from moco.losses.in_batch import CONTRASTIVE, InBatchLoss
 from moco.losses.supcon import SupConLoss
@@ -288,6 +289,18 @@ def losses_without_a_queue_equal_one_process() -> None:
 
 
 @check
+def decoupled_losses_equal_one_process() -> None:
+    """The weights' mean is over all ranks' pairs, and has a gradient to all of them."""
+    for sizes in batches():
+        for kind in (DecoupledLoss, InBatchDecoupledLoss):
+            for sigma in (None, 0.5):
+                alone = kind(0.2, sigma)
+                several = dataclasses.replace(alone, across=GlobalBatch(sizes))
+                one = joined(lambda q, k, queue, alone=alone: alone(q, k, queue).loss, sizes)
+                torch.testing.assert_close(spread(several, sizes), one, **EXACT)
+
+
+@check
 def losses_of_each_query_by_itself_equal_one_process() -> None:
     for loss in (HardContrastiveLoss(0.2, 0.4), SimpleLoss(1.0, 0.4), DebiasedLoss(0.5, 0.1, 1.0)):
         for sizes in batches():
@@ -325,10 +338,12 @@ def training_step(
     encoder: nn.Module | None = None,
     kind: type[MoCo] = MoCo,
     K: int = 7,
+    queue_per_view: bool = False,
     **arguments: Any,
 ) -> TrainingStep:
     torch.manual_seed(11)
-    model = kind(encoder or Net(), dim=DIM, K=K, m=0.5, bn=bn, bn_group_size=2, seed=3)
+    more = {"queue_per_view": queue_per_view}
+    model = kind(encoder or Net(), dim=DIM, K=K, m=0.5, bn=bn, bn_group_size=2, seed=3, **more)
     optimizer = torch.optim.SGD(model.parameters(), 0.3, momentum=0.9, weight_decay=1e-2, fused=True)
     return TrainingStep(distributed.data_parallel(model, CPU), loss, optimizer, augment, across, **arguments)
 
@@ -437,7 +452,22 @@ def symmetric_training_equals_one_process() -> None:
 
 
 @check
+def a_queue_for_each_view_equals_one_process() -> None:
+    sizes = [shares(n, world_size()) for n in (2 * world_size() + 1, 3 * world_size() - 1)] * 2
+    several = training_step(SupConLoss(0.2), GlobalBatch(), "shuffle", symmetric=True, queue_per_view=True)
+    with one_process():
+        one = training_step(SupConLoss(0.2), GlobalBatch(), "local", symmetric=True, queue_per_view=True)
+    assert_equal_training(several, one, sizes)
+    torch.testing.assert_close(several.moco.queue_for(0), one.moco.queue_for(0), **CLOSE)
+
+
+@check
 def training_without_a_queue_equals_one_process() -> None:
+    across = GlobalBatch()
+    several = training_step(InBatchDecoupledLoss(0.2, 0.5, across), across, K=0)
+    with one_process():
+        one = training_step(InBatchDecoupledLoss(0.2, 0.5), GlobalBatch(), K=0)
+    assert_equal_training(several, one, rounds())
     for w in ((1.0, 0.0, 0.0), (0.0, 3.0, 1.0)):
         across = GlobalBatch()
         several = training_step(InBatchLoss(w[0], 0.2, w[1], 2.0, w[2], 2.0, across=across), across, K=0)

@@ -9,9 +9,8 @@ stands are the same function and need no field for it.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 
-from moco.errors import InputError
+from moco.errors import InputError, did_you_mean
 
 Triple = tuple[float, float, float]
 Range = tuple[float, float]
@@ -121,13 +120,16 @@ def _check_odds(p: float) -> None:
         raise InputError(f"a probability of {p} is outside [0, 1]")
 
 
-def find_recipe(name: str) -> Recipe:
-    """The recipe called `name`; InputError with the known names otherwise."""
+def find_recipe(name: str, crop_min: float | None = None) -> Recipe:
+    """The recipe called `name`; InputError with the known names otherwise.
+
+    crop_min: smallest area share of the random crop, in place of the recipe's.
+    """
     if name not in RECIPES:
-        near = get_close_matches(name, RECIPES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise InputError(f"unknown augmentation recipe {name!r}{hint} Known: {', '.join(sorted(RECIPES))}.")
-    return RECIPES[name]
+        hint = did_you_mean(name, RECIPES, 1)
+        raise InputError(f"unknown augmentation recipe {name!r}{hint}; take one of {', '.join(sorted(RECIPES))}")
+    recipe = RECIPES[name]
+    return recipe if crop_min is None else replace(recipe, scale=(crop_min, max(crop_min, recipe.scale[1])))
 
 
 _MILD = Jitter(0.4, 0.4, 0.4, 0.1, p=0.8)

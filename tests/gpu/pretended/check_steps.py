@@ -14,7 +14,7 @@ from tests.gpu.pretended.gpu import Gpu
 from tests.reliability.pairwise import pairwise
 
 SETTINGS = {
-    "loss": ["infonce", "align-uniform", "simple", "hard", "hard-simple", "debiased", "hcl", "supcon"],
+    "loss": ["infonce", "align-uniform", "simple", "hard", "hard-simple", "debiased", "hcl", "dcl", "dclw", "supcon"],
     "bn": ["shuffle", "split --bn-group-size 2", "local", "sync"],
     "amp": ["off", "bf16", "fp16"],
     "more": ["", "--no-channels-last", "--grad-clip 1 --max-bad-steps 3"],
