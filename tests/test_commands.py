@@ -37,6 +37,8 @@ from moco.export.__main__ import main as export
 from moco.pretrain.__main__ import main as pretrain
 from moco.pretrain.options import PretrainOptions, parse_pretrain
 from moco.probe.__main__ import main as probe
+from moco.probe.depth.__main__ import main as depth
+from moco.probe.depth.options import DepthOptions, parse_depth
 from moco.probe.options import LinclsOptions, parse_lincls
 from moco.report.__main__ import main as report
 from moco.sentences.options import SentenceOptions, parse_sentences
@@ -187,6 +189,14 @@ REFUSED = [
     (evaluate, "c --dataset digits --align-alpha 1e308", "--align-alpha must be at most 100"),
     (evaluate, "c --dataset digits --seed -1", "--seed must be at least 0"),
     (evaluate, "c --dataset digits --seed 99999999999999999999999999", "--seed must be at least 0 and less than 2^63"),
+    (depth, "", "say where the images are"),
+    (depth, "nowhere", "neither nyu_depth_v2_labeled.mat nor a folder val of pairs"),
+    (depth, "--dataset digits", "--dataset digits has images and no depth: pass --dataset nyu-depth"),
+    (depth, "d --evaluate", "--evaluate needs a trained predictor"),
+    (depth, "d --evaluate --resume c --lr 1", "--lr is not read with --evaluate"),
+    (depth, "d --lr-drop 2", "--lr-drop must be at most 1, not 2"),
+    (depth, "d --adam-betas 1 1", "--adam-betas takes two numbers from 0 to below 1"),
+    (depth, f"d --pretrained {LONG}", "File name too long"),
     (export, f"{LONG} --to onnx", "File name too long"),
     (report, LONG, ""),
     (beton, f"info {LONG}", ""),
@@ -247,12 +257,14 @@ PARSERS: dict[str, Callable[[list[str]], object]] = {
     "pretrain": parse_pretrain,
     "probe": parse_lincls,
     "evaluate": parse_evaluate,
+    "depth": parse_depth,
     "sentences": parse_sentences,
 }
 OPTIONS = {
     "pretrain": PretrainOptions,
     "probe": LinclsOptions,
     "evaluate": EvaluateOptions,
+    "depth": DepthOptions,
     "sentences": SentenceOptions,
 }
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from moco import distributed
 from moco.data.channels import RGB, PixelFormat
+from moco.data.depth import has_depth, open_depth
 from moco.data.folder import FolderSource
 from moco.data.layouts import SPLITS, data_root, find_labels, has_archives, no_split
 from moco.data.listing import says_what_cannot_be_read
@@ -28,6 +29,7 @@ DATASET_DEFAULTS: dict[str, tuple[int, str]] = {
     "cifar100": (32, "cifar"),
     "stl10": (64, "stl10"),
     "svhn": (32, "cifar"),
+    "nyu-depth": (64, "stl10"),
 }
 DATASETS = tuple(DATASET_DEFAULTS)
 
@@ -73,6 +75,8 @@ def open_split(
         raise InputError(f"unknown split {split!r}: train or val")
     if loader not in LOADERS:
         raise InputError(f"unknown loader {loader!r}: choose one of {', '.join(LOADERS)}")
+    if dataset == "nyu-depth" and loader != "ffcv":
+        return open_depth(data, split, labels_required)
     if data is not None and (beton := find_beton(data, split)) is not None:
         if loader == "folder":
             raise InputError(f"--loader folder cannot read {beton}: give the folder of images, or --loader ffcv")
@@ -154,6 +158,8 @@ def has_split(data: str | None, dataset: str, split: str, arguments: Sequence[st
     """Whether there is something to open; a broken split still counts as there."""
     if is_outside(dataset):
         return open_outside(data, dataset, split, arguments, labels_required=False) is not None
+    if dataset == "nyu-depth":
+        return has_depth(data, split)
     if data is not None and (beton := find_beton(data, split)) is not None:
         return beton.exists()
     return dataset in _IN_MEMORY or (data is not None and (data_root(data) / split).is_dir())

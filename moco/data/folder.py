@@ -165,10 +165,7 @@ class FolderSource:
             return self.open(index).size
 
     def open(self, index: int) -> FolderPicture | ValuesPicture:
-        try:
-            data = (self.root / self.paths[index]).read_bytes()
-        except OSError as problem:
-            raise BadImage(problem.strerror or str(problem)) from None
+        data = _read(self.root / self.paths[index])
         if is_array(data):
             return ValuesPicture(read_array(data, self.pixels), self.pixels)
         bands = read_bands(data) if self.channels != 3 and is_tiff(data) else None
@@ -197,6 +194,18 @@ class FolderPicture:
         if whole is not None:
             return Pixels(whole)
         return Pixels(decode(self.image, reduction, self.wanted), reduction)
+
+
+def open_picture(path: Path) -> FolderPicture:
+    """The RGB image in a file. Raises BadImage."""
+    return FolderPicture(open_image(_read(path)))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as problem:
+        raise BadImage(problem.strerror or str(problem)) from None
 
 
 def _check_subset(root: Path, folders: list[str], subset: Sequence[str]) -> None:

@@ -112,7 +112,8 @@ def read_encoder(path: str | Path) -> EncoderFile:
     weights = {key.replace("_orig_mod.", ""): value for key, value in _weights(content, path).items()}
     prefix, layout = next((p, name) for p, name in LAYOUTS if any(key.startswith(p) for key in weights))
     state = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-    arch, epoch, run = content.get("arch"), content.get("epoch"), content.get("moco_run", content.get("moco_lincls"))
+    arch, epoch = content.get("arch"), content.get("epoch")
+    run = next((content[name] for name in ("moco_run", "moco_lincls", "moco_depth") if name in content), None)
     if arch is None and isinstance(content.get("args"), argparse.Namespace):
         arch = getattr(content["args"], "arch", None)
         arch = arch if str(arch).startswith("resnet") else None  # DINO's names for ViTs are its own

@@ -47,10 +47,13 @@ def collapse_ahead(options: PretrainOptions) -> list[str]:
 
 
 def next_command(options: PretrainOptions) -> str:
-    """The linear probe of the last checkpoint; its export where there are no validation images."""
+    """The probe of the last checkpoint; its export where there are no validation images."""
     path = Path(options.output_dir) / checkpoint_name(options.epochs - 1)
     if not options.has("val"):
         return f"done; next, for other programs: {shlex.join(['python', '-m', 'moco.export', str(path)])}"
+    if options.dataset == "nyu-depth":
+        command = ["python", "-m", "moco.probe.depth", "--pretrained", str(path), str(options.data)]
+        return f"done; next, the depth probe: {shlex.join(command)}"
     words = ["python", "main_lincls.py", "--pretrained", str(path)]
     if options.dataset != "folder":
         words += ["--dataset", options.dataset]

@@ -128,7 +128,7 @@ class PretrainOptions(CommonOptions):
         None, "BatchNorm isolation; default: shuffle on several ranks, split on one, local for --moco-k 0 (new)",
         choices=BN_MODES,
     )  # fmt: skip
-    bn_group_size: int = result(32, "samples per virtual group of --bn split (new)")
+    bn_group_size: int = result(32, "samples per virtual group of --bn split, consecutive ones (new)")
 
     compile: bool = result(False, "compile the encoders; where that fails, go on without (new)")
     reference_step: bool = result(False, "MoCo's algorithm the slow way, as its paper writes it: to compare (new)")

@@ -93,7 +93,7 @@ class DataOptions:
 
 def check_data(o: DataOptions) -> None:
     """InputError if the options name no images."""
-    if o.dataset in ("folder", "imagenet100") and o.data is None:
+    if o.dataset in ("folder", "imagenet100", "nyu-depth") and o.data is None:
         raise InputError(
             "say where the images are: a folder with train/ and val/, or --dataset digits for the embedded data"
         )
@@ -128,8 +128,12 @@ def check_common(o: Any) -> None:
     check_seed(o.seed)
     if o.start_epoch >= o.epochs:
         raise InputError(f"--start-epoch {o.start_epoch} is past the last of {o.epochs} epochs; raise --epochs")
-    if any(not 0 <= epoch < MOST for epoch in o.schedule):
-        raise InputError(f"--schedule takes epochs from 0 on, not {' '.join(map(str, o.schedule))}")
+    check_schedule(o.schedule)
+
+
+def check_schedule(schedule: list[int]) -> None:
+    if any(not 0 <= epoch < MOST for epoch in schedule):
+        raise InputError(f"--schedule takes epochs from 0 on, not {' '.join(map(str, schedule))}")
 
 
 def check_seed(seed: int | None) -> None:
