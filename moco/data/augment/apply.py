@@ -7,7 +7,7 @@ Results equal torchvision's functional operations on float images, sample by sam
 
 There are two ways to the same numbers, to rounding. On an accelerator `everywhere` runs every operation on every sample
 and selects, because to choose samples would mean to wait for the device. On a CPU `moco.data.augment.samplewise` runs
-on each sample only what was drawn for it.
+on each sample only what was drawn for it; images that are not RGB take the first way there too.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ SAMPLES_PER_TASK = 4  # of a CPU thread: few enough that threads end together, e
 class Augment:
     """augment(crops, index, epoch, view) -> images.
 
-    crops: uint8 [n, S, S, 3]; index: int64 [n], the samples' numbers in the data set, on the crops' device.
-    Returns `dtype` [n, 3, S, S] in channels_last memory format, normalised by the recipe's mean and std. Arithmetic
+    crops: uint8 [n, S, S, C]; index: int64 [n], the samples' numbers in the data set, on the crops' device.
+    Returns `dtype` [n, C, S, S] in channels_last memory format, normalised by the recipe's mean and std. Arithmetic
     is float32 throughout, whatever `dtype` and autocast say; only the result is rounded. `compile` fuses the passes
     on an accelerator; where that fails, and on a CPU, it changes nothing. InputError for crops that are not uint8 [n,
-    S, S, 3].
+    S, S, C] with the C of the recipe's mean.
     """
 
     def __init__(self, recipe: Recipe, seed: int, *, compile: bool = False, dtype: torch.dtype = torch.float32) -> None:
@@ -55,12 +55,12 @@ class Augment:
 
     @torch.no_grad()
     def __call__(self, crops: Tensor, index: Tensor, epoch: int, view: int = 0) -> Tensor:
-        _check(crops, index)
+        _check(crops, index, len(self.recipe.mean))
         if not len(crops):
             return torch.empty(crops.shape, dtype=self.dtype, device=crops.device).permute(0, 3, 1, 2)
         operations = self.recipe.view(view)
         scale, shift, steps = self._on(crops.device)
-        kernel = _kernel() if crops.device.type == "cpu" else None
+        kernel = _kernel() if crops.device.type == "cpu" and crops.shape[-1] == 3 else None
         if kernel is not None:
             parameters = draw(operations, self.seed, epoch, index, view)
             out = _one_by_one(kernel, crops, parameters, operations, scale, shift).to(self.dtype)
@@ -70,7 +70,7 @@ class Augment:
             return self._everywhere(crops, index, keys, steps, scale, shift, operations, self.dtype)
 
     def _on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """scale, shift [3]: bytes * scale + shift are normalised; the columns' steps of `uniform`.
+        """scale, shift [C]: bytes * scale + shift are normalised; the columns' steps of `uniform`.
 
         Kept per device: sending them there is a wait.
         """
@@ -91,9 +91,10 @@ class Augment:
         return keys
 
 
-def _check(crops: Tensor, index: Tensor) -> None:
-    if crops.dtype != torch.uint8 or crops.ndim != 4 or crops.shape[-1] != 3 or crops.shape[1] != crops.shape[2]:
-        raise InputError(f"augmentation takes uint8 crops [n, S, S, 3], not {crops.dtype} {list(crops.shape)}")
+def _check(crops: Tensor, index: Tensor, channels: int) -> None:
+    square = crops.ndim == 4 and crops.shape[1] == crops.shape[2]
+    if crops.dtype != torch.uint8 or not square or crops.shape[-1] != channels:
+        raise InputError(f"augmentation takes uint8 crops [n, S, S, {channels}], not {crops.dtype} {list(crops.shape)}")
     if index.shape != crops.shape[:1]:
         raise InputError(f"augmentation takes one index per crop, not {list(index.shape)} for {crops.shape[0]} crops")
 

@@ -1,4 +1,4 @@
-"""The arithmetic of the augmentations on whole batches, float32 in [0, 255], the three channels as planes [n, H, W].
+"""The arithmetic of the augmentations on whole batches, float32 in [0, 255], each channel a plane [n, H, W].
 
 Planes apart, an operation that mixes channels needs no copy that joins them, and a compiler can fuse all of them.
 Staying in [0, 255] saves a division: every operation scales with its input, and the normalisation at the end absorbs
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Planes = list[Tensor]  # red, green, blue: float32 [n, H, W] each
+Planes = list[Tensor]  # float32 [n, H, W] of each channel; of RGB: red, green, blue
 
 WHITE = 255.0
 LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601-2, rounded as torchvision rounds it
@@ -91,7 +91,7 @@ def blur_taps(sigma: Tensor, radius: int) -> list[Tensor]:
 
 
 def blur(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
-    """Separable Gaussian blur of [n, 3, H, W], mirrored at the borders (torchvision's `gaussian_blur`); sigma [n], 0
+    """Separable Gaussian blur of [n, C, H, W], mirrored at the borders (torchvision's `gaussian_blur`); sigma [n], 0
     leaves a sample as it is."""
     taps = [tap.view(-1, 1, 1, 1) for tap in blur_taps(sigma, radius)]
     for dimension in (2, 3):
@@ -109,7 +109,7 @@ def _reflected(at: Tensor, size: int) -> Tensor:
 
 
 def rotate(x: Tensor, degrees: Tensor) -> Tensor:
-    """Rotate square images [n, 3, S, S] counter-clockwise about the centre, bilinear, black outside; degrees [n]."""
+    """Rotate square images [n, C, S, S] counter-clockwise about the centre, bilinear, black outside; degrees [n]."""
     angle = torch.deg2rad(degrees)
     cos, sin, zero = torch.cos(angle), torch.sin(angle), torch.zeros_like(angle)
     # From output to input; y runs down, hence the signs.

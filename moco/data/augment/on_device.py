@@ -25,7 +25,7 @@ def everywhere(
     view: View,
     dtype: torch.dtype,
 ) -> Tensor:
-    """uint8 [n, S, S, 3] -> normalised `dtype` [n, 3, S, S] in channels_last; no value is read back from the device.
+    """uint8 [n, S, S, C] -> normalised `dtype` [n, C, S, S] in channels_last; no value is read back from the device.
 
     One graph for a view: nothing in it knows the epoch, nor the number of samples. keys: of its streams. steps: see
     `moco.randomness.uniform`.
@@ -36,7 +36,7 @@ def everywhere(
 
 
 def change(crops: Tensor, p: Parameters, view: View) -> Tensor:
-    """uint8 [n, S, S, 3] -> float32 [n, 3, S, S] in [0, 255]."""
+    """uint8 [n, S, S, C] -> float32 [n, C, S, S] in [0, 255]."""
     if p.flip is not None:
         crops = torch.where(p.flip.view(-1, 1, 1, 1), crops.flip(2), crops)
     planes = [plane.to(torch.float32, memory_format=torch.contiguous_format) for plane in crops.unbind(3)]
@@ -66,30 +66,34 @@ def _grey(planes: Planes, chosen: Tensor | None) -> Planes:
 def _jitter(planes: Planes, order: Tensor, factors: Tensor) -> Planes:
     """Contrast alone needs the whole image, its mean: up to three operations, contrast, up to three more.
 
-    So the batch is read twice, however the samples' orders differ.
+    So the batch is read twice, however the samples' orders differ. Of images that are not RGB, each channel has its own
+    mean.
     """
     orders = order.unbind(1)
     place = sum(((orders[k] == CONTRAST) * k for k in range(1, 4)), torch.zeros_like(orders[0]))
     for k in range(3):
         planes = _one_operation(planes, torch.where(k < place, orders[k], CONTRAST), factors)
-    mean = pixels.luma(planes).mean((1, 2), keepdim=True)
-    planes = [pixels.blend(plane, mean, factors[:, CONTRAST]) for plane in planes]
+    greys = [pixels.luma(planes)] * 3 if len(planes) == 3 else planes
+    means = [grey.mean((1, 2), keepdim=True) for grey in greys]
+    planes = [pixels.blend(plane, mean, factors[:, CONTRAST]) for plane, mean in zip(planes, means, strict=True)]
     for k in range(1, 4):
         planes = _one_operation(planes, torch.where(k > place, orders[k], CONTRAST), factors)
     return planes
 
 
 def _one_operation(planes: Planes, which: Tensor, factors: Tensor) -> Planes:
-    """Brightness, saturation or hue, as `which` [n] says; nothing for CONTRAST."""
+    """Brightness, saturation or hue, as `which` [n] says; nothing for CONTRAST. Without RGB, brightness alone."""
     which = pixels.per_sample(which)
+    bright = [pixels.blend(plane, 0.0, factors[:, BRIGHTNESS]) for plane in planes]
+    if len(planes) != 3:
+        return [torch.where(which == BRIGHTNESS, new, plane) for new, plane in zip(bright, planes, strict=True)]
     grey = pixels.luma(planes)
     changed = []
-    for plane, shifted in zip(planes, pixels.shift_hue(planes, factors[:, HUE]), strict=True):
-        bright = pixels.blend(plane, 0.0, factors[:, BRIGHTNESS])
+    for plane, brighter, shifted in zip(planes, bright, pixels.shift_hue(planes, factors[:, HUE]), strict=True):
         saturated = pixels.blend(plane, grey, factors[:, SATURATION])
         chosen = torch.where(which == HUE, shifted, plane)
         chosen = torch.where(which == SATURATION, saturated, chosen)
-        changed.append(torch.where(which == BRIGHTNESS, bright, chosen))
+        changed.append(torch.where(which == BRIGHTNESS, brighter, chosen))
     return changed
 
 
