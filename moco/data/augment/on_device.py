@@ -73,8 +73,9 @@ def _jitter(planes: Planes, order: Tensor, factors: Tensor) -> Planes:
     place = sum(((orders[k] == CONTRAST) * k for k in range(1, 4)), torch.zeros_like(orders[0]))
     for k in range(3):
         planes = _one_operation(planes, torch.where(k < place, orders[k], CONTRAST), factors)
-    greys = [pixels.luma(planes)] * 3 if len(planes) == 3 else planes
+    greys = [pixels.luma(planes)] if len(planes) == 3 else planes
     means = [grey.mean((1, 2), keepdim=True) for grey in greys]
+    means = means * (len(planes) // len(means))
     planes = [pixels.blend(plane, mean, factors[:, CONTRAST]) for plane, mean in zip(planes, means, strict=True)]
     for k in range(1, 4):
         planes = _one_operation(planes, torch.where(k > place, orders[k], CONTRAST), factors)
