@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moco.encoders import SmallAlexNet, classifier_name, trunk
+from moco.encoders import SmallAlexNet, classifier_name, input_channels, trunk
 from moco.encoders.files import EncoderFile
 from moco.errors import InputError, did_you_mean
 from moco.evaluate.features import eval_mode
@@ -19,7 +19,7 @@ _ALEXNET = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7")
 
 
 class Layers(nn.Module):
-    """Features of one forward pass, side by side: [N, 3, S, S] -> [N, sum of `widths`].
+    """Features of one forward pass, side by side: [N, C, S, S] -> [N, sum of `widths`].
 
     names: "trunk", "output" (of unit length, as the loss sees it), or a layer's name in the encoder, such as layer3 or
     blocks.5 (for SmallAlexNet also conv1 ... fc7). A layer's output is flattened. InputError for an unknown name.
@@ -33,7 +33,7 @@ class Layers(nn.Module):
         for name in names:
             if name not in (TRUNK, OUTPUT):
                 find_layer(self.trunk, name).register_forward_hook(self._keeper(name))
-        blank = next(encoder.parameters()).new_zeros((1, 3, image_size, image_size))
+        blank = next(encoder.parameters()).new_zeros((1, input_channels(encoder), image_size, image_size))
         with torch.no_grad(), eval_mode(self):
             self.widths = tuple(part.shape[1] for part in self._parts(blank))
 

@@ -25,7 +25,7 @@ Rows = tuple[Tensor, Tensor]  # features [n, d], labels [n]
 
 @dataclass(frozen=True)
 class Model:
-    """`network`: images [N, 3, S, S] -> features [N, d], part of `encoder`. `note`: for the log."""
+    """`network`: images [N, C, S, S] -> features [N, d], part of `encoder`. `note`: for the log."""
 
     encoder: nn.Module
     network: nn.Module
@@ -48,8 +48,13 @@ def build(
     """
     assert options.arch and options.image_size  # resolved
     which = options.features_from
-    outputs = classes if which == TRUNK else 1
-    encoder = build_encoder(options.arch, outputs, image_size=options.image_size, arguments=options.arch_arg)
+    encoder = build_encoder(
+        options.arch,
+        classes if which == TRUNK else 1,
+        image_size=options.image_size,
+        arguments=options.arch_arg,
+        channels=options.pixel_format.channels,
+    )
     note = load_frozen(encoder, options, options.image_size, origin, recipe, train, device, which == OUTPUT)
     if which == TRUNK:
         linear = encoder.get_submodule(classifier_name(encoder))
