@@ -191,6 +191,7 @@ REFUSED = [
     (evaluate, "c --dataset digits --seed 99999999999999999999999999", "--seed must be at least 0 and less than 2^63"),
     (depth, "", "say where the images are"),
     (depth, "nowhere", "neither nyu_depth_v2_labeled.mat nor a folder val of pairs"),
+    (depth, "nowhere --channels 1", "--dataset nyu-depth has RGB of 8 bits: leave out --channels and --value-range"),
     (depth, "--dataset digits", "--dataset digits has images and no depth: pass --dataset nyu-depth"),
     (depth, "d --evaluate", "--evaluate needs a trained predictor"),
     (depth, "d --evaluate --resume c --lr 1", "--lr is not read with --evaluate"),

@@ -76,9 +76,7 @@ def open_split(
     if loader not in LOADERS:
         raise InputError(f"unknown loader {loader!r}: choose one of {', '.join(LOADERS)}")
     if dataset == "nyu-depth" and loader != "ffcv":
-        return _in_eight_bits(
-            _checked(open_depth(data, split, labels_required), dataset, pixels), f"--dataset {dataset}", pixels
-        )
+        return open_depth(data, split, labels_required, pixels)
     if data is not None and (beton := find_beton(data, split)) is not None:
         if loader == "folder":
             raise InputError(f"--loader folder cannot read {beton}: give the folder of images, or --loader ffcv")
