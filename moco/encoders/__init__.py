@@ -8,6 +8,7 @@ from moco.encoders.networks import (
     check_arch as check_arch,
     classifier_name as classifier_name,
     feature_dim as feature_dim,
+    freeze_patches as freeze_patches,
     torchvision_arguments as torchvision_arguments,
     trunk as trunk,
 )

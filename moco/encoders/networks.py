@@ -24,24 +24,27 @@ from moco.errors import InputError
 _TIMM = "timm:"
 # Their last layer is a convolution followed by a ReLU: there is no linear classifier to replace or to leave out.
 _WITHOUT_LINEAR = ("squeezenet1_0", "squeezenet1_1")
+MOCO_V3_VITS = ("vit_small", "vit_base", "vit_conv_small", "vit_conv_base")  # moco/encoders/vit.py
 
 
 @dataclass(frozen=True)
 class Projector:
     """The shape of a projection head: `layers` linear layers with ReLU between them.
 
-    width: between the layers; None: that of the encoder's features. bn: BatchNorm after each layer, the last without
-    scale and shift, and no biases (Chen, Xie & He 2021; facebookresearch/moco-v3's `_build_mlp`).
+    width: between the layers; None: that of the input. bn: BatchNorm after each layer, the last without scale and
+    shift, and no biases (Chen, Xie & He 2021; facebookresearch/moco-v3's `_build_mlp`). last_bn: also after the last.
     """
 
     layers: int = 2
     width: int | None = None
     bn: bool = False
+    last_bn: bool = True
 
 
 def available() -> list[str]:
     """Names that `build_encoder` takes, beside `timm:NAME` for every name that timm knows."""
-    return sorted([*OWN, *(name for name in models.list_models(module=models) if name not in _WITHOUT_LINEAR)])
+    of_torchvision = [name for name in models.list_models(module=models) if name not in _WITHOUT_LINEAR]
+    return sorted([*OWN, *MOCO_V3_VITS, *of_torchvision])
 
 
 def check_arch(arch: str | None, arguments: Sequence[str]) -> None:
@@ -100,11 +103,22 @@ def build_mlp(dim_in: int, dim_out: int, shape: Projector) -> nn.Sequential:
     for number, (narrow, wide) in enumerate(pairwise(widths), start=1):
         last = number == shape.layers
         layers.append(nn.Linear(narrow, wide, bias=not shape.bn))
-        if shape.bn:
+        if shape.bn and (shape.last_bn or not last):
             layers.append(nn.BatchNorm1d(wide, affine=not last))
         if not last:
             layers.append(nn.ReLU(inplace=True))
     return nn.Sequential(*layers)
+
+
+def freeze_patches(encoder: nn.Module, arch: str) -> None:
+    """Keeps a ViT's projection of patches at its random start, which is MoCo v3's cure for unstable training.
+
+    InputError if the encoder has no such projection.
+    """
+    projection = getattr(getattr(encoder, "patch_embed", None), "proj", None)
+    if not isinstance(projection, nn.Conv2d):
+        raise InputError(f"--stop-grad-conv1 is for ViTs with a projection of patches, which --arch {arch} lacks")
+    projection.requires_grad_(False)
 
 
 def classifier_name(encoder: nn.Module) -> str:
@@ -151,6 +165,10 @@ def _build_plain(arch: str, num_classes: int, image_size: int | None, arguments:
         return _build_timm(arch.removeprefix(_TIMM), num_classes, image_size)
     if arch in OWN:
         return OWN[arch](num_classes)
+    if arch in MOCO_V3_VITS:
+        from moco.encoders.vit import VITS  # here, because timm takes half a second
+
+        return VITS[arch](num_classes, image_size or 224)
     if arch in _WITHOUT_LINEAR:
         raise InputError(
             f"--arch {arch} has no linear classifier, so it cannot carry a projection head: choose another one"

@@ -27,7 +27,7 @@ from moco.data.sampler import Sampler
 from moco.data.source import Source
 from moco.distributed.global_batch import GlobalBatch
 from moco.distributed.session import pick_device
-from moco.encoders import Projector, build_encoder
+from moco.encoders import Projector, build_encoder, build_mlp, feature_dim, freeze_patches
 from moco.encoders.files import load_trunk, read_encoder
 from moco.errors import EXIT_OK
 from moco.evaluate.online import OnlineEvaluator
@@ -145,6 +145,8 @@ def make_encoder(
     encoder = build_encoder(
         options.arch, options.moco_dim, options.mlp, options.image_size, options.arch_arg, projector_of(options)
     )
+    if options.stop_grad_conv1:
+        freeze_patches(encoder, options.arch)
     check_deterministic(encoder, options.arch, options.deterministic, device)
     if not options.init_from or not fresh:
         return encoder, []
@@ -158,6 +160,15 @@ def projector_of(options: ResolvedPretrainOptions) -> Projector | None:
     if options.moco_mlp_layers is None:
         return None
     return Projector(options.moco_mlp_layers, options.moco_mlp_dim, options.moco_mlp_bn)
+
+
+def predictor_of(options: ResolvedPretrainOptions, encoder: torch.nn.Module) -> torch.nn.Module | None:
+    """The predictor of --predictor, as wide as the projection head; None without it."""
+    if options.predictor is None:
+        return None
+    width = options.moco_mlp_dim or feature_dim(encoder)
+    shape = Projector(2, width, bn=True, last_bn=options.predictor == "vit")
+    return build_mlp(options.moco_dim, options.moco_dim, shape)
 
 
 def make_step(
@@ -177,6 +188,8 @@ def make_step(
         seed=seed,
         device=device,
         queue_per_view=options.queue_per_view,
+        keys=options.keys,
+        predictor=predictor_of(options, encoder),
     )
     if options.compile:
         compile_encoders(model)

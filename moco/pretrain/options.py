@@ -11,7 +11,7 @@ import dataclasses
 import os
 from dataclasses import dataclass
 
-from moco.builder import choose_bn
+from moco.builder import KEYS, choose_bn
 from moco.data.augment.recipes import RECIPES
 from moco.data.datasets import defaults_of
 from moco.encoders.batchnorm import BN_MODES
@@ -26,14 +26,16 @@ from moco.run.options import CommonOptions, evaluation, result, running
 from moco.schedules import number_or_curve
 from moco.world import World
 
+PREDICTORS = ("resnet", "vit")
+
 
 @dataclass(frozen=True)
 class PretrainOptions(CommonOptions):
     """Options of main_moco.py."""
 
     arch: str = result(
-        "resnet50", "encoder: a torchvision name, timm:NAME, resnet18_small, smallalexnet, smallcnn, or your own"
-        " module:factory", "-a",
+        "resnet50", "encoder: a torchvision name, timm:NAME, resnet18_small, smallalexnet, smallcnn, vit_small, or your"
+        " own module:factory", "-a",
     )  # fmt: skip
     arch_arg: list[str] = result(
         [], "argument of an encoder of your own; may be repeated (new)", action="append", metavar="NAME=VALUE"
@@ -59,6 +61,10 @@ class PretrainOptions(CommonOptions):
     amp: str = result("off", "automatic mixed precision of the encoders (new)", choices=("off", "bf16", "fp16"))
     max_bad_steps: int = result(0, "steps whose gradient is not finite to leave out before giving up (new)")
     moco_dim: int = result(128, "feature dimension")
+    keys: str = result(
+        "queue", "where negative keys come from: the queue, or the key encoder's keys of the batch (MoCo v3) (new)",
+        choices=KEYS,
+    )  # fmt: skip
     moco_k: int = result(65536, "queue length: number of negative keys; 0: no queue, the batch itself (SimCLR)")
     moco_m: float | str = result(
         0.999, "momentum of the key encoder, or a curve as for --moco-t", type=number_or_curve
@@ -81,6 +87,11 @@ class PretrainOptions(CommonOptions):
     moco_mlp_bn: bool = result(
         False, "BatchNorm after each layer of --moco-mlp-layers in place of biases, as in MoCo v3 (new)"
     )
+    predictor: str | None = result(
+        None, "a predictor on the queries, of two layers, --moco-mlp-dim wide: MoCo v3's for ResNets, or for ViTs, with"
+        " BatchNorm after the last layer too (new)", choices=PREDICTORS,
+    )  # fmt: skip
+    stop_grad_conv1: bool = result(False, "keep a ViT's projection of patches as it starts, as in MoCo v3 (new)")
     aug_plus: bool = result(False, "MoCo v2's augmentations")
     recipe: str | None = result(
         None, "augmentations by name; default: the data set's, or v1/v2 (new)", choices=tuple(RECIPES)
@@ -99,7 +110,9 @@ class PretrainOptions(CommonOptions):
         action="append",
         metavar="NAME=VALUE",
     )
-    symmetric: bool = result(False, "both views as queries: mean of two losses, both views' keys are queued (new)")
+    symmetric: bool = result(
+        False, "both views as queries: mean of two losses, both views' keys are queued; --keys batch: their sum (new)"
+    )
     queue_per_view: bool = result(
         False, "with --symmetric, a queue of --moco-k keys for each view, as in solo-learn, not one for both (new)"
     )
@@ -180,7 +193,8 @@ def parse_pretrain(argv: list[str] | None = None, world_size: int | None = None)
         moco_contr_w=weights[0],
         moco_align_w=weights[1],
         moco_unif_w=weights[2],
-        bn=choose_bn(o.bn, o.moco_k, world_size),
+        bn=choose_bn(o.bn, o.moco_k, world_size, o.keys),
+        moco_k=0 if o.keys == "batch" else o.moco_k,
         output_dir=o.output_dir or os.path.join("runs", f"{o.dataset}-{o.arch}-{loss}".replace(":", "-")),
     )
     check(resolved, flags.typed(PretrainOptions, argv), o.bn, world_size)

@@ -36,8 +36,8 @@ class TrainingStep:
     model: a MoCo, or DistributedDataParallel around one. loss: see `moco.losses.Loss`; an nn.Module may have
     parameters, which must be in `optimizer` too. across: the loss's view of the other ranks, told each batch's sizes.
     accum_steps: parts a batch is split into; the key encoder and the queue stand still until all are through.
-    symmetric: the mean of two losses, in which the views change places; both views' keys are enqueued, view 1's first,
-    or each view's in its own queue if the model has two.
+    symmetric: the mean of two losses, in which the views change places; their sum with `keys` 'batch', as in MoCo v3.
+    Both views' keys are enqueued, view 1's first, or each view's in its own queue if the model has two.
     go_on: training may go on after a step that was not applied, so BatchNorm's statistics must not keep what it left.
     """
 
@@ -60,13 +60,14 @@ class TrainingStep:
         self.moco: MoCo = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model  # type: ignore[assignment]
         self.accum_steps = accum_steps
         self.directions = ((0, 1), (1, 0)) if symmetric else ((0, 1),)  # (view of the queries, view of the keys)
+        self.share = 1.0 if self.moco.keys == "batch" else 1 / len(self.directions)  # of a direction in the loss
         self.device = self.moco.queue.device
         self.amp_dtype = AMP_DTYPES.get(amp)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.loss_state = LossState(loss)
         self.guard = GuardedOptimizer(
             optimizer,
-            [*self.moco.encoder_q.parameters(), *self.loss_state.parameters],
+            [*(p for p in model.parameters() if p.requires_grad), *self.loss_state.parameters],
             self.device,
             amp=amp,
             grad_clip=grad_clip,
@@ -123,8 +124,8 @@ class TrainingStep:
         self.across.sizes = sizes
         with stage("head"):
             loss, logs = self.loss(q, k, self.moco.queue_for(key_view), part.labels, self.moco.queue_labels)
-        # DDP averages over ranks; this weight makes it the mean over samples, and over directions
-        weight = len(part.index) * world_size() / (total * len(self.directions))
+        # DDP averages over ranks; this weight makes it the mean over samples
+        weight = self.share * len(part.index) * world_size() / total
         with stage("backward"):
             self.guard.backward(loss * weight)
         return _Part(loss.detach(), logs, q.detach(), k.detach())
@@ -138,7 +139,7 @@ class TrainingStep:
 
     def _means(self, outputs: list[list[_Part]], sizes: list[int]) -> dict[str, Tensor]:
         """The loss and its parts, over the parts of this rank's batch, which are of these sizes."""
-        weights = [n / (sum(sizes) * len(outputs)) for n in sizes] * len(outputs)
+        weights = [self.share * n / sum(sizes) for n in sizes] * len(outputs)
         values = [{"loss": out.loss, **out.logs} for done in outputs for out in done]
         return {
             name: torch.stack([v[name] * w for v, w in zip(values, weights, strict=True)]).sum() for name in values[0]

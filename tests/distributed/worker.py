@@ -37,6 +37,7 @@ from moco.encoders import build_encoder
 from moco.errors import InputError
 from moco.evaluate.online import OnlineEvaluator
 from moco.losses import LossOutput, WeightedLoss, align_loss, contrastive_loss, uniform_loss
+from moco.losses.batch_keys import BatchKeysDecoupledLoss, BatchKeysLoss
 from moco.losses.debiased import DebiasedLoss
 from moco.losses.decoupled import DecoupledLoss, InBatchDecoupledLoss
 from moco.losses.hard import HardContrastiveLoss, SimpleLoss
@@ -337,12 +338,11 @@ def training_step(
     encoder: nn.Module | None = None,
     kind: type[MoCo] = MoCo,
     K: int = 7,
-    queue_per_view: bool = False,
+    of_model: dict[str, Any] | None = None,
     **arguments: Any,
 ) -> TrainingStep:
     torch.manual_seed(11)
-    more = {"queue_per_view": queue_per_view}
-    model = kind(encoder or Net(), dim=DIM, K=K, m=0.5, bn=bn, bn_group_size=2, seed=3, **more)
+    model = kind(encoder or Net(), dim=DIM, K=K, m=0.5, bn=bn, bn_group_size=2, seed=3, **of_model or {})
     optimizer = torch.optim.SGD(model.parameters(), 0.3, momentum=0.9, weight_decay=1e-2, fused=True)
     return TrainingStep(distributed.data_parallel(model, CPU), loss, optimizer, augment, across, **arguments)
 
@@ -453,9 +453,10 @@ def symmetric_training_equals_one_process() -> None:
 @check
 def a_queue_for_each_view_equals_one_process() -> None:
     sizes = [shares(n, world_size()) for n in (2 * world_size() + 1, 3 * world_size() - 1)] * 2
-    several = training_step(SupConLoss(0.2), GlobalBatch(), "shuffle", symmetric=True, queue_per_view=True)
+    two = {"queue_per_view": True}
+    several = training_step(SupConLoss(0.2), GlobalBatch(), "shuffle", symmetric=True, of_model=two)
     with one_process():
-        one = training_step(SupConLoss(0.2), GlobalBatch(), "local", symmetric=True, queue_per_view=True)
+        one = training_step(SupConLoss(0.2), GlobalBatch(), "local", symmetric=True, of_model=two)
     assert_equal_training(several, one, sizes)
     torch.testing.assert_close(several.moco.queue_for(0), one.moco.queue_for(0), **CLOSE)
 
@@ -473,6 +474,23 @@ def training_without_a_queue_equals_one_process() -> None:
         with one_process():
             one = training_step(InBatchLoss(w[0], 0.2, w[1], 2.0, w[2], 2.0), GlobalBatch(), K=0)
         assert_equal_training(several, one, rounds())
+
+
+@check
+def training_with_the_batchs_keys_equals_one_process() -> None:
+    """MoCo v3: negatives on other ranks, uneven shares, a predictor, both views."""
+    losses = [BatchKeysLoss(1.0, 0.4), BatchKeysLoss(0.5, 0.4, 1.0, 2.0, 1.0, 2.0), BatchKeysDecoupledLoss(0.3, 0.5)]
+    for loss in losses:
+        both = []
+        for bn in ("shuffle", "local"):
+            with one_process() if bn == "local" else contextlib.nullcontext():
+                across = GlobalBatch()
+                torch.manual_seed(4)
+                predictor = nn.Sequential(nn.Linear(DIM, 5), nn.Tanh(), nn.Linear(5, DIM))
+                of_model = {"keys": "batch", "predictor": predictor}
+                spread_loss = dataclasses.replace(loss, across=across)
+                both.append(training_step(spread_loss, across, bn, of_model=of_model, symmetric=True))
+        assert_equal_training(both[0], both[1], rounds())
 
 
 class MeanOfParts:

@@ -288,7 +288,7 @@ def refuse(state: dict[str, Any], o: PretrainOptions, told: str) -> None:
         (["--moco-dim", "16"], r"--moco-dim 8 --moco-k 11; pass the same"),
         (["--moco-k", "12"], r"--moco-dim 8 --moco-k 11; pass the same"),
         (["--mlp"], r"does not fit this model \(arch, .*\?\): \d+ entries differ, the first is encoder_k\.fc"),
-        (["--moco-mlp-layers", "2", "--moco-mlp-bn"], r"--moco-mlp-layers\?\): \d+ entries differ, the first is"),
+        (["--moco-mlp-layers", "2", "--moco-mlp-bn"], r"--predictor\?\): \d+ entries differ, the first is"),
         (["--symmetric", "--queue-per-view"], r"with one queue for both views: leave out --queue-per-view"),
     ],
 )
