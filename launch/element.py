@@ -19,6 +19,7 @@ from typing import Any
 
 import submitit
 
+from launch.encoders_table import PUBLISHED
 from launch.job import Job, JobFailed, Step
 from moco.commands import end_process, run_command
 from moco.errors import EXIT_OK
@@ -84,10 +85,11 @@ def gather(folder: Path) -> Path:
     rows = []
     for place in (folder / "elements" / id for id in order):
         if (place / ROW).exists():
-            row, swept = (json.loads((place / name).read_text()) for name in (ROW, DESCRIPTION))
+            row, described = (json.loads((place / name).read_text()) for name in (ROW, DESCRIPTION))
             if "loss" in row:  # of an element before version 0.2
                 row["train_loss"] = row.pop("loss")
-            rows.append({"id": place.name, **swept["swept"], **row})
+            published = {f"{PUBLISHED}{name}": value for name, value in described.get("published", {}).items()}
+            rows.append({"id": place.name, **described["swept"], **row, **published})
     columns = list(dict.fromkeys(name for row in rows for name in row))
     target = folder / "results.csv"
     text = io.StringIO(newline="")

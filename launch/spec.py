@@ -12,6 +12,7 @@
           draw:
             moco_unif_t: [1, 2, 3]                  # one of these
             lr: {low: 0.03, high: 0.3, log: true}   # or a range
+      - encoders: table8.csv                        # a row for each (launch/encoders_table.py); beside this file
 
 A draw that main_moco.py refuses (all weights 0, say) is made again. With `program: sentences` the options are those of
 python -m moco.sentences.train, and there is no probe: `classify` is an option of that program.
@@ -29,13 +30,13 @@ import random
 import re
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from launch import options_file
+from launch import encoders_table, options_file
 from moco.errors import InputError
 from moco.pretrain.options import PretrainOptions
 from moco.probe.options import LinclsOptions
@@ -50,11 +51,15 @@ PATIENCE = 200  # draws in a row that may be refused
 
 @dataclass
 class Element:
-    """One encoder of a sweep. `swept`: the options in which the elements differ."""
+    """One encoder of a sweep.
+
+    swept: the options in which the elements differ. published: figures of a paper, by the measure's name in logs.
+    """
 
     swept: Settings
     pretrain: PretrainOptions | SentenceOptions
     probe: LinclsOptions | None
+    published: dict[str, float] = field(default_factory=dict)
 
     @property
     def main(self) -> str:
@@ -90,9 +95,13 @@ def read(path: Path, folder: Path | None, words: list[str], ranks: int) -> Spec:
         )
     for number, part in enumerate(spec["parts"]):
         where = f"{path}, part {number + 1}"
-        if not isinstance(part, dict) or set(part) - {"set", "grid", "random"} or {"grid", "random"} <= set(part):
-            raise InputError(f"{where} must hold `grid` or `random`, and may hold `set`")
+        kinds = {"grid", "random", "encoders"}
+        if not isinstance(part, dict) or set(part) - kinds - {"set"} or len(kinds & set(part)) > 1:
+            raise InputError(f"{where} must hold `grid`, `random` or `encoders`, and may hold `set`")
         fixed = {**_section(spec, "set", str(path)), **_section(part, "set", where)}
+        if "encoders" in part:
+            _table_elements(elements, path.parent / str(part["encoders"]), fixed, probe, words, ranks, where, program)
+            continue
         for swept in _grid(_section(part, "grid", where), where) if "random" not in part else ():
             element = _resolve(fixed, swept, probe, words, ranks, where, program)
             elements.setdefault(element.id, element)
@@ -155,6 +164,27 @@ def _grid(values: dict[str, list[Any]], where: str) -> Iterator[Settings]:
             raise InputError(f"{where}: `grid` needs a list of values for {name}, such as [{choices}]")
     for combination in itertools.product(*values.values()):
         yield dict(zip(values, combination, strict=True))
+
+
+def _table_elements(
+    elements: dict[str, Element],
+    path: Path,
+    fixed: Settings,
+    probe: Settings | None,
+    words: list[str],
+    ranks: int,
+    where: str,
+    program: str,
+) -> None:
+    lines: dict[str, int] = {}
+    for row in encoders_table.read(path):
+        here = f"{where}, row {row.line} of {path}"
+        options = _section({"encoders": row.options}, "encoders", here)
+        element = _resolve(fixed, options, probe, words, ranks, here, program)
+        if element.id in lines:
+            raise InputError(f"{here} is the encoder of row {lines[element.id]}: give each a `seed` of its own")
+        lines[element.id] = row.line
+        elements.setdefault(element.id, element).published.update(row.published)
 
 
 def _draw_elements(

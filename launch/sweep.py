@@ -42,7 +42,8 @@ def prepare(sweep: spec.Spec, folder: Path) -> list[Path]:
         if element.probe:
             steps.append(options_file.write("main_lincls", element.probe, place / "main_lincls.yaml"))
         epochs = [element.pretrain.epochs, element.probe.epochs if element.probe else 0]
-        write_json(place / DESCRIPTION, {"swept": element.swept, "steps": steps, "epochs": epochs})
+        described = {"swept": element.swept, "steps": steps, "epochs": epochs}
+        write_json(place / DESCRIPTION, described | ({"published": element.published} if element.published else {}))
         places.append(place)
     write_json(folder / "sweep.json", {"name": sweep.name, "elements": [place.name for place in places]})
     return [place for place in places if not (place / ROW).exists()]

@@ -125,8 +125,11 @@ class MoCo(nn.Module):
 
         `im_k` may be a tuple of per-sample tensors that `prepare_k` turns into images after the shuffle: uint8 crops
         that are augmented where they are encoded cross the network at a quarter of the bytes. `sizes`: samples per
-        rank, where uneven. Without a queue both views go through the query encoder, in one pass, and k has a gradient.
+        rank, where uneven. Without `im_k` k is empty. Without a queue both views go through the query encoder, in one
+        pass, and k has a gradient.
         """
+        if im_k is None:
+            return self.queries(im_q), im_q.new_empty(0)
         if self.both_query:
             second = prepare_k(*im_k) if prepare_k else im_k
             with stage("query"):

@@ -116,6 +116,16 @@ def pair_uniform(x: Tensor, t: float) -> Tensor:
     return torch.log(sum(terms, x.new_zeros(())) / len(terms))
 
 
+def cross_view(q: Tensor, k: Tensor, temperature: float) -> Tensor:
+    """Wang & Isola 2020, STL-10: each view's cross-entropy over the other view's keys, mean of the two."""
+    total = q.new_zeros(())
+    for queries, keys in ((q, k), (k, q)):
+        for i in range(len(q)):
+            scores = [torch.exp((queries[i] * keys[j]).sum() / temperature) for j in range(len(q))]
+            total = total - torch.log(scores[i] / sum(scores))
+    return total / (2 * len(q))
+
+
 def dclw_weights(q: Tensor, k: Tensor, sigma: float | None) -> list[Tensor | float]:
     """Yeh et al. 2021: w_i = 2 - e^{q_i·k_i/σ} / E_j[e^{q_j·k_j/σ}]; 1 for DCL."""
     if sigma is None:

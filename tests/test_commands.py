@@ -142,6 +142,9 @@ JOB = "--dry-run {} -- --dataset digits"
 LONG = "x" * 300
 REFUSED = [
     (pretrain, f"{DIGITS} --loss infonce --moco-tau-plus 0.2", "--moco-tau-plus is not read with --loss infonce"),
+    (pretrain, f"{DIGITS} --in-batch cross-view", "--in-batch is not read with --moco-k 64"),
+    (pretrain, f"{DIGITS} --init-std 0", "--init-std must be greater than 0"),
+    (pretrain, f"{DIGITS} -b 1441 --no-drop-last", "leave 1 for the last batch of an epoch"),
     (pretrain, f"{DIGITS} --loss hcl --moco-tau-plus nan", "must be in [0, 1), not nan"),
     (pretrain, f"{DIGITS} --loss hcl --moco-beta -5", "must be at least 0 and finite, not -5"),
     (pretrain, f"{DIGITS} --loss hard --moco-hard-alpha 7", "must be above 0 and at most 1, not 7"),
@@ -283,3 +286,18 @@ def test_any_value_ends_a_tool_with_0_or_2(tool: str, tmp_path: Path, monkeypatc
         for value in NASTY:
             assert main([*words.split(), f"--{name}={value}", *after]) in (EXIT_OK, EXIT_INPUT), (name, value)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_importing_every_module_changes_no_warning_filter() -> None:
+    """A library's user decides which warnings are shown; commands decide for themselves."""
+    program = """
+import importlib, pkgutil, warnings
+import moco, numba, numpy, timm, torch, torchvision, PIL.Image, scipy.stats, sklearn.linear_model, matplotlib.pyplot
+before = list(warnings.filters)
+for module in pkgutil.walk_packages(moco.__path__, "moco."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+print([rule for rule in warnings.filters if rule not in before and rule[1] and "moco" not in rule[3:]])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +23,6 @@ from moco.data.heif import ADVICE, can_read, is_heif
 from moco.data.jpeg import ends_in_zeros
 from moco.data.png import SIGNATURE, without_text
 from moco.errors import InputError
-
-# pixels are only read, so it does not matter that Pillow's and mmap's arrays cannot be written to
-warnings.filterwarnings("ignore", message="The given (NumPy array|buffer) is not writable")
-# Pillow advises RGBA for palettes with transparency; alpha is dropped here anyway
-warnings.filterwarnings("ignore", message="Palette images with Transparency")
-warnings.filterwarnings("ignore", message="Corrupt EXIF data")
 
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright, 5 to 8 swap height and width
 _TURNS = {

@@ -9,8 +9,6 @@ from __future__ import annotations
 import copy
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -18,6 +16,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from moco import plugins
+from moco.encoders.heads import Projector, build_mlp
 from moco.encoders.own import OWN
 from moco.errors import InputError
 
@@ -25,20 +24,6 @@ _TIMM = "timm:"
 # Their last layer is a convolution followed by a ReLU: there is no linear classifier to replace or to leave out.
 _WITHOUT_LINEAR = ("squeezenet1_0", "squeezenet1_1")
 MOCO_V3_VITS = ("vit_small", "vit_base", "vit_conv_small", "vit_conv_base")  # moco/encoders/vit.py
-
-
-@dataclass(frozen=True)
-class Projector:
-    """The shape of a projection head: `layers` linear layers with ReLU between them.
-
-    width: between the layers; None: that of the input. bn: BatchNorm after each layer, the last without scale and
-    shift, and no biases (Chen, Xie & He 2021; facebookresearch/moco-v3's `_build_mlp`). last_bn: also after the last.
-    """
-
-    layers: int = 2
-    width: int | None = None
-    bn: bool = False
-    last_bn: bool = True
 
 
 def available() -> list[str]:
@@ -96,20 +81,6 @@ def build_encoder(
     return encoder
 
 
-def build_mlp(dim_in: int, dim_out: int, shape: Projector) -> nn.Sequential:
-    """[N, dim_in] -> [N, dim_out]. Layers are numbered as in moco-v3: linear, BatchNorm if any, ReLU, linear, ..."""
-    widths = [dim_in, *[shape.width or dim_in] * (shape.layers - 1), dim_out]
-    layers: list[nn.Module] = []
-    for number, (narrow, wide) in enumerate(pairwise(widths), start=1):
-        last = number == shape.layers
-        layers.append(nn.Linear(narrow, wide, bias=not shape.bn))
-        if shape.bn and (shape.last_bn or not last):
-            layers.append(nn.BatchNorm1d(wide, affine=not last))
-        if not last:
-            layers.append(nn.ReLU(inplace=True))
-    return nn.Sequential(*layers)
-
-
 def freeze_patches(encoder: nn.Module, arch: str) -> None:
     """Keeps a ViT's projection of patches at its random start, which is MoCo v3's cure for unstable training.
 
@@ -153,6 +124,21 @@ def _shallow_copy(module: nn.Module) -> nn.Module:
     view = copy.copy(module)
     view._modules = dict(module._modules)
     return view
+
+
+@torch.no_grad()
+def draw_weights(encoder: nn.Module, std: float) -> None:
+    """Starts the weights anew: N(0, std) in convolutions and linear layers, their biases 0, BatchNorm the identity.
+
+    Wang & Isola's SmallAlexNet starts so, with std 0.02. The numbers come from torch's own generator.
+    """
+    for layer in encoder.modules():
+        if isinstance(layer, nn.modules.conv._ConvNd | nn.Linear):
+            nn.init.normal_(layer.weight, 0.0, std)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.reset_parameters()
 
 
 def _build_plain(arch: str, num_classes: int, image_size: int | None, arguments: Sequence[str]) -> nn.Module:
@@ -237,17 +223,22 @@ def _replace(encoder: nn.Module, dotted: str, module: nn.Module) -> None:
     setattr(encoder.get_submodule(owner), leaf, module)
 
 
-def _try_on_blank(encoder: nn.Module, arch: str, image_size: int, num_classes: int) -> None:
-    """One forward pass in eval mode, so that BatchNorm's running statistics stay as they are."""
+def check_image_size(encoder: nn.Module, arch: str, image_size: int, flag: str = "--image-size") -> Any:
+    """The output for one blank image, in evaluation mode: BatchNorm's statistics stay. InputError if it has none."""
     encoder.eval()
     try:
         with torch.no_grad():
             out = encoder(torch.zeros(1, 3, image_size, image_size))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise InputError(
-            f"--arch {arch} does not take images of {image_size} px: change --image-size ({_first_line(error)})"
+            f"--arch {arch} does not take images of {image_size} px: change {flag} ({_first_line(error)})"
         ) from error
     encoder.train()
+    return out
+
+
+def _try_on_blank(encoder: nn.Module, arch: str, image_size: int, num_classes: int) -> None:
+    out = check_image_size(encoder, arch, image_size)
     if not isinstance(out, Tensor) or out.shape != (1, num_classes):
         raise InputError(
             f"--arch {arch} does not give one vector per image, so it cannot be an encoder: choose another one"

@@ -18,8 +18,6 @@ from moco.data.boxes import centre_box
 from moco.data.datasets import defaults_of
 from moco.data.decode import decode, resample
 
-_WHOLE = ("digits", "cifar")  # pictures made to size are shown whole, as moco.evaluate.features does
-
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -41,7 +39,7 @@ class Preprocessing:
         found = find_recipe(name) if recipe or name in RECIPES else RECIPES["v1"]
         return cls(
             int(size or options.get("image_size") or cls.size),
-            1.0 if found.name in _WHOLE else cls.crop,
+            found.centre,
             found.mean,
             found.std,
         )

@@ -114,9 +114,8 @@ def centre_crops(
     device: torch.device,
     sampler: Sampler | None = None,
 ) -> Loader:
-    """One view: the central square, of 7/8 of the shorter side (as 224 of 256); small pictures, made to size, whole."""
-    share_of_side = 1.0 if recipe.name in ("digits", "cifar") else 0.875
-    return in_order(source, size, options, device, sampler, views=1, eval_crop=share_of_side)
+    """One view: the central square that the recipe says."""
+    return in_order(source, size, options, device, sampler, views=1, eval_crop=recipe.centre)
 
 
 @torch.no_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from moco.encoders import SmallAlexNet, classifier_name, trunk
 from moco.encoders.files import EncoderFile
-from moco.errors import InputError
+from moco.errors import InputError, did_you_mean
 from moco.evaluate.features import eval_mode
 
 TRUNK, OUTPUT = "trunk", "output"
@@ -54,9 +53,9 @@ class Layers(nn.Module):
         place = f"blocks.{_ALEXNET.index(name)}" if isinstance(self.trunk, SmallAlexNet) and name in _ALEXNET else name
         if place and place in modules and not isinstance(modules[place], nn.Identity):
             return modules[place]
-        near = difflib.get_close_matches(name, [TRUNK, OUTPUT, *modules], n=3)
-        hint = f"near: {', '.join(near)}" if near else f"take {TRUNK}, {OUTPUT} or, for instance, {[*modules][-1]}"
-        raise InputError(f"--features-from {name}: the encoder has no such layer; {hint}")
+        hint = did_you_mean(name, [TRUNK, OUTPUT, *modules])
+        hint = hint or f"; take {TRUNK}, {OUTPUT} or, for instance, {[*modules][-1]}"
+        raise InputError(f"--features-from {name}: the encoder has no such layer{hint}")
 
     def _keeper(self, name: str):  # type: ignore[no-untyped-def]
         def keep(_: nn.Module, __: object, out: Tensor) -> None:

@@ -92,6 +92,8 @@ def make_loss(options: Any, across: Across | None = None) -> Loss:
         wanted = not options.moco_k or options.unif_global
         settings["across"] = across if across is not None and wanted else OneProcess()
         settings["intra_batch"] = not options.moco_unif_no_intra_batch
+        if kind is InBatchLoss:
+            settings["negatives"] = options.in_batch
     elif "across" in arguments:
         settings["across"] = across or OneProcess()
     if options.reference_step and "logsumexp" in arguments:

@@ -22,17 +22,19 @@ from moco.builder import MoCo, compile_encoders
 from moco.commands import end_process, run_command
 from moco.data.augment import Augment
 from moco.data.augment.recipes import find_recipe
+from moco.data.crops import multi_crop
 from moco.data.loader import Loader
 from moco.data.sampler import Sampler
 from moco.data.source import Source
 from moco.distributed.global_batch import GlobalBatch
 from moco.distributed.session import pick_device
-from moco.encoders import Projector, build_encoder, build_mlp, feature_dim, freeze_patches
+from moco.encoders import build_encoder, check_image_size, draw_weights, freeze_patches
 from moco.encoders.files import load_trunk, read_encoder
-from moco.errors import EXIT_OK
+from moco.errors import EXIT_OK, InputError
 from moco.evaluate.online import OnlineEvaluator
 from moco.losses.table import check_labels, make_loss
 from moco.pretrain import state as resume
+from moco.pretrain.heads import predictor_of, projector_of
 from moco.pretrain.hints import collapse_ahead, first_losses, next_command
 from moco.pretrain.loop import Training
 from moco.pretrain.loss_state import LossState
@@ -124,18 +126,39 @@ def make_loader(
 ) -> Loader:
     """This rank's share of the batches, as uint8 crops on the device."""
     recipe = find_recipe(options.recipe, options.crop_min)
-    sampler = Sampler(len(source), options.batch_size, seed, rank=world.rank, world_size=world.size)
+    crops = multi_crop(options.crops) if options.crops else None
+    if options.no_drop_last:
+        check_last_batch(len(source), options.batch_size, world.size * options.accum_steps)
+    sampler = Sampler(
+        len(source),
+        options.batch_size,
+        seed,
+        drop_last=not options.no_drop_last,
+        rank=world.rank,
+        world_size=world.size,
+    )
     return Loader(
         source,
         sampler,
         size=options.image_size,
-        scale=recipe.scale,
+        scale=crops.scale if crops else recipe.scale,
+        small=crops.small if crops else None,
         ratio=recipe.ratio,
         workers=options.workers,
         device=device,
         seed=seed,
         skip_bad_images=options.skip_bad_images,
     )
+
+
+def check_last_batch(images: int, batch_size: int, parts: int) -> None:
+    """InputError if an epoch's short last batch leaves one of its `parts` without the two images BatchNorm needs."""
+    rest = images % batch_size
+    if 0 < rest < 2 * parts:
+        raise InputError(
+            f"{images} images leave {rest} for the last batch of an epoch, fewer than two for each rank and"
+            " accumulation step: change --batch-size, or leave out --no-drop-last"
+        )
 
 
 def make_encoder(
@@ -145,30 +168,18 @@ def make_encoder(
     encoder = build_encoder(
         options.arch, options.moco_dim, options.mlp, options.image_size, options.arch_arg, projector_of(options)
     )
+    if options.crops:
+        check_image_size(encoder, options.arch, multi_crop(options.crops).small.size, "--crops")
     if options.stop_grad_conv1:
         freeze_patches(encoder, options.arch)
     check_deterministic(encoder, options.arch, options.deterministic, device)
+    if options.init_std is not None:
+        draw_weights(encoder, options.init_std)
     if not options.init_from or not fresh:
         return encoder, []
     file = read_encoder(options.init_from)
     loaded = load_trunk(encoder, file)
     return encoder, [f"{file.path}: {file.layout}, {loaded}; projection head and queue start afresh"]
-
-
-def projector_of(options: ResolvedPretrainOptions) -> Projector | None:
-    """The projection head of --moco-mlp-layers; None without it."""
-    if options.moco_mlp_layers is None:
-        return None
-    return Projector(options.moco_mlp_layers, options.moco_mlp_dim, options.moco_mlp_bn)
-
-
-def predictor_of(options: ResolvedPretrainOptions, encoder: torch.nn.Module) -> torch.nn.Module | None:
-    """The predictor of --predictor, as wide as the projection head; None without it."""
-    if options.predictor is None:
-        return None
-    width = options.moco_mlp_dim or feature_dim(encoder)
-    shape = Projector(2, width, bn=True, last_bn=options.predictor == "vit")
-    return build_mlp(options.moco_dim, options.moco_dim, shape)
 
 
 def make_step(

@@ -50,7 +50,7 @@ def _check_ranges(o: Any) -> None:
     at_least(o, 1, "accum_steps", "save_freq", "knn_k", "bn_group_size")
     at_least(o, 0, "warmup_epochs", "moco_k", "eval_freq", "max_bad_steps", "keep_last", "keep_every")
     positive(o, "moco_t", "moco_align_alpha", "moco_unif_t", "grad_clip", "knn_t", "rank_timeout")
-    positive(o, "crop_min")
+    positive(o, "crop_min", "init_std")
     if o.crop_min is not None and o.crop_min > 1:
         raise InputError(f"--crop-min is a share of the image, at most 1, not {o.crop_min:g}")
     for m in values_of(o.moco_m):
@@ -69,6 +69,11 @@ def _unread(o: Any, bn: str | None) -> dict[str, str]:
         unread["momentum"] = f"--optimizer {o.optimizer}"
     if o.keys == "batch":
         unread["moco_k"] = "--keys batch"
+        unread["in_batch"] = "--keys batch"
+    elif o.moco_k or o.loss not in PRESET_WEIGHTS:
+        unread["in_batch"] = f"--moco-k {o.moco_k}" if o.moco_k else f"--loss {o.loss}"
+    if o.crops:
+        unread |= dict.fromkeys(("image_size", "crop_min"), "--crops")
     if o.cos:
         unread["schedule"] = "--cos"
     if o.aug_plus and o.recipe != "v2":
@@ -93,6 +98,8 @@ def _check_without_queue(o: Any, words: str) -> None:
     """words: the option that leaves the queue out."""
     if o.symmetric and o.keys == "queue":
         raise InputError(f"--symmetric has no meaning with {words}, where both views are queries: leave it out")
+    if o.crops and o.keys == "queue":
+        raise InputError(f"--crops has no meaning with {words}, where keys are queries too: pass --keys batch")
     if o.predictor and o.keys == "queue":
         raise InputError(f"--predictor has no meaning with {words}, where keys are queries too: pass --keys batch")
     if o.queue_per_view:

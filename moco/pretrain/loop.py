@@ -71,10 +71,11 @@ class Training:
             for batch in waited_for(batches):
                 printing = (position.step + 1) % options.print_freq == 0 or position.step + 1 == len(self.loader)
                 lr = self._follow_schedules()
-                losses, measured = self.step(batch, epoch, self.loader.sampler.sizes(position.step), measure=printing)
+                sizes = self.loader.sampler.sizes(position.step)
+                losses, measured = self.step(batch, epoch, sizes, measure=printing)
                 position.step += 1
                 position.global_step += 1
-                self.clock.step(options.batch_size)
+                self.clock.step(sum(sizes))
                 self.since_print.add(losses, len(batch.index))
                 self.of_epoch.add(losses, len(batch.index))
                 if printing or self.step.device.type == "cpu":

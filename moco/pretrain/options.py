@@ -13,10 +13,12 @@ from dataclasses import dataclass
 
 from moco.builder import KEYS, choose_bn
 from moco.data.augment.recipes import RECIPES
+from moco.data.crops import crops_text, multi_crop
 from moco.data.datasets import defaults_of
 from moco.encoders.batchnorm import BN_MODES
 from moco.errors import InputError
 from moco.losses import PRESET_WEIGHTS
+from moco.losses.in_batch import CONTRASTIVE
 from moco.losses.table import LOSSES
 from moco.plugins import known_or_outside
 from moco.pretrain.checks import check
@@ -43,9 +45,14 @@ class PretrainOptions(CommonOptions):
     init_from: str | None = result(
         None, "start from this checkpoint's encoder with a new projection head; layouts as for --pretrained (new)"
     )
+    init_std: float | None = result(
+        None, "weights of all convolutions and linear layers start as N(0, this), biases at 0; default: the network's"
+        " own start (new)",
+    )  # fmt: skip
     epochs: int = result(200, "epochs to train")
     start_epoch: int = result(0, "epoch to start counting at")
     batch_size: int = result(256, "images per step, over all ranks", "-b")
+    no_drop_last: bool = result(False, "train on the short batch at the end of an epoch too (new)")
     optimizer: str = result("sgd", "optimiser (new)", choices=tuple(OPTIMIZERS))
     lr: float = result(0.03, "learning rate at the start, for the batch size given", "--learning-rate")
     schedule: list[int] = result([120, 160], "epochs at which the learning rate drops tenfold", nargs="*")
@@ -99,6 +106,10 @@ class PretrainOptions(CommonOptions):
     crop_min: float | None = result(
         None, "smallest share of an image's area that a crop takes; default: the augmentations' (new)"
     )
+    crops: str | None = result(
+        None, "multi-crop: two large and some small crops, as 2x224@.14-1+6x96@.05-.14 (count x pixels @ shares of the"
+        " area); the small ones are queries alone (new)", type=crops_text,
+    )  # fmt: skip
     loss: str | None = result(
         None, "infonce, align-uniform (they preset the three weights to 1/0/0 and 0/3/1), simple, hard, hard-simple,"
         " debiased, hcl, dcl, dclw, supcon, or your own module:Class (new; default infonce)",
@@ -122,6 +133,10 @@ class PretrainOptions(CommonOptions):
     moco_unif_w: float | None = result(None, "weight of the uniformity term")
     moco_unif_t: float | str = result(3.0, "t of uniformity, or a curve as for --moco-t", type=number_or_curve)
     moco_unif_no_intra_batch: bool = result(False, "uniformity over queue pairs only, without pairs of the batch")
+    in_batch: str = result(
+        "simclr", "negatives of the contrastive term with --moco-k 0: both views', or the other view's alone (new)",
+        choices=tuple(CONTRASTIVE),
+    )  # fmt: skip
     unif_global: bool = result(False, "one uniformity over all ranks' queries, not the mean of each rank's (new)")
     moco_hard_alpha: float = result(0.0819, "share of the negatives that hard and hard-simple keep, the nearest (new)")
     moco_simple_w: float = result(1.0, "weight of the negatives' mean similarity in simple and hard-simple (new)")
@@ -174,6 +189,7 @@ def parse_pretrain(argv: list[str] | None = None, world_size: int | None = None)
     world_size = World.launched().size if world_size is None else world_size
     o = flags.parse(PretrainOptions, "Momentum-contrast pretraining.", argv)
     size, recipe = defaults_of(o.dataset)
+    large = multi_crop(o.crops) if o.crops else None
     given = (o.moco_contr_w, o.moco_align_w, o.moco_unif_w)
     # weights without --loss are a command of the fork, whose defaults are 0/3/1
     loss = o.loss or ("align-uniform" if any(w is not None for w in given) else "infonce")
@@ -186,7 +202,8 @@ def parse_pretrain(argv: list[str] | None = None, world_size: int | None = None)
     weights = [preset if w is None else w for w, preset in zip(given, presets, strict=True)]
     resolved = dataclasses.replace(
         ResolvedPretrainOptions(**vars(o)),
-        image_size=size if o.image_size is None else o.image_size,
+        image_size=large.size if large else size if o.image_size is None else o.image_size,
+        crop_min=large.scale[0] if large else o.crop_min,
         recipe=o.recipe or ("v2" if o.aug_plus else recipe),
         loss=loss,
         moco_t=_temperature(loss) if o.moco_t is None else o.moco_t,

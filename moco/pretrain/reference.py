@@ -38,7 +38,7 @@ class ReferenceMoCo(MoCo):
         sizes: list[int] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """As MoCo's; the images are prepared where they were loaded, and all of them go everywhere."""
-        if self.both_query:
+        if self.both_query or im_k is None:
             return super().forward(im_q, im_k, prepare_k, sizes)
         q = self.queries(im_q)
         with stage("key"), torch.no_grad():

@@ -53,6 +53,27 @@ def sum_of(measured: Mapping[str, float]) -> float:
     return measured["val_alignment"] + measured["val_uniformity"]
 
 
+def published(encoders: Sequence[Encoder]) -> dict[str, list[Encoder]]:
+    """By measure: the comparable encoders that have a figure of their own and one that a paper printed for them."""
+    found = {
+        name: [one for one in encoders if one.compared and name in one.measured and name in one.published]
+        for name in LOGGED
+    }
+    return {name: some for name, some in found.items() if some}
+
+
+def against_published(measure: str, encoders: Sequence[Encoder]) -> str:
+    """The mean difference of the measured figures from those published, and the rank correlation, in words."""
+    ours = [one.measured[measure] for one in encoders]
+    theirs = [one.published[measure] for one in encoders]
+    shift = (sum(ours) - sum(theirs)) / len(ours)
+    words = f"measured less published, mean of {len(ours)}: {shift:+.{LOGGED[measure].digits}f}"
+    try:
+        return f"{words}; rank correlation {rank_correlation(theirs, ours)}"
+    except InputError as error:
+        return f"{words}; no rank correlation: {error}"
+
+
 def differing(encoders: Sequence[Encoder], names: Iterable[str]) -> list[str]:
     """Those options of `names` in which the encoders that have options differ where they matter."""
     known = [one for one in encoders if one.options]

@@ -34,6 +34,7 @@ ACCURACIES = (PROBE, KNN, MR, CR)
 # An option says nothing where the weight of its term is 0
 IDLE_WITHOUT = {
     "moco_t": "moco_contr_w",
+    "in_batch": "moco_contr_w",
     "moco_align_alpha": "moco_align_w",
     "moco_unif_t": "moco_unif_w",
     "moco_unif_no_intra_batch": "moco_unif_w",
@@ -42,16 +43,17 @@ IDLE_WITHOUT = {
 OF_HEADS = {name for row in LOSSES.values() for name in row.settings.values()} | IDLE_WITHOUT.keys()
 # What must be alike for two probes to measure the same
 PROBE_SETTINGS = (
-    "features_from", "epochs", "batch_size", "optimizer", "lr", "schedule", "lr_drop", "momentum", "weight_decay",
-    "train_fraction", "sweep", "sweep_lrs", "sweep_wds", "held_out", "cached",
+    "features_from", "epochs", "batch_size", "optimizer", "lr", "schedule", "lr_drop", "momentum", "adam_betas",
+    "weight_decay", "train_fraction", "sweep", "sweep_lrs", "sweep_wds", "held_out", "cached",
 )  # fmt: skip
+_OF_EARLIER = {"adam_betas": [0.9, 0.999]}  # settings of probes that were trained before there was an option
 COLLAPSE_RULE = f"collapsed: uniformity (t = 2) of the validation outputs above {COLLAPSED:g}; 0 is a single point"
 
 
 @dataclass
 class Encoder:
     """One run: a row of the table. `measured` has the keys of LOGGED that exist, and is empty unless `state` is in
-    MEASURED; `why` says what a state means here."""
+    MEASURED; `why` says what a state means here. `published`: a paper's figures for this encoder, by the same keys."""
 
     name: str
     folder: Path  # of its run
@@ -63,6 +65,7 @@ class Encoder:
     measured: dict[str, float] = field(default_factory=dict)
     commits: tuple[str, ...] = ()
     probe: str = ""  # how its linear probe was trained
+    published: dict[str, float] = field(default_factory=dict)
 
     @property
     def compared(self) -> bool:
@@ -139,7 +142,10 @@ def _element(place: Path, id: str, sweep: str) -> Encoder:
         if encoder.state != FAILED:
             begun = (encoder.folder / "log.jsonl").exists()
             encoder.state, encoder.why = (FAILED, str(error)) if begun else (UNFINISHED, "has not begun")
-    probed = len(_json(place / "element.json").get("steps", ())) > 1
+    described = _json(place / "element.json")
+    figures = described.get("published", {})
+    encoder.published = {name: float(value) for name, value in figures.items() if name in LOGGED and _number(value)}
+    probed = len(described.get("steps", ())) > 1
     _judge(encoder, place / "lincls" if probed else None)
     if encoder.state != FAILED and encoder.trained and not (place / "row.json").exists():
         encoder.measured, encoder.state = {}, UNFINISHED
@@ -191,7 +197,7 @@ def _probe(encoder: Encoder, values: dict[str, Any], probe: Path, epochs: int) -
     settings = found["options"] if isinstance(found.get("options"), dict) else {}
     if settings.get("finetune"):
         return "its classifier was trained together with the encoder, which is no linear probe"
-    encoder.probe = json.dumps([settings.get(name) for name in PROBE_SETTINGS])
+    encoder.probe = json.dumps([settings.get(name, _OF_EARLIER.get(name)) for name in PROBE_SETTINGS])
     values[PROBE] = found["top1"]
     return ""
 

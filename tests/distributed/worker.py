@@ -41,7 +41,7 @@ from moco.losses.batch_keys import BatchKeysDecoupledLoss, BatchKeysLoss
 from moco.losses.debiased import DebiasedLoss
 from moco.losses.decoupled import DecoupledLoss, InBatchDecoupledLoss
 from moco.losses.hard import HardContrastiveLoss, SimpleLoss
-from moco.losses.in_batch import InBatchLoss
+from moco.losses.in_batch import CONTRASTIVE, InBatchLoss
 from moco.losses.supcon import SupConLoss
 from moco.pretrain.reference import ReferenceMoCo
 from moco.pretrain.step import TrainingStep
@@ -282,10 +282,11 @@ def losses_without_a_queue_equal_one_process() -> None:
     """Negatives and pairs on other ranks included, with gradients to both ends, and uneven shares."""
     for sizes in batches():
         for w in ((1.0, 0.0, 0.0), (0.0, 3.0, 1.0), (0.5, 1.0, 2.0)):
-            alone = InBatchLoss(w[0], 0.2, w[1], 1.5, w[2], 2.0)
-            several = dataclasses.replace(alone, across=GlobalBatch(sizes))
-            one = joined(lambda q, k, queue, alone=alone: alone(q, k, queue).loss, sizes)
-            torch.testing.assert_close(spread(several, sizes), one, **EXACT)
+            for negatives in CONTRASTIVE:
+                alone = InBatchLoss(w[0], 0.2, w[1], 1.5, w[2], 2.0, negatives=negatives)
+                several = dataclasses.replace(alone, across=GlobalBatch(sizes))
+                one = joined(lambda q, k, queue, alone=alone: alone(q, k, queue).loss, sizes)
+                torch.testing.assert_close(spread(several, sizes), one, **EXACT)
 
 
 @check
@@ -347,20 +348,23 @@ def training_step(
     return TrainingStep(distributed.data_parallel(model, CPU), loss, optimizer, augment, across, **arguments)
 
 
-def batch(step: int, total: int, part: slice) -> Batch:
+def batch(step: int, total: int, part: slice, small: int = 0) -> Batch:
+    """small: number of small crops, which are of the large ones' size here, for the network's sake."""
     generator = torch.Generator().manual_seed(100 + step)
     crops = torch.randint(0, 256, (total, 2, 8, 8, 3), generator=generator, dtype=torch.uint8)
-    return Batch(crops[part], torch.arange(total)[part] + 1000 * step, torch.arange(total)[part] % 3)
+    more = torch.randint(0, 256, (total, small, 8, 8, 3), generator=generator, dtype=torch.uint8)[part]
+    index = torch.arange(total)[part]
+    return Batch(crops[part], index + 1000 * step, index % 3, more if small else None)
 
 
-def train(step: TrainingStep, all_sizes: list[list[int]]) -> list[dict[str, float]]:
+def train(step: TrainingStep, all_sizes: list[list[int]], small: int = 0) -> list[dict[str, float]]:
     """One step per entry; what it logged, as means over all ranks."""
     logged = []
     for number, sizes in enumerate(all_sizes):
         meter = Meter()
         part = mine(sizes) if world_size() > 1 else slice(None)
         here = sizes if world_size() > 1 else [sum(sizes)]
-        values, measured = step(batch(number, sum(sizes), part), 1, here, measure=True)
+        values, measured = step(batch(number, sum(sizes), part, small), 1, here, measure=True)
         measured = {name: measured[name] for name in ("acc1", "alignment") if name in measured}
         meter.add({**values, **measured}, here[rank()])
         logged.append(meter.read())
@@ -371,11 +375,13 @@ def state(step: TrainingStep) -> dict[str, Tensor]:
     return {**step.moco.state_dict(), "labels": step.moco.queue_labels, "filled": step.moco.filled}
 
 
-def assert_equal_training(several: TrainingStep, one: TrainingStep, all_sizes: list[list[int]]) -> None:
+def assert_equal_training(
+    several: TrainingStep, one: TrainingStep, all_sizes: list[list[int]], small: int = 0
+) -> None:
     start = {name: value.clone() for name, value in state(several).items()}
-    logged = train(several, all_sizes)
+    logged = train(several, all_sizes, small)
     with one_process():
-        expected = train(one, all_sizes)
+        expected = train(one, all_sizes, small)
     for here, there in zip(logged, expected, strict=True):
         assert here.keys() == there.keys()
         torch.testing.assert_close(here, there, **CLOSE)
@@ -491,6 +497,25 @@ def training_with_the_batchs_keys_equals_one_process() -> None:
                 spread_loss = dataclasses.replace(loss, across=across)
                 both.append(training_step(spread_loss, across, bn, of_model=of_model, symmetric=True))
         assert_equal_training(both[0], both[1], rounds())
+
+
+@check
+def multi_crop_equals_one_process() -> None:
+    """In parts, symmetric, over the queue; and over the batch's keys."""
+    sizes = [shares(n, world_size()) for n in (2 * world_size() + 1, 3 * world_size() - 1)]
+    queue = {"symmetric": True, "accum_steps": 2}
+    for loss, of_model, more in (
+        (WeightedLoss(1.0, 0.2, 1.0), {}, queue),
+        (BatchKeysLoss(1.0, 0.4), {"keys": "batch"}, {}),
+    ):
+        both = []
+        for bn in ("shuffle", "local"):
+            with one_process() if bn == "local" else contextlib.nullcontext():
+                across = GlobalBatch()
+                of_ranks = dataclasses.replace(loss, across=across)
+                arguments = more if bn == "shuffle" else {**more, "accum_steps": 1}
+                both.append(training_step(of_ranks, across, bn, of_model=of_model, **arguments))
+        assert_equal_training(both[0], both[1], sizes, small=2)
 
 
 class MeanOfParts:

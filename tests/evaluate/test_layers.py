@@ -54,7 +54,7 @@ def test_modes_and_statistics_stay() -> None:
     assert all(torch.equal(buffer, before[name]) for name, buffer in network.named_buffers())
 
 
-@pytest.mark.parametrize(("name", "says"), [("feature.3", "near: features.3"), ("fc", "no such layer")])
+@pytest.mark.parametrize(("name", "says"), [("feature.3", "did you mean features.3"), ("fc", "no such layer")])
 def test_a_layer_that_is_not_there(name: str, says: str) -> None:
     with pytest.raises(InputError, match=says):
         Layers(encoder(), [name], 8)

@@ -9,9 +9,8 @@ stands are the same function and need no field for it.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 
-from moco.errors import InputError
+from moco.errors import InputError, did_you_mean
 
 Triple = tuple[float, float, float]
 Range = tuple[float, float]
@@ -78,7 +77,11 @@ class View:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A named set of views; `scale` and `ratio` (area share and aspect of the random crop) are for the loader."""
+    """A named set of views.
+
+    scale, ratio: area share and aspect of the loader's random crop. probe_scale: that share for a probe. centre: the
+    central square of an evaluation, as a share of the shorter side; by default that of 224 in 256 px.
+    """
 
     name: str
     source: str
@@ -88,6 +91,7 @@ class Recipe:
     mean: Triple = IMAGENET_MEAN
     std: Triple = IMAGENET_STD
     probe_scale: Range = (0.08, 1.0)
+    centre: float = 0.875
 
     def view(self, number: int) -> View:
         return self.views[number % len(self.views)]
@@ -101,13 +105,14 @@ class Recipe:
             (View(flip=flip),),
             scale=self.probe_scale,
             ratio=self.ratio,
+            centre=self.centre,
             mean=self.mean,
             std=self.std,
         )
 
     def for_evaluation(self) -> Recipe:
         """Normalisation alone, with this recipe's statistics."""
-        return replace(RECIPES["eval"], name=f"eval ({self.name})", mean=self.mean, std=self.std)
+        return replace(RECIPES["eval"], name=f"eval ({self.name})", mean=self.mean, std=self.std, centre=self.centre)
 
 
 def _check_odds(p: float) -> None:
@@ -121,9 +126,8 @@ def find_recipe(name: str, crop_min: float | None = None) -> Recipe:
     crop_min: smallest area share of the random crop, in place of the recipe's.
     """
     if name not in RECIPES:
-        near = get_close_matches(name, RECIPES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise InputError(f"unknown augmentation recipe {name!r}{hint} Known: {', '.join(sorted(RECIPES))}.")
+        hint = did_you_mean(name, RECIPES, 1)
+        raise InputError(f"unknown augmentation recipe {name!r}{hint}; take one of {', '.join(sorted(RECIPES))}")
     recipe = RECIPES[name]
     return recipe if crop_min is None else replace(recipe, scale=(crop_min, max(crop_min, recipe.scale[1])))
 
@@ -172,6 +176,7 @@ RECIPES: dict[str, Recipe] = {
             scale=(0.08, 1.0),
             mean=STL10_MEAN,
             std=STL10_STD,
+            centre=64 / 70,  # resized to 70 px, of which 64 are cut
         ),
         Recipe(
             "cifar",
@@ -180,6 +185,7 @@ RECIPES: dict[str, Recipe] = {
             scale=(0.08, 1.0),
             mean=CIFAR_MEAN,
             std=CIFAR_STD,
+            centre=1.0,  # pictures made to size are shown whole
         ),
         Recipe(
             "digits",
@@ -189,6 +195,7 @@ RECIPES: dict[str, Recipe] = {
             mean=DIGITS_MEAN,
             std=DIGITS_STD,
             probe_scale=(0.8, 1.0),
+            centre=1.0,
         ),
         Recipe(
             "lincls", "MoCo's linear probe (facebookresearch/moco main_lincls.py)", (View(flip=0.5),), scale=(0.08, 1.0)
