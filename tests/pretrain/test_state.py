@@ -18,7 +18,7 @@ from moco.encoders import build_encoder
 from moco.errors import InputError
 from moco.losses.table import LOSSES, make_loss
 from moco.pretrain import state as resume
-from moco.pretrain.__main__ import projector_of
+from moco.pretrain.heads import projector_of
 from moco.pretrain.optimiser import make_optimizer
 from moco.pretrain.options import PretrainOptions, parse_pretrain
 from moco.pretrain.state import Position, find, restore, snapshot
