@@ -24,7 +24,7 @@ from moco.data.boxes import DRAWS, Box, Size, centre_box, random_box, reduction,
 from moco.data.crops import SmallCrops
 from moco.data.decode import BadImage, resample
 from moco.data.sampler import Sampler
-from moco.data.source import Source
+from moco.data.source import Source, channels_of
 from moco.data.threads import Crew, worker_count
 from moco.errors import InputError
 from moco.randomness import Purpose, stream_key, uniform
@@ -37,10 +37,10 @@ MOST_BAD_IN_A_ROW = 100
 class Batch:
     """n samples, V crops of each, on the loader's device."""
 
-    crops: Tensor  # uint8 [n, V, S, S, 3]
+    crops: Tensor  # uint8 [n, V, S, S, C]
     index: Tensor  # int64 [n], positions in the source
     labels: Tensor  # int64 [n], -1 where there is none
-    small: Tensor | None = None  # uint8 [n, W, s, s, 3], the small crops of multi-crop
+    small: Tensor | None = None  # uint8 [n, W, s, s, C], the small crops of multi-crop
 
 
 class Loader:
@@ -53,7 +53,7 @@ class Loader:
     one of the source (so batches keep their shapes, and the stream stays a function), and `loader.bad_samples` counts
     such samples.
 
-    Memory on the host, at most: (prefetch + 2) · n · V · S² · 3 bytes for batches of n, and per worker one file and
+    Memory on the host, at most: (prefetch + 2) · n · V · S² · C bytes for batches of n, and per worker one file and
     about seven bytes per decoded pixel (Pillow holds four, the array three).
     """
 
@@ -137,15 +137,19 @@ class Loader:
         return [random_box(row, size, scale, self.ratio) for row, scale in zip(draws.tolist(), scales, strict=True)]
 
     def cut(self, index: int, draws: np.ndarray, out: Tensor, small: Tensor | None = None) -> None:
-        """Decodes one sample and writes its crops into `out` (uint8 [V, S, S, 3]) and `small` (uint8 [W, s, s, 3])."""
+        """Decodes one sample and writes its crops into `out` (uint8 [V, S, S, C]) and `small` (uint8 [W, s, s, C])."""
         picture = self.source.open(index)
         boxes = [rescale(box, picture.size, picture.stored) for box in self.boxes(draws, picture.size)]
         k = reduction(boxes[: self.views], self.size)
-        if self.small is not None:
-            k = min(k, reduction(boxes[self.views :], self.small.size))
+        k = min(k, reduction(boxes[self.views :], self.small.size)) if self.small else k
         boxes = [snap(box, k) for box in boxes]
         rows = (min(top for top, *_ in boxes), max(top + h for top, _, h, _ in boxes))
         pixels = picture.decode(k, rows)
+        if pixels.array.shape[-1] != out.shape[-1]:
+            raise InputError(
+                f"image {index} ({self.source.name(index)}) has {pixels.array.shape[-1]} channels, and the data set"
+                f" says {out.shape[-1]}: give the source an attribute `channels`, and pass --channels"
+            )
         k = pixels.reduction
         for (top, left, h, w), crop in zip(boxes, [*out, *(() if small is None else small)], strict=True):
             resample(pixels.array, (top // k - pixels.top, left // k, h // k, w // k), crop)
@@ -158,11 +162,11 @@ class _Filling:
         self.loader, self.epoch = loader, epoch
         self.index = index.copy()  # a bad sample's place is taken by another
         self.draws = loader.draws(epoch, index)
-        shape = (len(index), loader.views, loader.size, loader.size, 3)
+        shape = (len(index), loader.views, loader.size, loader.size, channels_of(loader.source))
         self.crops = loader._memory.take(shape)
         self.small: Tensor | None = None
         if loader.small is not None:
-            shape = (len(index), loader.small.number, loader.small.size, loader.small.size, 3)
+            shape = (len(index), loader.small.number, loader.small.size, loader.small.size, channels_of(loader.source))
             self.small = loader._small_memory.take(shape)
         self.errors: dict[int, BaseException] = {}
         self.at_work: dict[int, int] = {}  # thread -> the sample it is at
@@ -261,7 +265,6 @@ class _Filling:
         if self.shipped is not None:
             current = torch.cuda.current_stream(self.loader.device)
             current.wait_event(self.shipped)
-            for x in (self.batch.crops, self.batch.index, self.batch.labels, self.batch.small):
-                if x is not None:
-                    x.record_stream(current)
+            for x in filter(torch.is_tensor, vars(self.batch).values()):
+                x.record_stream(current)
         return self.batch

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from moco import plugins
+from moco.encoders.channels import give_channels, input_channels
 from moco.encoders.heads import Projector, build_mlp
 from moco.encoders.own import OWN
 from moco.errors import InputError
@@ -46,8 +47,9 @@ def build_encoder(
     image_size: int | None = None,
     arguments: Sequence[str] = (),
     projector: Projector | None = None,
+    channels: int = 3,
 ) -> nn.Module:
-    """The network `arch`, untrained, `[N, 3, S, S] -> [N, num_classes]`.
+    """The network `arch`, untrained, `[N, channels, S, S] -> [N, num_classes]`.
 
     arch module:factory is called as `factory(num_classes, **arguments)`; its last linear layer is the classifier.
     arguments: the --arch-arg words.
@@ -60,11 +62,14 @@ def build_encoder(
     if num_classes < 1:
         raise InputError(f"the encoder's output needs at least 1 dimension, not {num_classes}")
     try:
-        encoder = _build_plain(arch, num_classes, image_size, arguments)
+        encoder = _build_plain(arch, num_classes, image_size, arguments, channels)
     except (RuntimeError, AssertionError, ValueError) as error:
         raise InputError(
             f"--arch {arch} cannot be built for images of {image_size} px: {_first_line(error)}"
         ) from error
+    if channels != 3:
+        give_channels(encoder, channels)
+    encoder._moco_channels = channels  # type: ignore[assignment]
     name = _find_classifier(encoder, arch)
     encoder._moco_classifier = name  # type: ignore[assignment]
     last = encoder.get_submodule(name)
@@ -105,7 +110,7 @@ def feature_dim(encoder: nn.Module) -> int:
 
 
 def trunk(encoder: nn.Module) -> nn.Module:
-    """The encoder without its classifier: `[N, 3, S, S] -> [N, feature_dim]`, sharing every parameter and buffer.
+    """The encoder without its classifier: `[N, C, S, S] -> [N, feature_dim]`, sharing every parameter and buffer.
 
     Only the containers on the path to the classifier are copied; the encoder itself stays as it was.
     """
@@ -141,14 +146,16 @@ def draw_weights(encoder: nn.Module, std: float) -> None:
             layer.reset_parameters()
 
 
-def _build_plain(arch: str, num_classes: int, image_size: int | None, arguments: Sequence[str]) -> nn.Module:
+def _build_plain(
+    arch: str, num_classes: int, image_size: int | None, arguments: Sequence[str], channels: int
+) -> nn.Module:
     if plugins.is_outside(arch):
         encoder = plugins.find("--arch", arch, arguments, num_classes)()
         if not isinstance(encoder, nn.Module):
             raise InputError(f"--arch {arch} gives a {type(encoder).__name__}, not a torch.nn.Module")
         return encoder
     if arch.startswith(_TIMM):
-        return _build_timm(arch.removeprefix(_TIMM), num_classes, image_size)
+        return _build_timm(arch.removeprefix(_TIMM), num_classes, image_size, channels)
     if arch in OWN:
         return OWN[arch](num_classes)
     if arch in MOCO_V3_VITS:
@@ -175,13 +182,15 @@ def torchvision_arguments(arch: str, image_size: int | None) -> dict[str, Any]:
     return {}
 
 
-def _build_timm(name: str, num_classes: int, image_size: int | None) -> nn.Module:
+def _build_timm(name: str, num_classes: int, image_size: int | None, channels: int) -> nn.Module:
     import timm  # here, because it takes half a second that the other names need not wait for
 
     if not timm.is_model(name):
         raise _unknown(_TIMM + name)
     cfg = timm.models.get_pretrained_cfg(name, allow_unregistered=False)
     extra: dict[str, Any] = {"img_size": image_size} if image_size is not None and cfg and cfg.fixed_input_size else {}
+    if channels != 3:
+        extra["in_chans"] = channels
     return timm.create_model(name, pretrained=False, num_classes=num_classes, **extra)
 
 
@@ -225,13 +234,15 @@ def _replace(encoder: nn.Module, dotted: str, module: nn.Module) -> None:
 
 def check_image_size(encoder: nn.Module, arch: str, image_size: int, flag: str = "--image-size") -> Any:
     """The output for one blank image, in evaluation mode: BatchNorm's statistics stay. InputError if it has none."""
+    channels = input_channels(encoder)
     encoder.eval()
     try:
         with torch.no_grad():
-            out = encoder(torch.zeros(1, 3, image_size, image_size))
+            out = encoder(torch.zeros(1, channels, image_size, image_size))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise InputError(
-            f"--arch {arch} does not take images of {image_size} px: change {flag} ({_first_line(error)})"
+            f"--arch {arch} does not take images of {image_size} px"
+            f"{'' if channels == 3 else f' and {channels} channels'}: change {flag} ({_first_line(error)})"
         ) from error
     encoder.train()
     return out

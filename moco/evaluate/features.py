@@ -43,7 +43,7 @@ def eval_mode(network: nn.Module) -> Iterator[None]:
 def encode(network: nn.Module, loader: Loader, augment: Augment) -> tuple[Tensor, Tensor]:
     """fp32 [n, V, d] of the V views of each sample, and labels int64 [n]: on every rank, in the data set's order.
 
-    `network` [N, 3, S, S] -> [N, d] runs in evaluation mode and is left in the mode it was in. A sample that could not
+    `network` [N, C, S, S] -> [N, d] runs in evaluation mode and is left in the mode it was in. A sample that could not
     be read and was skipped is left out. NumericsError if a feature is not finite.
     """
     broadcast_buffers(network)  # BatchNorm statistics differ between ranks in training
@@ -83,7 +83,7 @@ def extract_features(
 
 
 class TrunkAndOutput(nn.Module):
-    """The encoder's features and outputs of one forward pass, side by side: [N, 3, S, S] -> [N, width + dim]."""
+    """The encoder's features and outputs of one forward pass, side by side: [N, C, S, S] -> [N, width + dim]."""
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()

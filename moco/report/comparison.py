@@ -20,14 +20,15 @@ DEFAULTS = {field.name: field.default for field in dataclasses.fields(PretrainOp
 
 
 def accuracy_measure(encoders: Sequence[Encoder]) -> str | None:
-    """The accuracy of colours and correlations: of the linear probe, kNN, MR and CR the one that most encoders
-    have, the first of equal ones; None if none has any. They are never mixed."""
+    """The accuracy of colours and correlations: of the linear probe, kNN, MR, CR and depth's error the one that most
+    encoders have, the first of equal ones; None if none has any. They are never mixed."""
     count = Counter(name for one in encoders if one.compared for name in ACCURACIES if name in one.measured)
     return max(ACCURACIES, key=lambda name: count[name]) if count else None
 
 
 def predicts(encoders: Sequence[Encoder], *, collapsed: bool) -> RankCorrelation:
-    """Spearman's ρ of alignment + uniformity on validation images against accuracy, near -1 where the sum predicts it.
+    """Spearman's ρ of alignment + uniformity on validation images against accuracy, near -1 where the sum predicts it
+    (of depth's error: near 1).
 
     `collapsed`: with collapsed encoders, which lie far from all others in both and so raise |ρ|. InputError where there
     is none (too few encoders, all equal)."""
