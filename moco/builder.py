@@ -28,12 +28,17 @@ from moco.errors import InputError
 from moco.randomness import Purpose, stream_key
 from moco.timing import stage
 
+KEYS = ("queue", "batch")
 
-def choose_bn(bn: str | None, K: int, world_size: int) -> str:
+
+def choose_bn(bn: str | None, K: int, world_size: int, keys: str = "queue") -> str:
     """Returns the BatchNorm isolation: `bn`, or the default if it is None.
 
-    The default is 'shuffle' on several ranks, 'split' on one, and 'local' for K 0. InputError if `bn` needs keys.
+    The default is 'shuffle' on several ranks, 'split' on one, and 'local' without a queue. InputError if `bn` needs
+    keys.
     """
+    if keys == "batch":
+        return bn or "local"
     if K:
         return bn or ("shuffle" if world_size > 1 else "split")
     if bn in ("shuffle", "split"):
@@ -48,6 +53,8 @@ class MoCo(nn.Module):
     """`encoder` maps images [N, 3, H, W] to features [N, dim]; its copy becomes the key encoder.
 
     K: queue length; with 0 there is no queue, and both views are queries. m: momentum of the key encoder.
+    keys: 'batch' for MoCo v3, whose negatives are the batch's own keys: no queue, whatever K.
+    predictor: [N, dim] -> [N, dim], applied to the queries alone.
     bn: how BatchNorm is kept from leaking (`moco.encoders.batchnorm`); None: `choose_bn` decides.
     seed: of the initial queue and of the shuffles.
     queue_per_view: keys of view 0 go to a second queue, `queue_of_view_0`, with the same pointer and labels.
@@ -71,18 +78,23 @@ class MoCo(nn.Module):
         seed: int = 0,
         device: torch.device | str = "cpu",
         queue_per_view: bool = False,
+        keys: str = "queue",
+        predictor: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        K = 0 if keys == "batch" else K
         if K < 0:
             raise InputError(f"a queue cannot hold {K} keys; --moco-k is at least 1, or 0 for none")
         if not 0 <= m <= 1:
             raise InputError(f"the key encoder's momentum lies between 0 and 1; --moco-m is {m:g}")
         self.K, self.m, self.seed = K, m, seed
-        self.bn = choose_bn(bn, K, distributed.world_size())
+        self.keys, self.both_query = keys, keys == "queue" and K == 0
+        self.bn = choose_bn(bn, K, distributed.world_size(), keys)
         device = torch.device(device)
         self.encoder_q = isolate_batchnorm(encoder, self.bn, bn_group_size, device)
         self.encoder_k = copy.deepcopy(self.encoder_q)
         self.encoder_k.requires_grad_(False)
+        self.predictor = predictor and isolate_batchnorm(predictor, self.bn, bn_group_size, device)
 
         generator = torch.Generator().manual_seed(seed)
         self.register_buffer("queue", F.normalize(torch.randn(dim, K, generator=generator), dim=0))
@@ -116,15 +128,17 @@ class MoCo(nn.Module):
 
         `im_k` may be a tuple of per-sample tensors that `prepare_k` turns into images after the shuffle: uint8 crops
         that are augmented where they are encoded cross the network at a quarter of the bytes. `sizes`: samples per
-        rank, where uneven. Without a queue both views go through the query encoder, in one pass, and k has a gradient.
+        rank, where uneven. Without `im_k` k is empty. Without a queue both views go through the query encoder, in one
+        pass, and k has a gradient.
         """
-        if not self.K:
+        if im_k is None:
+            return self.queries(im_q), im_q.new_empty(0)
+        if self.both_query:
             second = prepare_k(*im_k) if prepare_k else im_k
             with stage("query"):
                 q, k = F.normalize(self.encoder_q(torch.cat([im_q, second])).float(), dim=1).chunk(2)
             return q, k
-        with stage("query"):
-            q = F.normalize(self.encoder_q(im_q).float(), dim=1)
+        q = self.queries(im_q)
         with stage("key"), torch.no_grad():
             parts = im_k if isinstance(im_k, tuple) else (im_k,)
             shuffle = self._shuffle_for(len(parts[0]), sizes)
@@ -135,6 +149,12 @@ class MoCo(nn.Module):
             if shuffle:
                 k = shuffle.unshuffle(k)
         return q, k
+
+    def queries(self, images: Tensor) -> Tensor:
+        """Images [N, 3, H, W] -> unit-norm fp32 queries [N, dim]."""
+        with stage("query"):
+            q = self.encoder_q(images)
+            return F.normalize((q if self.predictor is None else self.predictor(q)).float(), dim=1)
 
     def _shuffle_for(self, n: int, sizes: list[int] | None) -> RowShuffle | None:
         if not self.training or self.bn not in ("shuffle", "split"):

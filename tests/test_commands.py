@@ -140,6 +140,7 @@ def test_output_that_cannot_be_written_is_no_success() -> None:
 
 
 DIGITS = "--dataset digits -a smallcnn --epochs 1 --moco-k 64 --moco-dim 16 -b 64 --eval-freq 0"
+V3 = DIGITS.replace("--moco-k 64", "--keys batch")
 JOB = "--dry-run {} -- --dataset digits"
 LONG = "x" * 300
 REFUSED = [
@@ -166,6 +167,12 @@ REFUSED = [
     (pretrain, f"{DIGITS} --crop-min 1.5", "--crop-min is a share of the image, at most 1, not 1.5"),
     (pretrain, f"{DIGITS} --crop-min 0", "--crop-min must be greater than 0"),
     (pretrain, f"{DIGITS} --queue-per-view", "--queue-per-view needs --symmetric"),
+    (pretrain, f"{V3} --moco-k 9", "--moco-k is not read with --keys batch"),
+    (pretrain, f"{V3} --accum-steps 2", "--accum-steps would leave parts of a batch"),
+    (pretrain, f"{V3} --symmetric --queue-per-view", "--queue-per-view has no meaning with --keys"),
+    (pretrain, f"{V3} -b 1", "--keys batch compares the images of a batch: --batch-size must be at"),
+    (pretrain, f"{DIGITS} --moco-k 0 --predictor vit", "--predictor has no meaning with --moco-k 0"),
+    (pretrain, f"{DIGITS} --stop-grad-conv1", "--stop-grad-conv1 is for ViTs with a projection of patches"),
     (pretrain, f"{DIGITS} --moco-k 0 --queue-per-view", "--queue-per-view has no meaning with --moco-k 0"),
     (pretrain, f"{DIGITS} --optimizer adamw --momentum 0.8", "--momentum is not read with --optimizer adamw"),
     (pretrain, f"{DIGITS} --lr-per-step", "--lr-per-step is for a warm-up or a cosine"),

@@ -35,10 +35,8 @@ LAYOUTS: tuple[tuple[str, str], ...] = (
     ("module.", "a network in DistributedDataParallel, as main_lincls.py saves it"),
     ("", "a plain network (torchvision, timm)"),
 )
-# moco-v3's own names for its ViTs. vit_base is timm's; its vit_small has 12 heads of 32 where libraries have 6 of 64:
-# the same shapes, another function, so that loading it into timm's would go unnoticed.
+# moco-v3's vit_base is timm's network too, under timm's name; its other ViTs are ours (moco/encoders/vit.py).
 _MOCO_V3_ARCHS = {"vit_base": "timm:vit_base_patch16_224"}
-_MOCO_V3_UNKNOWN = ("vit_small", "vit_conv_small", "vit_conv_base")
 # Buffers of known projects that hold no state: the align/uniform fork's label for its contrastive term.
 STATELESS = ("scalar_label",)
 # Parts that torchvision's networks have only while they are trained with labels.
@@ -125,7 +123,7 @@ def read_encoder(path: str | Path) -> EncoderFile:
         path=Path(path),
         layout=layout,
         state=_library_names(state, Path(path)),
-        arch=_arch(arch, prefix, path) if isinstance(arch, str) else None,
+        arch=_arch(arch, prefix) if isinstance(arch, str) else None,
         epoch=epoch if isinstance(epoch, int) else None,
         others=[key for key in weights if not key.startswith(prefix)],
         options=options if isinstance(options, dict) else {},
@@ -144,14 +142,8 @@ def _weights(content: dict[str, Any], path: str | Path) -> dict[str, Tensor]:
     raise InputError(f"{path} holds no weights ('state_dict', 'model' or plain tensors), only {keys}: check the path")
 
 
-def _arch(arch: str, prefix: str, path: str | Path) -> str:
-    if not prefix.endswith("base_encoder."):
-        return arch
-    if arch in _MOCO_V3_UNKNOWN:
-        raise InputError(
-            f"{path} holds moco-v3's {arch}, which torchvision and timm lack: take its vit_base or resnet50"
-        )
-    return _MOCO_V3_ARCHS.get(arch, arch)
+def _arch(arch: str, prefix: str) -> str:
+    return _MOCO_V3_ARCHS.get(arch, arch) if prefix.endswith("base_encoder.") else arch
 
 
 def _library_names(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:

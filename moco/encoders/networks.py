@@ -9,8 +9,6 @@ from __future__ import annotations
 import copy
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -18,31 +16,21 @@ from torch import Tensor, nn
 from torchvision import models
 
 from moco import plugins
-from moco.encoders.channels import give_channels
+from moco.encoders.channels import give_channels, input_channels
+from moco.encoders.heads import Projector, build_mlp
 from moco.encoders.own import OWN
 from moco.errors import InputError
 
 _TIMM = "timm:"
 # Their last layer is a convolution followed by a ReLU: there is no linear classifier to replace or to leave out.
 _WITHOUT_LINEAR = ("squeezenet1_0", "squeezenet1_1")
-
-
-@dataclass(frozen=True)
-class Projector:
-    """The shape of a projection head: `layers` linear layers with ReLU between them.
-
-    width: between the layers; None: that of the encoder's features. bn: BatchNorm after each layer, the last without
-    scale and shift, and no biases (Chen, Xie & He 2021; facebookresearch/moco-v3's `_build_mlp`).
-    """
-
-    layers: int = 2
-    width: int | None = None
-    bn: bool = False
+MOCO_V3_VITS = ("vit_small", "vit_base", "vit_conv_small", "vit_conv_base")  # moco/encoders/vit.py
 
 
 def available() -> list[str]:
     """Names that `build_encoder` takes, beside `timm:NAME` for every name that timm knows."""
-    return sorted([*OWN, *(name for name in models.list_models(module=models) if name not in _WITHOUT_LINEAR)])
+    of_torchvision = [name for name in models.list_models(module=models) if name not in _WITHOUT_LINEAR]
+    return sorted([*OWN, *MOCO_V3_VITS, *of_torchvision])
 
 
 def check_arch(arch: str | None, arguments: Sequence[str]) -> None:
@@ -94,22 +82,19 @@ def build_encoder(
     elif mlp:
         _replace(encoder, name, nn.Sequential(nn.Linear(last.in_features, last.in_features), nn.ReLU(), last))
     if image_size is not None:
-        _try_on_blank(encoder, arch, image_size, num_classes, channels)
+        _try_on_blank(encoder, arch, image_size, num_classes)
     return encoder
 
 
-def build_mlp(dim_in: int, dim_out: int, shape: Projector) -> nn.Sequential:
-    """[N, dim_in] -> [N, dim_out]. Layers are numbered as in moco-v3: linear, BatchNorm if any, ReLU, linear, ..."""
-    widths = [dim_in, *[shape.width or dim_in] * (shape.layers - 1), dim_out]
-    layers: list[nn.Module] = []
-    for number, (narrow, wide) in enumerate(pairwise(widths), start=1):
-        last = number == shape.layers
-        layers.append(nn.Linear(narrow, wide, bias=not shape.bn))
-        if shape.bn:
-            layers.append(nn.BatchNorm1d(wide, affine=not last))
-        if not last:
-            layers.append(nn.ReLU(inplace=True))
-    return nn.Sequential(*layers)
+def freeze_patches(encoder: nn.Module, arch: str) -> None:
+    """Keeps a ViT's projection of patches at its random start, which is MoCo v3's cure for unstable training.
+
+    InputError if the encoder has no such projection.
+    """
+    projection = getattr(getattr(encoder, "patch_embed", None), "proj", None)
+    if not isinstance(projection, nn.Conv2d):
+        raise InputError(f"--stop-grad-conv1 is for ViTs with a projection of patches, which --arch {arch} lacks")
+    projection.requires_grad_(False)
 
 
 def classifier_name(encoder: nn.Module) -> str:
@@ -173,6 +158,10 @@ def _build_plain(
         return _build_timm(arch.removeprefix(_TIMM), num_classes, image_size, channels)
     if arch in OWN:
         return OWN[arch](num_classes)
+    if arch in MOCO_V3_VITS:
+        from moco.encoders.vit import VITS  # here, because timm takes half a second
+
+        return VITS[arch](num_classes, image_size or 224)
     if arch in _WITHOUT_LINEAR:
         raise InputError(
             f"--arch {arch} has no linear classifier, so it cannot carry a projection head: choose another one"
@@ -243,8 +232,9 @@ def _replace(encoder: nn.Module, dotted: str, module: nn.Module) -> None:
     setattr(encoder.get_submodule(owner), leaf, module)
 
 
-def _try_on_blank(encoder: nn.Module, arch: str, image_size: int, num_classes: int, channels: int) -> None:
-    """One forward pass in eval mode, so that BatchNorm's running statistics stay as they are."""
+def check_image_size(encoder: nn.Module, arch: str, image_size: int, flag: str = "--image-size") -> Any:
+    """The output for one blank image, in evaluation mode: BatchNorm's statistics stay. InputError if it has none."""
+    channels = input_channels(encoder)
     encoder.eval()
     try:
         with torch.no_grad():
@@ -252,9 +242,14 @@ def _try_on_blank(encoder: nn.Module, arch: str, image_size: int, num_classes: i
     except (RuntimeError, AssertionError, ValueError) as error:
         raise InputError(
             f"--arch {arch} does not take images of {image_size} px"
-            f"{'' if channels == 3 else f' and {channels} channels'}: change --image-size ({_first_line(error)})"
+            f"{'' if channels == 3 else f' and {channels} channels'}: change {flag} ({_first_line(error)})"
         ) from error
     encoder.train()
+    return out
+
+
+def _try_on_blank(encoder: nn.Module, arch: str, image_size: int, num_classes: int) -> None:
+    out = check_image_size(encoder, arch, image_size)
     if not isinstance(out, Tensor) or out.shape != (1, num_classes):
         raise InputError(
             f"--arch {arch} does not give one vector per image, so it cannot be an encoder: choose another one"

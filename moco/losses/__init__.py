@@ -2,6 +2,7 @@
 
 import warnings
 
+from moco.losses.batch_keys import BatchKeysDecoupledLoss as BatchKeysDecoupledLoss, BatchKeysLoss as BatchKeysLoss
 from moco.losses.debiased import DebiasedLoss as DebiasedLoss
 from moco.losses.decoupled import DecoupledLoss as DecoupledLoss, InBatchDecoupledLoss as InBatchDecoupledLoss
 from moco.losses.hard import HardContrastiveLoss as HardContrastiveLoss, SimpleLoss as SimpleLoss

@@ -15,6 +15,7 @@ import numpy as np
 
 from moco import plugins
 from moco.errors import InputError
+from moco.losses.batch_keys import BatchKeysDecoupledLoss, BatchKeysLoss
 from moco.losses.debiased import DebiasedLoss
 from moco.losses.decoupled import DecoupledLoss, InBatchDecoupledLoss
 from moco.losses.hard import HardContrastiveLoss, SimpleLoss
@@ -29,14 +30,15 @@ from moco.schedules import value_at
 class Row:
     """A loss and its options.
 
-    loss: its class. settings: argument of the class -> option of main_moco.py. in_batch: the class for --moco-k 0, if
-    there is one. temperature: the default of --moco-t. labels: whether it compares labels. fixed: arguments of the
-    class that are no option.
+    loss: its class. settings: argument of the class -> option of main_moco.py. in_batch, batch_keys: the classes for
+    --moco-k 0 and for --keys batch, if there are any. temperature: the default of --moco-t. labels: whether it compares
+    labels. fixed: arguments of the class that are no option.
     """
 
     loss: type
     settings: Mapping[str, str] = field(default_factory=dict)
     in_batch: type | None = None
+    batch_keys: type | None = None
     temperature: float = 0.07
     labels: bool = False
     fixed: Mapping[str, Any] = field(default_factory=dict)
@@ -54,14 +56,14 @@ _T, _HARD = {"temperature": "moco_t"}, {"share": "moco_hard_alpha"}
 _DEBIASED = {**_T, "prior": "moco_tau_plus"}
 
 LOSSES: dict[str, Row] = {
-    **{name: Row(WeightedLoss, _MIX, in_batch=InBatchLoss) for name in PRESET_WEIGHTS},
+    **{name: Row(WeightedLoss, _MIX, in_batch=InBatchLoss, batch_keys=BatchKeysLoss) for name in PRESET_WEIGHTS},
     "simple": Row(SimpleLoss, {"weight": "moco_simple_w"}),
     "hard": Row(HardContrastiveLoss, _T | _HARD),
     "hard-simple": Row(SimpleLoss, {"weight": "moco_simple_w"} | _HARD),
     "debiased": Row(DebiasedLoss, _DEBIASED, temperature=0.5),
     "hcl": Row(DebiasedLoss, _DEBIASED | {"beta": "moco_beta"}, temperature=0.5),
-    "dcl": Row(DecoupledLoss, _T, in_batch=InBatchDecoupledLoss, temperature=0.1),
-    "dclw": Row(DecoupledLoss, _T, in_batch=InBatchDecoupledLoss, temperature=0.1, fixed={"sigma": 0.5}),
+    "dcl": Row(DecoupledLoss, _T, InBatchDecoupledLoss, BatchKeysDecoupledLoss, temperature=0.1),
+    "dclw": Row(DecoupledLoss, _T, InBatchDecoupledLoss, BatchKeysDecoupledLoss, temperature=0.1, fixed={"sigma": 0.5}),
     "supcon": Row(SupConLoss, _T, labels=True),
 }
 
@@ -77,16 +79,17 @@ def make_loss(options: Any, across: Across | None = None) -> Loss:
     settings: dict[str, Any] = {
         argument: value_at(getattr(options, name), 0) for argument, name in row.settings.items()
     } | dict(row.fixed)
-    kind = row.loss if options.moco_k else row.in_batch
+    from_batch, words = (row.batch_keys, "--keys batch") if options.keys == "batch" else (row.in_batch, "--moco-k 0")
+    kind = row.loss if options.moco_k else from_batch
     if kind is None:
         with_batch = " or ".join(name for name, other in LOSSES.items() if other.in_batch)
         raise InputError(
-            f"--loss {options.loss} takes its negatives from the queue, so --moco-k must be at least 1; --moco-k 0 goes"
+            f"--loss {options.loss} takes its negatives from the queue, so --moco-k must be at least 1; {words} goes"
             f" with {with_batch}"
         )
     arguments = inspect.signature(kind).parameters
     if issubclass(kind, WeightedLoss):
-        wanted = kind is InBatchLoss or options.unif_global
+        wanted = not options.moco_k or options.unif_global
         settings["across"] = across if across is not None and wanted else OneProcess()
         settings["intra_batch"] = not options.moco_unif_no_intra_batch
         if kind is InBatchLoss:

@@ -398,7 +398,7 @@ def good(finished: Path, folder: Path) -> Path:
         (good, "-a resnet18_small", "holds a smallcnn, not a resnet18_small; pass --arch smallcnn"),
         (good, "--moco-dim 16", "was trained with --moco-dim 8 --moco-k 21; pass the same"),
         (good, "--moco-k 22", "was trained with --moco-dim 8 --moco-k 21; pass the same"),
-        (good, "--mlp", "does not fit this model (arch, --mlp, --moco-mlp-layers?)"),
+        (good, "--mlp", "does not fit this model (arch, --mlp, --moco-mlp-layers, --predictor?)"),
     ],
 )
 def test_bad_checkpoints(

@@ -18,7 +18,7 @@ from moco.encoders import build_encoder
 from moco.errors import InputError
 from moco.losses.table import LOSSES, make_loss
 from moco.pretrain import state as resume
-from moco.pretrain.__main__ import projector_of
+from moco.pretrain.heads import projector_of
 from moco.pretrain.optimiser import make_optimizer
 from moco.pretrain.options import PretrainOptions, parse_pretrain
 from moco.pretrain.state import Position, find, restore, snapshot
@@ -288,7 +288,7 @@ def refuse(state: dict[str, Any], o: PretrainOptions, told: str) -> None:
         (["--moco-dim", "16"], r"--moco-dim 8 --moco-k 11; pass the same"),
         (["--moco-k", "12"], r"--moco-dim 8 --moco-k 11; pass the same"),
         (["--mlp"], r"does not fit this model \(arch, .*\?\): \d+ entries differ, the first is encoder_k\.fc"),
-        (["--moco-mlp-layers", "2", "--moco-mlp-bn"], r"--moco-mlp-layers\?\): \d+ entries differ, the first is"),
+        (["--moco-mlp-layers", "2", "--moco-mlp-bn"], r"--predictor\?\): \d+ entries differ, the first is"),
         (["--symmetric", "--queue-per-view"], r"with one queue for both views: leave out --queue-per-view"),
     ],
 )
