@@ -144,7 +144,7 @@ REFUSED = [
     (pretrain, f"{DIGITS} --in-batch cross-view", "--in-batch is not read with --moco-k 64"),
     (pretrain, f"{DIGITS} --init-std 0", "--init-std must be greater than 0"),
     (pretrain, f"{DIGITS} -b 1441 --no-drop-last", "leave 1 for the last batch of an epoch"),
-    (pretrain, f"{DIGITS} --loss hcl --moco-tau-plus nan", "must be in [0, 1), not nan"),
+    (pretrain, f"{DIGITS} --loss hcl --moco-tau-plus nan", "must be at least 0 and less than 1, not nan"),
     (pretrain, f"{DIGITS} --loss hcl --moco-beta -5", "must be at least 0 and finite, not -5"),
     (pretrain, f"{DIGITS} --loss hard --moco-hard-alpha 7", "must be above 0 and at most 1, not 7"),
     (

@@ -191,7 +191,7 @@ def keep(a: object) -> dict[str, object]:
 def test_values_of_arguments(text: str, value: object) -> None:
     options = parse_pretrain(["folder", "--loss", f"{__name__}:keep", "--loss-arg", f"a={text}"])
     assert options.loss_arg == [f"a={text}"]
-    with pytest.raises(InputError, match="gives a dict, which cannot be called"):
+    with pytest.raises(InputError, match="gives a dict; it must give an object to call"):
         make_loss(options)
     assert find("--loss", options.loss or "", options.loss_arg)() == {"a": value}
 

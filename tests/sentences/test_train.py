@@ -242,7 +242,7 @@ def test_bad_texts_are_refused(argv: list[str], text: Path, tmp_path: Path, caps
     ("words", "message"),
     [
         (["--moco-contr-w", "0"], "at least one must be positive"),
-        (["--moco-t", "0"], "the temperature must be a positive number"),
+        (["--moco-t", "0"], "the temperature (--moco-t) must be a positive number"),
         (["-b", "1"], "--batch-size must be at least 2"),
         (["--lr", "-1"], "--lr must be greater than 0"),
         (["--save-every", "soon"], "--save-every takes steps"),
