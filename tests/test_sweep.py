@@ -222,8 +222,8 @@ def test_published_figures_stand_beside_the_measured(tmp_path: Path, capsys: pyt
     page = (tmp_path / "page" / "index.html").read_text()
     assert (tmp_path / "page" / "published-lincls_top1.png").stat().st_size > 1000
     # (10 + 2 + 1 + 2 + 4) / 5; the two orders differ in the first two of five: ρ = 1 - 6·2 / (5·24)
-    assert "linear top-1 [%], measured less published, mean of 5: +3.80; rank correlation 0.90" in page
-    assert "alignment, measured less published, mean of 1: +0.000; no rank correlation" in page
+    assert "linear top-1 [%], measured minus published, mean of 5: +3.80; rank correlation 0.90" in page
+    assert "alignment, measured minus published, mean of 1: +0.000; no rank correlation" in page
     assert "published linear top-1 [%]" in page and '<td class="n" data-value="71.25">71.25</td>' in page
     assert page.count("pair-") == 0 and page.count('aria-label="alignment: measured against published"') == 1
 
