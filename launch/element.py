@@ -1,7 +1,7 @@
 """One element of a sweep: it pretrains, probes and writes one row of the table.
 
 It is a job, or `python -m launch.element FOLDER JOB_FOLDER`. In its folder are element.json (what it is),
-main_moco.yaml and main_lincls.yaml (its options), pretrain/ and lincls/ (its runs) and, in the end, row.json or
+a YAML file of options for each program, pretrain/ and lincls/ or depth/ (its runs) and, in the end, row.json or
 failed.json.
 """
 
@@ -76,6 +76,8 @@ class Element(Job):
         if (result := self.place / "lincls" / "lincls.json").exists():
             found = json.loads(result.read_text())
             row |= {f"lincls_{name}": found[name] for name in ("top1", "top5", "best_top1")}
+        if (result := self.place / "depth" / "depth.json").exists():
+            row |= {name: value for name, value in json.loads(result.read_text()).items() if name.startswith("depth_")}
         return row
 
 

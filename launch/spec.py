@@ -2,7 +2,8 @@
 
     name: digits
     set: {dataset: digits, arch: smallcnn}          # for every element
-    probe: {epochs: 10}                             # options of main_lincls.py; leave it out for no probe
+    probe: {epochs: 10}                             # options of main_lincls.py, or with dataset: nyu-depth
+                                                    # of moco.probe.depth; leave it out for no probe
     parts:
       - set: {loss: infonce}
         grid: {moco_t: [0.07, 0.2], seed: [0, 1]}   # all combinations
@@ -39,6 +40,7 @@ import yaml
 from launch import encoders_table, options_file
 from moco.errors import InputError
 from moco.pretrain.options import PretrainOptions
+from moco.probe.depth.options import DepthOptions
 from moco.probe.options import LinclsOptions
 from moco.run.options import CommonOptions, result_options
 from moco.sentences.options import SentenceOptions
@@ -58,7 +60,7 @@ class Element:
 
     swept: Settings
     pretrain: PretrainOptions | SentenceOptions
-    probe: LinclsOptions | None
+    probe: LinclsOptions | DepthOptions | None
     published: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -113,7 +115,8 @@ def read(path: Path, folder: Path | None, words: list[str], ranks: int) -> Spec:
         element.pretrain = dataclasses.replace(element.pretrain, output_dir=str(place / "pretrain"))
         if element.probe:
             last = place / "pretrain" / f"checkpoint_{element.pretrain.epochs - 1:04d}.pth.tar"
-            element.probe = dataclasses.replace(element.probe, output_dir=str(place / "lincls"), pretrained=str(last))
+            own = place / Path(element.probe.output_dir).name  # lincls or depth
+            element.probe = dataclasses.replace(element.probe, output_dir=str(own), pretrained=str(last))
     return Spec(name, _compared(list(elements.values())))
 
 
@@ -240,7 +243,7 @@ def _resolve(
         classifier = None
         if probe is not None:
             with _as_config(probe) as config:
-                classifier = options_file.probe(config, pretrain)
+                classifier = options_file.probe(config, pretrain, ranks)
     except InputError as error:
         raise InputError(f"{where}: {re.sub(_CONFIG, '', str(error))}") from error
     return Element({}, pretrain, classifier)

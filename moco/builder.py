@@ -99,13 +99,16 @@ class MoCo(nn.Module):
         # entries that hold a key; the others still hold the random start
         self.register_buffer("filled", torch.zeros(1, dtype=torch.long), persistent=False)
         self.step = 0  # optimiser steps begun: keys the shuffle
+        self._pairs: tuple[list[nn.Parameter], list[nn.Parameter]] | None = None  # of keys and queries
         self.to(device)
 
     @torch.no_grad()
     def update_key_encoder(self) -> None:
         """k ← m·k + (1 - m)·q over parameters (not BatchNorm buffers), Eq 2, in a few fused kernels."""
-        keys, queries = ([p.detach() for p in e.parameters()] for e in (self.encoder_k, self.encoder_q))
-        torch._foreach_lerp_(keys, queries, 1 - self.m)
+        if self._pairs is None:  # once: to walk through the modules takes longer than to start the kernels
+            self._pairs = list(self.encoder_k.parameters()), list(self.encoder_q.parameters())
+        keys, queries = self._pairs
+        torch._foreach_lerp_(keys, queries, 1 - self.m)  # type: ignore[arg-type]
         self.step += 1
 
     def forward(

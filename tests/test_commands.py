@@ -17,6 +17,7 @@ from launch.jobs import main as jobs
 from launch.submitit_job import main as submit
 from moco.commands import run_command
 from moco.data.beton.__main__ import main as beton
+from moco.data.stats import main as stats
 from moco.errors import (
     EXIT_INPUT,
     EXIT_INTERRUPTED,
@@ -36,6 +37,8 @@ from moco.export.__main__ import main as export
 from moco.pretrain.__main__ import main as pretrain
 from moco.pretrain.options import PretrainOptions, parse_pretrain
 from moco.probe.__main__ import main as probe
+from moco.probe.depth.__main__ import main as depth
+from moco.probe.depth.options import DepthOptions, parse_depth
 from moco.probe.options import LinclsOptions, parse_lincls
 from moco.report.__main__ import main as report
 from moco.sentences.options import SentenceOptions, parse_sentences
@@ -186,11 +189,30 @@ REFUSED = [
     (evaluate, "c --dataset digits --align-alpha 1e308", "--align-alpha must be at most 100"),
     (evaluate, "c --dataset digits --seed -1", "--seed must be at least 0"),
     (evaluate, "c --dataset digits --seed 99999999999999999999999999", "--seed must be at least 0 and less than 2^63"),
+    (depth, "", "say where the images are"),
+    (depth, "nowhere", "neither nyu_depth_v2_labeled.mat nor a folder val of pairs"),
+    (depth, "--dataset digits", "--dataset digits has images and no depth: pass --dataset nyu-depth"),
+    (depth, "d --evaluate", "--evaluate needs a trained predictor"),
+    (depth, "d --evaluate --resume c --lr 1", "--lr is not read with --evaluate"),
+    (depth, "d --lr-drop 2", "--lr-drop must be at most 1, not 2"),
+    (depth, "d --adam-betas 1 1", "--adam-betas takes two numbers from 0 to below 1"),
+    (depth, f"d --pretrained {LONG}", "File name too long"),
     (export, f"{LONG} --to onnx", "File name too long"),
     (report, LONG, ""),
     (beton, f"info {LONG}", ""),
     (beton, f"write {LONG} out.beton", ""),
     (beton, "write . out.beton --max-resolution 0", "--max-resolution"),
+    (pretrain, f"{DIGITS} --channels 0", "--channels must lie between 1 and 1024, not 0"),
+    (pretrain, f"{DIGITS} --channels 5", "--dataset digits has images of 3 channels: pass --channels 3"),
+    (pretrain, f"{DIGITS} --value-range 5", "--value-range takes LOW,HIGH, or 3 such pairs in a row, not 1 numbers"),
+    (pretrain, f"{DIGITS} --value-range 9,5", "LOW must be below HIGH"),
+    (pretrain, f"{DIGITS} --value-range 0,inf", "--value-range takes finite numbers"),
+    (pretrain, f"{DIGITS} --value-range 0;9", "--value-range takes numbers with commas between them"),
+    (pretrain, f"{DIGITS} --mean .5,.5,.5", "--mean and --std belong together"),
+    (pretrain, f"{DIGITS} --mean .5 --std .5", "--mean has 1 numbers for 3 channels"),
+    (pretrain, f"{DIGITS} --mean .5,.5,.5 --std .5,0,.5", "a standard deviation is greater than 0"),
+    (stats, "nowhere", "there is no folder nowhere"),
+    (stats, "--dataset digits --channels 4", "--dataset digits has images of 3 channels"),
     (submit, JOB.format("--mem-gb nan"), "argument --mem-gb: nan must be at least 0.001"),
     (submit, JOB.format("--mem-gb inf"), "argument --mem-gb"),
     (submit, JOB.format("--nodes 0"), "argument --nodes: 0 must be at least 1"),
@@ -235,12 +257,14 @@ PARSERS: dict[str, Callable[[list[str]], object]] = {
     "pretrain": parse_pretrain,
     "probe": parse_lincls,
     "evaluate": parse_evaluate,
+    "depth": parse_depth,
     "sentences": parse_sentences,
 }
 OPTIONS = {
     "pretrain": PretrainOptions,
     "probe": LinclsOptions,
     "evaluate": EvaluateOptions,
+    "depth": DepthOptions,
     "sentences": SentenceOptions,
 }
 
@@ -259,7 +283,12 @@ def test_any_value_of_any_option_is_taken_or_refused_in_a_sentence(command: str)
 TOOLS: dict[str, tuple[Callable[[list[str]], int], str, str]] = {
     "export": (export, "nowhere.pth.tar --to onnx", "output-dir arch image-size recipe licence to"),
     "report": (report, "nowhere", "output neighbours watch"),
-    "beton write": (beton, "write nowhere out.beton", "dataset mode quality max-resolution workers proportion subset"),
+    "beton write": (
+        beton,
+        "write nowhere out.beton",
+        "dataset mode quality max-resolution workers proportion subset value-range",
+    ),
+    "stats": (stats, "nowhere", "dataset split channels value-range workers"),
     "beton verify": (beton, "verify nowhere.beton", "workers"),
     "jobs": (jobs, "--index nowhere", "index"),
     "submit": (

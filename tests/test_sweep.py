@@ -13,6 +13,7 @@ from moco.errors import EXIT_INPUT, InputError
 from moco.report import comparison, runs
 from moco.report.__main__ import main as report
 from moco.run.files import write_json
+from tests.data.depth_material import write_pairs
 from tests.report import made_runs
 from tests.sentences.material import write_classes, write_text
 
@@ -43,6 +44,7 @@ def test_recipes(path: Path) -> None:
         ("sweep_imagenette", 21, ["photos"]),
         ("sweep_imagenet100", 45, ["photos"]),
         ("sweep_stl10", 304, []),
+        ("sweep_nyu_depth", 64, ["nyu"]),
         ("sweep_bookcorpus", 108, ["text.txt", "--classify", "MR", "CR"]),
         ("sweep_imagenette_hard", 8, ["photos"]),
         ("sweep_cifar10_encoders", 48, ["photos"]),
@@ -165,6 +167,31 @@ def test_sentence_encoders_are_swept_and_shown(tmp_path: Path) -> None:
     encoders = runs.read([tmp_path / "out"])
     assert [one.measured["val_mr_acc1"] for one in encoders] == [float(row["val_mr_acc1"]) for row in rows]
     assert comparison.accuracy_measure(encoders) == runs.MR
+
+
+def test_depth_encoders_are_swept_and_shown(tmp_path: Path) -> None:
+    """Every element is probed for depth, and its error is a column of the table and the colour of its dot."""
+    for split, count in (("train", 6), ("val", 3)):
+        write_pairs(tmp_path / "nyu" / split, count, count)
+    settings = {"dataset": "nyu-depth", "arch": "smallcnn", "image_size": 16, "epochs": 1, "batch_size": 3, "moco_k": 0}
+    settings |= {"moco_dim": 8, "device": "cpu", "tensorboard": False, "seed": 0, "workers": 1}
+    probe = {"features_from": "features.5", "epochs": 1, "schedule": [], "batch_size": 3}
+    spec_ = {"set": settings, "probe": probe, "parts": [{"grid": {"moco_t": [0.1, 1]}}]}
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(spec_))
+    words, out = [str(tmp_path / "nyu")], tmp_path / "out"
+    with pytest.raises(InputError, match="the depth probe takes one process, not 2"):
+        spec.read(tmp_path / "s.yaml", out, words, 2)
+    out.mkdir()
+    for place in sweep.prepare(spec.read(tmp_path / "s.yaml", out, words, 1), out):
+        element.Element(place, tmp_path)()
+        assert sweep.element_status(place)[1:4] == ["done", "1/1", "1/1"]
+        assert float(sweep.element_status(place)[6]) > 0
+    with (out / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["moco_t"]) for row in rows] == [0.1, 1] and all(float(row["depth_rmse"]) > 0 for row in rows)
+    encoders = runs.read([out])
+    assert [one.measured["depth_mse"] for one in encoders] == [float(row["depth_mse"]) for row in rows]
+    assert comparison.accuracy_measure(encoders) == runs.DEPTH
 
 
 TABLE = """\ufeffloss,moco_t,moco_align_w,moco_unif_w,schedule,cos,published_top1,published_val_alignment

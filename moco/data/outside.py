@@ -10,13 +10,19 @@ import numpy as np
 from PIL import Image
 
 from moco import plugins
-from moco.data.decode import BadImage, decode
+from moco.data.channels import RGB, PixelFormat
+from moco.data.decode import BadImage, decode, decode_whole
 from moco.data.source import ArrayPicture, ArraySource, Source
 from moco.errors import InputError
 
 
 def open_outside(
-    data: str | None, dataset: str, split: str, arguments: Sequence[str], labels_required: bool
+    data: str | None,
+    dataset: str,
+    split: str,
+    arguments: Sequence[str],
+    labels_required: bool,
+    pixels: PixelFormat = RGB,
 ) -> Source | None:
     """Calls the factory `dataset`, module:name, as `factory(split, data, **arguments)`. None: no such split.
 
@@ -30,7 +36,7 @@ def open_outside(
             f"--dataset {dataset} gives a {type(made).__name__} for {split}; it must give a moco.data.source.Source, a"
             " torch dataset with len and [i], or None"
         )
-    source = made if hasattr(made, "open") else MapStyleSource(made, f"{dataset}/{split}")
+    source = made if hasattr(made, "open") else MapStyleSource(made, f"{dataset}/{split}", pixels)
     if not len(source):
         raise InputError(f"--dataset {dataset} gives no image for {split}")
     if labels_required and (np.asarray(source.labels) < 0).any():
@@ -50,17 +56,18 @@ def _make(dataset: str, split: str, data: str | None, arguments: tuple[str, ...]
 class MapStyleSource(ArraySource):
     """A torch dataset whose `[i]` is an image, or a tuple that begins with one.
 
-    The image is a Pillow image or uint8 [H, W, 3] or [H, W]. Labels are its attribute `targets` or `labels`, names of
+    The image is a Pillow image or uint8 [H, W, C] or [H, W]. Labels are its attribute `targets` or `labels`, names of
     the classes its attribute `classes`. Without them the images have no label: reading all of them would take an epoch.
     """
 
-    def __init__(self, dataset: Any, title: str) -> None:
+    def __init__(self, dataset: Any, title: str, wanted: PixelFormat = RGB) -> None:
         labels = getattr(dataset, "targets", getattr(dataset, "labels", None))
         found = np.full(len(dataset), -1) if labels is None else np.asarray(labels, dtype=np.int64)
         if found.shape != (len(dataset),):
             raise InputError(f"{title} has {len(dataset)} images and labels of shape {list(found.shape)}")
         names = getattr(dataset, "classes", None) or range(int(found.max(initial=-1)) + 1)
         super().__init__(dataset, found, [str(name) for name in names], title)
+        self.wanted, self.channels = wanted, wanted.channels
         if labels is None:
             self.notes = [f"{title} has no attribute targets or labels: images without labels"]
 
@@ -74,13 +81,14 @@ class MapStyleSource(ArraySource):
             raise BadImage(f"{self.name(index)}: {type(error).__name__}: {error}") from error
         image = sample[0] if isinstance(sample, (tuple, list)) else sample
         if isinstance(image, Image.Image):
-            return decode(image)
+            whole = decode_whole(image, self.wanted)
+            return decode(image, wanted=self.wanted) if whole is None else whole
         pixels = np.asarray(image)
         if pixels.ndim == 2:
-            pixels = np.repeat(pixels[..., None], 3, axis=-1)
-        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+            pixels = np.repeat(pixels[..., None], 3 if self.channels == 3 else 1, axis=-1)
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != self.channels:
             raise InputError(
                 f"{self.name(index)} is {pixels.dtype} {list(pixels.shape)}; an image must be a Pillow image or uint8"
-                " [H, W, 3], without a transform to tensors"
+                f" [H, W, {self.channels}], without a transform to tensors (--channels is {self.channels})"
             )
         return np.ascontiguousarray(pixels)

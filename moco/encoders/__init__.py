@@ -1,5 +1,6 @@
 """Encoders by name, and out of other projects' checkpoints (`files`)."""
 
+from moco.encoders.channels import input_channels as input_channels
 from moco.encoders.networks import (
     Projector as Projector,
     available as available,

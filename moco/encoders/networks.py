@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from moco import plugins
+from moco.encoders.channels import give_channels
 from moco.encoders.own import OWN
 from moco.errors import InputError
 
@@ -58,8 +59,9 @@ def build_encoder(
     image_size: int | None = None,
     arguments: Sequence[str] = (),
     projector: Projector | None = None,
+    channels: int = 3,
 ) -> nn.Module:
-    """The network `arch`, untrained, `[N, 3, S, S] -> [N, num_classes]`.
+    """The network `arch`, untrained, `[N, channels, S, S] -> [N, num_classes]`.
 
     arch module:factory is called as `factory(num_classes, **arguments)`; its last linear layer is the classifier.
     arguments: the --arch-arg words.
@@ -72,11 +74,14 @@ def build_encoder(
     if num_classes < 1:
         raise InputError(f"the encoder's output needs at least 1 dimension, not {num_classes}")
     try:
-        encoder = _build_plain(arch, num_classes, image_size, arguments)
+        encoder = _build_plain(arch, num_classes, image_size, arguments, channels)
     except (RuntimeError, AssertionError, ValueError) as error:
         raise InputError(
             f"--arch {arch} cannot be built for images of {image_size} px: {_first_line(error)}"
         ) from error
+    if channels != 3:
+        give_channels(encoder, channels)
+    encoder._moco_channels = channels  # type: ignore[assignment]
     name = _find_classifier(encoder, arch)
     encoder._moco_classifier = name  # type: ignore[assignment]
     last = encoder.get_submodule(name)
@@ -89,7 +94,7 @@ def build_encoder(
     elif mlp:
         _replace(encoder, name, nn.Sequential(nn.Linear(last.in_features, last.in_features), nn.ReLU(), last))
     if image_size is not None:
-        _try_on_blank(encoder, arch, image_size, num_classes)
+        _try_on_blank(encoder, arch, image_size, num_classes, channels)
     return encoder
 
 
@@ -120,7 +125,7 @@ def feature_dim(encoder: nn.Module) -> int:
 
 
 def trunk(encoder: nn.Module) -> nn.Module:
-    """The encoder without its classifier: `[N, 3, S, S] -> [N, feature_dim]`, sharing every parameter and buffer.
+    """The encoder without its classifier: `[N, C, S, S] -> [N, feature_dim]`, sharing every parameter and buffer.
 
     Only the containers on the path to the classifier are copied; the encoder itself stays as it was.
     """
@@ -156,14 +161,16 @@ def draw_weights(encoder: nn.Module, std: float) -> None:
             layer.reset_parameters()
 
 
-def _build_plain(arch: str, num_classes: int, image_size: int | None, arguments: Sequence[str]) -> nn.Module:
+def _build_plain(
+    arch: str, num_classes: int, image_size: int | None, arguments: Sequence[str], channels: int
+) -> nn.Module:
     if plugins.is_outside(arch):
         encoder = plugins.find("--arch", arch, arguments, num_classes)()
         if not isinstance(encoder, nn.Module):
             raise InputError(f"--arch {arch} gives a {type(encoder).__name__}, not a torch.nn.Module")
         return encoder
     if arch.startswith(_TIMM):
-        return _build_timm(arch.removeprefix(_TIMM), num_classes, image_size)
+        return _build_timm(arch.removeprefix(_TIMM), num_classes, image_size, channels)
     if arch in OWN:
         return OWN[arch](num_classes)
     if arch in _WITHOUT_LINEAR:
@@ -186,13 +193,15 @@ def torchvision_arguments(arch: str, image_size: int | None) -> dict[str, Any]:
     return {}
 
 
-def _build_timm(name: str, num_classes: int, image_size: int | None) -> nn.Module:
+def _build_timm(name: str, num_classes: int, image_size: int | None, channels: int) -> nn.Module:
     import timm  # here, because it takes half a second that the other names need not wait for
 
     if not timm.is_model(name):
         raise _unknown(_TIMM + name)
     cfg = timm.models.get_pretrained_cfg(name, allow_unregistered=False)
     extra: dict[str, Any] = {"img_size": image_size} if image_size is not None and cfg and cfg.fixed_input_size else {}
+    if channels != 3:
+        extra["in_chans"] = channels
     return timm.create_model(name, pretrained=False, num_classes=num_classes, **extra)
 
 
@@ -234,15 +243,16 @@ def _replace(encoder: nn.Module, dotted: str, module: nn.Module) -> None:
     setattr(encoder.get_submodule(owner), leaf, module)
 
 
-def _try_on_blank(encoder: nn.Module, arch: str, image_size: int, num_classes: int) -> None:
+def _try_on_blank(encoder: nn.Module, arch: str, image_size: int, num_classes: int, channels: int) -> None:
     """One forward pass in eval mode, so that BatchNorm's running statistics stay as they are."""
     encoder.eval()
     try:
         with torch.no_grad():
-            out = encoder(torch.zeros(1, 3, image_size, image_size))
+            out = encoder(torch.zeros(1, channels, image_size, image_size))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise InputError(
-            f"--arch {arch} does not take images of {image_size} px: change --image-size ({_first_line(error)})"
+            f"--arch {arch} does not take images of {image_size} px"
+            f"{'' if channels == 3 else f' and {channels} channels'}: change --image-size ({_first_line(error)})"
         ) from error
     encoder.train()
     if not isinstance(out, Tensor) or out.shape != (1, num_classes):

@@ -47,7 +47,7 @@ def encode(network: nn.Module, loader: Loader, augment: Augment) -> tuple[Tensor
     """Encodes V views of each sample: features fp32 [n, V, d], labels int64 [n].
 
     Both are on every rank, in the order of the data set. Samples that were skipped as unreadable are left out.
-    `network` [N, 3, S, S] -> [N, d] runs in evaluation mode; its own mode is restored. NumericsError if a feature is
+    `network` [N, C, S, S] -> [N, d] runs in evaluation mode; its own mode is restored. NumericsError if a feature is
     not finite.
     """
     broadcast_buffers(network)  # BatchNorm statistics differ between ranks in training
@@ -92,7 +92,7 @@ def extract_features(
 class TrunkAndOutput(nn.Module):
     """Features and outputs of one forward pass, side by side.
 
-    [N, 3, S, S] -> [N, width + dim].
+    [N, C, S, S] -> [N, width + dim].
     """
 
     def __init__(self, encoder: nn.Module) -> None:

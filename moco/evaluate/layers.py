@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moco.encoders import SmallAlexNet, classifier_name, trunk
+from moco.encoders import SmallAlexNet, classifier_name, input_channels, trunk
 from moco.encoders.files import EncoderFile
 from moco.errors import InputError, did_you_mean
 from moco.evaluate.features import eval_mode
@@ -19,7 +19,7 @@ _ALEXNET = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7")
 
 
 class Layers(nn.Module):
-    """Features of one forward pass, side by side: [N, 3, S, S] -> [N, sum of `widths`].
+    """Features of one forward pass, side by side: [N, C, S, S] -> [N, sum of `widths`].
 
     names: "trunk", "output" (of unit length, as in the loss), or a layer's name in the encoder, such as layer3 or
     blocks.5 (for SmallAlexNet also conv1 ... fc7). A layer's output is flattened. InputError for an unknown name.
@@ -32,8 +32,8 @@ class Layers(nn.Module):
         self._kept: dict[str, Tensor] = {}
         for name in names:
             if name not in (TRUNK, OUTPUT):
-                self._find(name).register_forward_hook(self._keeper(name))
-        blank = next(encoder.parameters()).new_zeros((1, 3, image_size, image_size))
+                find_layer(self.trunk, name).register_forward_hook(self._keeper(name))
+        blank = next(encoder.parameters()).new_zeros((1, input_channels(encoder), image_size, image_size))
         with torch.no_grad(), eval_mode(self):
             self.widths = tuple(part.shape[1] for part in self._parts(blank))
 
@@ -48,20 +48,52 @@ class Layers(nn.Module):
             parts[OUTPUT] = F.normalize(self.head(features), dim=1)
         return [parts[name] for name in self.names]
 
-    def _find(self, name: str) -> nn.Module:
-        modules = dict(self.trunk.named_modules())
-        place = f"blocks.{_ALEXNET.index(name)}" if isinstance(self.trunk, SmallAlexNet) and name in _ALEXNET else name
-        if place and place in modules and not isinstance(modules[place], nn.Identity):
-            return modules[place]
-        hint = did_you_mean(name, [TRUNK, OUTPUT, *modules])
-        hint = hint or f"; take {TRUNK}, {OUTPUT} or, for instance, {[*modules][-1]}"
-        raise InputError(f"--features-from {name}: the encoder has no such layer{hint}")
-
     def _keeper(self, name: str):  # type: ignore[no-untyped-def]
         def keep(_: nn.Module, __: object, out: Tensor) -> None:
             self._kept[name] = out.flatten(1).clone()  # the next layer may work in place
 
         return keep
+
+
+class FeatureMaps(nn.Module):
+    """The output of one layer, not flattened: [N, 3, S, S] -> [N, channels, side, side].
+
+    InputError for an unknown name, and for a layer whose output is no square map.
+    """
+
+    def __init__(self, encoder: nn.Module, name: str, image_size: int) -> None:
+        super().__init__()
+        self.trunk = trunk(encoder)
+        self._kept: list[Tensor] = []
+        if name in (TRUNK, OUTPUT):
+            raise InputError(f"--features-from {name} is one vector for an image: name a layer, as conv5 or layer3")
+        find_layer(self.trunk, name).register_forward_hook(self._keep)
+        blank = next(encoder.parameters()).new_zeros((1, 3, image_size, image_size))
+        with torch.no_grad(), eval_mode(self):
+            shape = self(blank).shape
+        if len(shape) != 4 or shape[2] != shape[3]:
+            raise InputError(f"--features-from {name} gives {list(shape[1:])} for an image: name a convolutional layer")
+        self.channels, self.side = shape[1], shape[2]
+
+    def _keep(self, _: nn.Module, __: object, out: Tensor) -> None:
+        self._kept.append(out.clone())  # the next layer may work in place
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.trunk(images)
+        maps = self._kept.pop()
+        self._kept.clear()
+        return maps
+
+
+def find_layer(network: nn.Module, name: str) -> nn.Module:
+    """The module called `name`; of SmallAlexNet also by the paper's names. InputError with near names."""
+    modules = dict(network.named_modules())
+    place = f"blocks.{_ALEXNET.index(name)}" if isinstance(network, SmallAlexNet) and name in _ALEXNET else name
+    if place and place in modules and not isinstance(modules[place], nn.Identity):
+        return modules[place]
+    hint = did_you_mean(name, [TRUNK, OUTPUT, *modules])
+    hint = hint or f"; take {TRUNK}, {OUTPUT} or, for instance, {[*modules][-1]}"
+    raise InputError(f"--features-from {name}: the encoder has no such layer{hint}")
 
 
 def load_projection(encoder: nn.Module, file: EncoderFile) -> bool:

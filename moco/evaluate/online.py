@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from moco import metrics
 from moco.data.augment import Augment
-from moco.data.augment.recipes import find_recipe
 from moco.data.source import Source, check_same_classes, labelled
 from moco.distributed import all_reduce_sum, share
 from moco.encoders import feature_dim, trunk
@@ -47,7 +46,7 @@ class OnlineEvaluator:
 
         every: epochs from one evaluation to the next.
         """
-        of_views = find_recipe(recipe, crop_min)
+        of_views = options.find_recipe(recipe, crop_min)
         self.every, self.k, self.t = every, k, t
         self.labelled = bool((train.labels >= 0).any() and (val.labels >= 0).all())
         if self.labelled:

@@ -21,7 +21,6 @@ from moco import distributed
 from moco.builder import MoCo, compile_encoders
 from moco.commands import end_process, run_command
 from moco.data.augment import Augment
-from moco.data.augment.recipes import find_recipe
 from moco.data.loader import Loader
 from moco.data.sampler import Sampler
 from moco.data.source import Source
@@ -33,7 +32,7 @@ from moco.errors import EXIT_OK, InputError
 from moco.evaluate.online import OnlineEvaluator
 from moco.losses.table import check_labels, make_loss
 from moco.pretrain import state as resume
-from moco.pretrain.hints import collapse_ahead, first_losses, next_command
+from moco.pretrain.hints import channels_not_rgb, collapse_ahead, first_losses, next_command
 from moco.pretrain.loop import Training
 from moco.pretrain.loss_state import LossState
 from moco.pretrain.optimiser import make_optimizer
@@ -108,7 +107,7 @@ def train(
             f" {device.type} with {loader.workers} decoding threads each; --bn {options.bn}, --seed {seed}; output in"
             f" {folder}"
         )
-        hints = (*collapse_ahead(options), *first_losses(options, position.global_step))
+        hints = (*channels_not_rgb(options), *collapse_ahead(options), *first_losses(options, position.global_step))
         lines = (*source.notes, kernels, about, *hints)
         begin_log(log, position, options, device, notes, lines)
         with Profile(folder, device, options.profile and world.rank == 0, log.say) as profile:
@@ -123,7 +122,7 @@ def make_loader(
     options: ResolvedPretrainOptions, source: Source, world: World, seed: int, device: torch.device
 ) -> Loader:
     """This rank's share of the batches, as uint8 crops on the device."""
-    recipe = find_recipe(options.recipe, options.crop_min)
+    recipe = options.find_recipe(options.recipe, options.crop_min)
     if options.no_drop_last:
         check_last_batch(len(source), options.batch_size, world.size * options.accum_steps)
     sampler = Sampler(
@@ -162,7 +161,13 @@ def make_encoder(
 ) -> tuple[torch.nn.Module, list[str]]:
     """The encoder, on the CPU, and notes for the log. fresh: no checkpoint follows, so --init-from is read."""
     encoder = build_encoder(
-        options.arch, options.moco_dim, options.mlp, options.image_size, options.arch_arg, projector_of(options)
+        options.arch,
+        options.moco_dim,
+        options.mlp,
+        options.image_size,
+        options.arch_arg,
+        projector_of(options),
+        options.channels,
     )
     check_deterministic(encoder, options.arch, options.deterministic, device)
     if options.init_std is not None:
@@ -209,7 +214,7 @@ def make_step(
         distributed.data_parallel(model, device),
         loss,
         make_optimizer(model, LossState(loss).parameters, options),
-        Augment(find_recipe(options.recipe), seed, compile=device.type == "cuda"),
+        Augment(options.find_recipe(options.recipe), seed, compile=device.type == "cuda"),
         across,
         accum_steps=options.accum_steps,
         amp=options.amp,

@@ -23,6 +23,18 @@ def first_losses(options: PretrainOptions, steps_done: int) -> list[str]:
     ]
 
 
+def channels_not_rgb(options: PretrainOptions) -> list[str]:
+    """The augmentations that images of other channels than RGB get; nothing for RGB."""
+    if options.channels in (None, 3):
+        return []
+    return [
+        f"--channels {options.channels}: hue, saturation and grey of --recipe {options.recipe} are for RGB, left out;"
+        " crop, flip, brightness, contrast, blur and the like stay",
+        f"normalised with --mean {options.mean} --std {options.std}; `python -m moco.data.stats` measures those of your"
+        " images",
+    ]
+
+
 def collapse_ahead(options: PretrainOptions) -> list[str]:
     """A warning where the hard loss collapsed when it was tried: a fast key encoder (docs/results.md)."""
     lowest = min(values_of(options.moco_m))
@@ -35,10 +47,13 @@ def collapse_ahead(options: PretrainOptions) -> list[str]:
 
 
 def next_command(options: PretrainOptions) -> str:
-    """The linear probe of the last checkpoint; its export where there are no validation images."""
+    """The probe of the last checkpoint; its export where there are no validation images."""
     path = Path(options.output_dir) / checkpoint_name(options.epochs - 1)
     if not options.has("val"):
         return f"done; next, for other programs: {shlex.join(['python', '-m', 'moco.export', str(path)])}"
+    if options.dataset == "nyu-depth":
+        command = ["python", "-m", "moco.probe.depth", "--pretrained", str(path), str(options.data)]
+        return f"done; next, the depth probe: {shlex.join(command)}"
     words = ["python", "main_lincls.py", "--pretrained", str(path)]
     if options.dataset != "folder":
         words += ["--dataset", options.dataset]

@@ -128,7 +128,7 @@ class PretrainOptions(CommonOptions):
         None, "BatchNorm isolation; default: shuffle on several ranks, split on one, local for --moco-k 0 (new)",
         choices=BN_MODES,
     )  # fmt: skip
-    bn_group_size: int = result(32, "samples per virtual group of --bn split (new)")
+    bn_group_size: int = result(32, "samples per virtual group of --bn split, consecutive ones (new)")
 
     compile: bool = result(False, "compile the encoders; where that fails, go on without (new)")
     reference_step: bool = result(False, "MoCo's algorithm the slow way, as its paper writes it: to compare (new)")
@@ -157,6 +157,7 @@ class ResolvedPretrainOptions(PretrainOptions):
     """The same options after `parse_pretrain`: these have a value, whether or not it was typed."""
 
     image_size: int
+    channels: int
     recipe: str
     loss: str
     moco_t: float | str
@@ -183,6 +184,7 @@ def parse_pretrain(argv: list[str] | None = None, world_size: int | None = None)
     weights = [preset if w is None else w for w, preset in zip(given, presets, strict=True)]
     resolved = dataclasses.replace(
         ResolvedPretrainOptions(**vars(o)),
+        channels=3 if o.channels is None else o.channels,
         image_size=size if o.image_size is None else o.image_size,
         recipe=o.recipe or ("v2" if o.aug_plus else recipe),
         loss=loss,
@@ -193,6 +195,10 @@ def parse_pretrain(argv: list[str] | None = None, world_size: int | None = None)
         bn=choose_bn(o.bn, o.moco_k, world_size),
         output_dir=o.output_dir or os.path.join("runs", f"{o.dataset}-{o.arch}-{loss}".replace(":", "-")),
     )
+    if resolved.channels != 3 and resolved.mean is None:
+        of_channels = resolved.find_recipe(resolved.recipe)
+        mean, std = (",".join(f"{value:g}" for value in values) for values in (of_channels.mean, of_channels.std))
+        resolved = dataclasses.replace(resolved, mean=mean, std=std)
     check(resolved, flags.typed(PretrainOptions, argv), o.bn, world_size)
     return resolved
 

@@ -88,6 +88,12 @@ def _unread(o: LinclsOptions) -> dict[str, str]:
     return unread
 
 
+def check_betas(betas: list[float]) -> None:
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        given = " ".join(f"{beta:g}" for beta in betas)
+        raise InputError(f"--adam-betas takes two numbers from 0 to below 1, such as 0.9 0.999, not {given or 'none'}")
+
+
 def parse_lincls(argv: list[str] | None = None) -> LinclsOptions:
     """The options of main_lincls.py, checked.
 
@@ -99,9 +105,7 @@ def parse_lincls(argv: list[str] | None = None) -> LinclsOptions:
         check_arch(o.arch, o.arch_arg)
     positive(o, "train_fraction", "held_out", "lr_drop", "trunk_lr", "head_lr")
     at_least(o, 2, "folds")
-    if len(o.adam_betas) != 2 or not all(0 <= beta < 1 for beta in o.adam_betas):
-        given = " ".join(f"{beta:g}" for beta in o.adam_betas)
-        raise InputError(f"--adam-betas takes two numbers from 0 to below 1, such as 0.9 0.999, not {given or 'none'}")
+    check_betas(o.adam_betas)
     for name, most in (("train_fraction", 1.0), ("held_out", 0.5), ("lr_drop", 1.0)):
         if getattr(o, name) > most:
             raise InputError(f"{flag(name)} must be at most {most:g}, not {getattr(o, name):g}")

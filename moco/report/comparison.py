@@ -22,7 +22,8 @@ DEFAULTS = {field.name: field.default for field in dataclasses.fields(PretrainOp
 def accuracy_measure(encoders: Sequence[Encoder]) -> str | None:
     """Name of the accuracy that colours and correlations use; None if there is none.
 
-    Of the linear probe, kNN, MR and CR the one that most encoders have, the first of equals. They are never mixed.
+    Of the linear probe, kNN, MR, CR and depth's error the one that most encoders have, the first of equals. They are
+    never mixed.
     """
     count = Counter(name for one in encoders if one.compared for name in ACCURACIES if name in one.measured)
     return max(ACCURACIES, key=lambda name: count[name]) if count else None
@@ -31,8 +32,8 @@ def accuracy_measure(encoders: Sequence[Encoder]) -> str | None:
 def predicts(encoders: Sequence[Encoder], *, collapsed: bool) -> RankCorrelation:
     """Spearman's ρ of validation alignment + uniformity against accuracy.
 
-    Near -1 if the sum predicts accuracy. collapsed: include collapsed encoders; they lie far from the others in both,
-    so they raise |ρ|. InputError if there are too few encoders or all are equal.
+    Near -1 if the sum predicts accuracy, near 1 if it predicts depth's error. collapsed: include collapsed encoders;
+    they lie far from the others in both, so they raise |ρ|. InputError if there are too few encoders or all are equal.
     """
     measure = accuracy_measure(encoders)
     states = (DONE, COLLAPSE) if collapsed else (DONE,)

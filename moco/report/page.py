@@ -112,18 +112,20 @@ def findings(encoders: Sequence[Encoder]) -> list[str]:
     lines = [f"{len(compared)} of {len(encoders)} runs are measured and comparable; {collapsed} collapsed."]
     rated = [one for one in compared if measure in one.measured]
     if measure and rated:
-        best = max(rated, key=lambda one: one.measured[measure])
-        worst = min(rated, key=lambda one: one.measured[measure])
         row = LOGGED[measure]
+        rated.sort(key=lambda one: one.measured[measure], reverse=row.better == "higher")
+        best, worst = rated[0], rated[-1]
+        first, last = ("Highest", "lowest") if row.better == "higher" else ("Lowest", "highest")
         ends = [f"{number(round(one.measured[measure], row.digits))} ({one.name})" for one in (best, worst)]
-        lowest = f"; lowest: {ends[1]}" if worst.measured[measure] < best.measured[measure] else ""
-        lines.append(f"Highest {row.heading}: {ends[0]}{lowest}.")
+        other = f"; {last}: {ends[1]}" if worst.measured[measure] != best.measured[measure] else ""
+        lines.append(f"{first} {row.heading}: {ends[0]}{other}.")
     else:
         lines.append("No run has an accuracy yet.")
     if len(compared) >= FEWEST:
         which, words = correlations(encoders)[-1]
         value = minus(words) if words.startswith("none") else f"ρ = {minus(words)}"
-        lines.append(f"Alignment + uniformity and accuracy, {which}: {value}.")
+        against = "accuracy" if measure is None or LOGGED[measure].better == "higher" else LOGGED[measure].title
+        lines.append(f"Alignment + uniformity and {against}, {which}: {value}.")
     else:
         lines.append(f"Too few runs for a rank correlation: {len(compared)} of the {FEWEST} that it needs.")
     return lines

@@ -1,8 +1,8 @@
 """Reads runs from disk: one `Encoder` each, with measures or a reason.
 
-A folder is a run of main_moco.py (with log.jsonl, and lincls/lincls.json if it was probed) or a sweep of
-launch/sweep.py (with sweep.json and elements/). Measures come from the last epoch alone, so numbers of a half-trained
-encoder are never shown as those of a trained one.
+A folder is a run of main_moco.py (with log.jsonl, and lincls/lincls.json or depth/depth.json if it was probed) or a
+sweep of launch/sweep.py (with sweep.json and elements/). Measures come from the last epoch alone, so numbers of a
+half-trained encoder are never shown as those of a trained one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ COMPARED = (DONE, COLLAPSE)  # and those that a correlation may use
 
 PROBE, KNN = "lincls_top1", "knn_top1"
 MR, CR = "val_mr_acc1", "val_cr_acc1"  # of moco/sentences
-ACCURACIES = (PROBE, KNN, MR, CR)
+DEPTH = "depth_mse"  # of moco/probe/depth; an error, so lower is better
+ACCURACIES = (PROBE, KNN, MR, CR, DEPTH)
 # An option has no effect if the weight of its term is 0
 IDLE_WITHOUT = {
     "moco_t": "moco_contr_w",
@@ -117,11 +118,15 @@ def _run(folder: Path) -> Encoder:
         raise InputError(f"there is neither a run nor a sweep in {folder}: it holds no log.jsonl and no sweep.json")
     encoder = Encoder(folder.resolve().name, folder, records=read_log(folder / "log.jsonl"))
     options: dict[str, Any] = next((r["options"] for r in encoder.records if isinstance(r.get("options"), dict)), {})
-    if not encoder.trained or "pretrained" in options:  # an option of main_lincls.py
+    if not encoder.trained or "pretrained" in options:  # an option of the probes
         raise InputError(f"the log of {folder} holds no training step; give the folder of a run of main_moco.py")
-    probe = folder / "lincls"
+    probe = _folder_of_probe(folder)
     _judge(encoder, probe if probe.exists() else None)
     return encoder
+
+
+def _folder_of_probe(place: Path) -> Path:
+    return place / "depth" if (place / "depth").exists() else place / "lincls"
 
 
 def _sweep(folder: Path) -> list[Encoder]:
@@ -150,7 +155,7 @@ def _element(place: Path, id: str, sweep: str) -> Encoder:
     figures = described.get("published", {})
     encoder.published = {name: float(value) for name, value in figures.items() if name in LOGGED and _number(value)}
     probed = len(described.get("steps", ())) > 1
-    _judge(encoder, place / "lincls" if probed else None)
+    _judge(encoder, _folder_of_probe(place) if probed else None)
     if encoder.state != FAILED and encoder.trained and not (place / "row.json").exists():
         encoder.measured, encoder.state = {}, UNFINISHED
         encoder.why = encoder.why or "the sweep has not finished this element"
@@ -194,21 +199,27 @@ def _judge(encoder: Encoder, probe: Path | None) -> None:
 
 
 def _probe(encoder: Encoder, values: dict[str, Any], probe: Path, epochs: int) -> str:
-    """Adds the probe's accuracy to the values, or returns why not.
+    """Adds the probe's measures to the values, or returns why not.
 
-    It counts only if the probe is of the last checkpoint.
+    They count only if the probe is of the last checkpoint.
     """
-    found = _json(probe / "lincls.json")
-    if not _number(found.get("top1")):
-        written = (probe / "lincls.json").exists()
-        return "its lincls.json is damaged: top1 is no number" if written else "its linear probe has not ended"
+    kind = "depth" if probe.name == "depth" else "linear"
+    file, measure = ("depth.json", DEPTH) if kind == "depth" else ("lincls.json", "top1")
+    found = _json(probe / file)
+    if not _number(found.get(measure)):
+        if not (probe / file).exists():
+            return f"its {kind} probe has not ended"
+        return f"its {file} is damaged: {measure} is no number"
     if Path(str(found.get("pretrained"))).name != f"checkpoint_{epochs - 1:04d}.pth.tar":
-        return "its linear probe is not of the last checkpoint"
+        return f"its {kind} probe is not of the last checkpoint"
     settings = found["options"] if isinstance(found.get("options"), dict) else {}
     if settings.get("finetune"):
         return "its probe also trained the encoder (--finetune), so it is not a linear probe"
     encoder.probe = json.dumps([settings.get(name, _OF_EARLIER.get(name)) for name in PROBE_SETTINGS])
-    values[PROBE] = found["top1"]
+    if kind == "depth":
+        values.update({name: found[name] for name in LOGGED if name.startswith("depth_") and _number(found.get(name))})
+    else:
+        values[PROBE] = found["top1"]
     return ""
 
 
@@ -229,12 +240,13 @@ def mark_odd_ones(encoders: Sequence[Encoder]) -> None:
                 shown = " then ".join(str(value)[:12] for value in values[one.name])
                 one.why = "; ".join(filter(None, (one.why, f"another {what} than most: {shown}")))
                 one.state = OTHER
-    probed = [one for one in measured if PROBE in one.measured]
-    usual_probe = Counter(one.probe for one in probed).most_common(1)
-    for one in probed:
-        if one.probe != usual_probe[0][0]:
-            del one.measured[PROBE]
-            one.why = "; ".join(filter(None, (one.why, "its linear probe has other settings than most")))
+    for measure, kind in ((PROBE, "linear"), (DEPTH, "depth")):
+        probed = [one for one in measured if measure in one.measured]
+        usual_probe = Counter(one.probe for one in probed).most_common(1)
+        for one in probed:
+            if one.probe != usual_probe[0][0]:
+                del one.measured[measure]
+                one.why = "; ".join(filter(None, (one.why, f"its {kind} probe has other settings than most")))
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from moco.data.augment.recipes import Recipe, find_recipe
+from moco.data.channels import PixelFormat, pixel_format, statistics
 from moco.data.datasets import DATASETS, LOADERS, has_split, open_split
 from moco.data.source import CACHES, Source
 from moco.errors import InputError, flag
@@ -40,6 +42,17 @@ class DataOptions:
         [], "argument of a data set of your own; may be repeated (new)", action="append", metavar="NAME=VALUE"
     )
     image_size: int | None = result(None, "side of the square crops in pixels; default: the data set's usual one (new)")
+    channels: int | None = result(
+        None, "channels of the images: grey 1, RGB 3, bands of a satellite; default: the checkpoint's, else 3 (new)"
+    )
+    value_range: str | None = result(
+        None, "values of more than 8 bits that become black and white; default: each file's own (new)",
+        metavar="LOW,HIGH",
+    )  # fmt: skip
+    mean: str | None = result(
+        None, "mean of each channel, for values of 0 to 1; default: the recipe's (new)", metavar="M,M,..."
+    )
+    std: str | None = result(None, "standard deviation of each channel; default: the recipe's (new)", metavar="S,S,...")
     skip_bad_images: bool = result(False, "leave out images that cannot be read, and count them (new)")
     workers: int | None = running(
         None, "decoding threads of a node, capped to the CPUs it may use; default: as many as these", "-j"
@@ -60,7 +73,18 @@ class DataOptions:
             cache=self.cache,
             labels_required=labels_required,
             arguments=self.dataset_arg,
+            pixels=self.pixel_format,
         )
+
+    @property
+    def pixel_format(self) -> PixelFormat:
+        """The format that every image is given."""
+        return pixel_format(self.channels, self.value_range)
+
+    def find_recipe(self, name: str, crop_min: float | None = None) -> Recipe:
+        """The recipe `name` for these channels, with their mean and standard deviation. InputError as `find_recipe`."""
+        channels = self.pixel_format.channels
+        return find_recipe(name, crop_min, channels, *statistics(channels, self.mean, self.std))
 
     def has(self, split: str) -> bool:
         """Whether there is such a split."""
@@ -69,10 +93,12 @@ class DataOptions:
 
 def check_data(o: DataOptions) -> None:
     """InputError if the options name no images."""
-    if o.dataset in ("folder", "imagenet100") and o.data is None:
+    if o.dataset in ("folder", "imagenet100", "nyu-depth") and o.data is None:
         raise InputError(
             "say where the images are: a folder with train/ and val/, or --dataset digits for the embedded data"
         )
+    pixel_format(o.channels, o.value_range)
+    statistics(o.channels, o.mean, o.std)
     check_unused("--dataset", o.dataset, o.dataset_arg)
     if is_outside(o.dataset):
         find("--dataset", o.dataset, o.dataset_arg, "train", o.data)
@@ -102,8 +128,12 @@ def check_common(o: Any) -> None:
     check_seed(o.seed)
     if o.start_epoch >= o.epochs:
         raise InputError(f"--start-epoch {o.start_epoch} is past the last of {o.epochs} epochs; raise --epochs")
-    if any(not 0 <= epoch < MOST for epoch in o.schedule):
-        raise InputError(f"--schedule takes epochs from 0 on, not {' '.join(map(str, o.schedule))}")
+    check_schedule(o.schedule)
+
+
+def check_schedule(schedule: list[int]) -> None:
+    if any(not 0 <= epoch < MOST for epoch in schedule):
+        raise InputError(f"--schedule takes epochs from 0 on, not {' '.join(map(str, schedule))}")
 
 
 def check_seed(seed: int | None) -> None:

@@ -20,6 +20,7 @@ from moco.errors import InputError
 from moco.losses import OneProcess, WeightedLoss
 from moco.losses.table import make_loss
 from moco.pretrain.options import PretrainOptions, parse_pretrain
+from moco.probe.depth.options import DepthOptions
 from moco.probe.options import LinclsOptions, parse_lincls
 from moco.run.flags import build_parser
 from moco.run.options import as_dict, as_json, result_options
@@ -32,9 +33,11 @@ PARSERS: dict[str, Callable[[list[str]], Any]] = {"main_moco.py": parse_pretrain
 
 
 def flags() -> list[str]:
-    """One line per flag of both mains: names, default, and whether it changes results."""
+    """One line per flag of the mains and the depth probe: names, default, and whether it changes results."""
     lines = []
-    for main, options in (("main_moco.py", PretrainOptions), ("main_lincls.py", LinclsOptions)):
+    for main, options in (
+        ("main_moco.py", PretrainOptions), ("main_lincls.py", LinclsOptions), ("moco.probe.depth", DepthOptions),
+    ):  # fmt: skip
         fields = {f.name: f for f in dataclasses.fields(options)}
         for action in build_parser(options, "")._actions:
             if action.dest != "help":

@@ -7,7 +7,7 @@ Results equal torchvision's functional operations on float images, sample by sam
 
 There are two ways to the same numbers, to rounding. On an accelerator `everywhere` runs every operation on every sample
 and selects, because to choose samples would mean to wait for the device. On a CPU `moco.data.augment.samplewise` runs
-on each sample only what was drawn for it.
+on each sample only what was drawn for it; images that are not RGB take the first way there too.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from moco.data.augment import batched as pixels
-from moco.data.augment.parameters import CONTRAST, HUE, NO_JITTER, SATURATION, Parameters, draw
+from moco.data.augment.parameters import BRIGHTNESS, CONTRAST, HUE, NO_JITTER, SATURATION, Parameters, draw
 from moco.data.augment.recipes import RECIPES, Recipe, View, find_recipe
 from moco.data.compiled import compiled
 from moco.errors import InputError
@@ -35,11 +35,11 @@ SAMPLES_PER_TASK = 4  # of a CPU thread: few enough that threads end together, e
 class Augment:
     """augment(crops, index, epoch, view) -> images.
 
-    crops: uint8 [n, S, S, 3]; index: int64 [n], the samples' numbers in the data set, on the crops' device.
-    Returns `dtype` [n, 3, S, S] in channels_last memory format, normalised by the recipe's mean and std. Arithmetic
+    crops: uint8 [n, S, S, C]; index: int64 [n], the samples' numbers in the data set, on the crops' device.
+    Returns `dtype` [n, C, S, S] in channels_last memory format, normalised by the recipe's mean and std. Arithmetic
     is float32 throughout, whatever `dtype` and autocast say; only the result is rounded. `compile` fuses the passes
     on an accelerator; where that fails, and on a CPU, it changes nothing. InputError for crops that are not uint8 [n,
-    S, S, 3].
+    S, S, C] with the C of the recipe's mean.
     """
 
     def __init__(self, recipe: Recipe, seed: int, *, compile: bool = False, dtype: torch.dtype = torch.float32) -> None:
@@ -51,13 +51,13 @@ class Augment:
 
     @torch.no_grad()
     def __call__(self, crops: Tensor, index: Tensor, epoch: int, view: int = 0) -> Tensor:
-        _check(crops, index)
+        _check(crops, index, len(self.recipe.mean))
         if not len(crops):
             return torch.empty(crops.shape, dtype=self.dtype, device=crops.device).permute(0, 3, 1, 2)
         operations = self.recipe.view(view)
         parameters = draw(operations, self.seed, epoch, index, view)
         scale, shift = self._normalisation(crops.device)
-        kernel = _kernel() if crops.device.type == "cpu" else None
+        kernel = _kernel() if crops.device.type == "cpu" and crops.shape[-1] == 3 else None
         if kernel is not None:
             out = _one_by_one(kernel, crops, parameters, operations, scale, shift).to(self.dtype)
         else:
@@ -67,7 +67,7 @@ class Augment:
         return out.permute(0, 3, 1, 2)
 
     def _normalisation(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """scale, shift [3]: bytes * scale + shift are normalised. Kept per device: sending them there is a wait."""
+        """scale, shift [C]: bytes * scale + shift are normalised. Kept per device: sending them there is a wait."""
         if device not in self._constants:
             std = torch.tensor(self.recipe.std)
             scale, shift = 1 / (pixels.WHITE * std), -torch.tensor(self.recipe.mean) / std
@@ -75,9 +75,10 @@ class Augment:
         return self._constants[device]
 
 
-def _check(crops: Tensor, index: Tensor) -> None:
-    if crops.dtype != torch.uint8 or crops.ndim != 4 or crops.shape[-1] != 3 or crops.shape[1] != crops.shape[2]:
-        raise InputError(f"augmentation takes uint8 crops [n, S, S, 3], not {crops.dtype} {list(crops.shape)}")
+def _check(crops: Tensor, index: Tensor, channels: int) -> None:
+    square = crops.ndim == 4 and crops.shape[1] == crops.shape[2]
+    if crops.dtype != torch.uint8 or not square or crops.shape[-1] != channels:
+        raise InputError(f"augmentation takes uint8 crops [n, S, S, {channels}], not {crops.dtype} {list(crops.shape)}")
     if index.shape != crops.shape[:1]:
         raise InputError(f"augmentation takes one index per crop, not {list(index.shape)} for {crops.shape[0]} crops")
 
@@ -86,7 +87,7 @@ def _check(crops: Tensor, index: Tensor) -> None:
 
 
 def everywhere(crops: Tensor, p: Parameters, view: View) -> Tensor:
-    """uint8 [n, S, S, 3] -> float32 [n, S, 3, S] in [0, 255]; no value is read back from the device."""
+    """uint8 [n, S, S, C] -> float32 [n, S, C, S] in [0, 255]; no value is read back from the device."""
     if p.flip is not None:
         crops = torch.where(pixels.per_sample(p.flip), crops.flip(2), crops)
     x = crops.transpose(2, 3).to(torch.float32, memory_format=torch.contiguous_format)
@@ -107,12 +108,24 @@ def everywhere(crops: Tensor, p: Parameters, view: View) -> Tensor:
 
 def _jitter(x: Tensor, order: Tensor, factors: Tensor) -> Tensor:
     """Four rounds; in each, every sample undergoes the operation that its order puts there."""
+    if x.shape[2] != 3:
+        return _jitter_channels(x, order, factors)
     for which in order.unbind(1):
         due = pixels.per_sample(which)
         grey = pixels.luma(x)
         flat = torch.where(due == CONTRAST, grey.mean((1, 2, 3), keepdim=True), 0.0)
         blended = pixels.blend(x, torch.where(due == SATURATION, grey, flat), factors.gather(1, which[:, None]))
         x = torch.where(due == HUE, pixels.shift_hue(x, factors[:, HUE]), blended)
+    return x
+
+
+def _jitter_channels(x: Tensor, order: Tensor, factors: Tensor) -> Tensor:
+    """`_jitter` of images that are not RGB: brightness, and contrast about each channel's own mean."""
+    for which in order.unbind(1):
+        due = pixels.per_sample(which)
+        base = torch.where(due == CONTRAST, x.mean((1, 3), keepdim=True), 0.0)
+        blended = pixels.blend(x, base, factors.gather(1, which[:, None]))
+        x = torch.where((due == CONTRAST) | (due == BRIGHTNESS), blended, x)
     return x
 
 

@@ -1,7 +1,7 @@
-"""The arithmetic of the augmentations on whole batches, float32 in [0, 255], laid out as [n, H, 3, W].
+"""The arithmetic of the augmentations on whole batches, float32 in [0, 255], laid out as [n, H, C, W].
 
 That layout, rows of one channel side by side, makes both passes of a separable blur plain matrix products, [H, H] @
-[H, 3W] and [3H, W] @ [W, W]. Staying in [0, 255] saves a division: every operation scales with its input, and the
+[H, CW] and [CH, W] @ [W, W]. Staying in [0, 255] saves a division: every operation scales with its input, and the
 normalisation at the end absorbs the factor.
 
 Every function takes one parameter per sample and equals the torchvision function of that name applied sample by
@@ -107,10 +107,10 @@ def blur(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
     As products with matrices that are mostly zeros: twenty times the additions, and still the quickest on hardware
     for products.
     """
-    n, height, _, width = x.shape
+    n, height, channels, width = x.shape
     matrices = blur_matrices(sigma, radius, height)
-    columns = torch.bmm(matrices, x.reshape(n, height, 3 * width))
-    return torch.bmm(columns.view(n, 3 * height, width), matrices.mT).view_as(x)
+    columns = torch.bmm(matrices, x.reshape(n, height, channels * width))
+    return torch.bmm(columns.view(n, channels * height, width), matrices.mT).view_as(x)
 
 
 def rotate(x: Tensor, degrees: Tensor) -> Tensor:
