@@ -240,7 +240,7 @@ def test_a_depth_probe_is_read_from_its_folder(tmp_path: Path) -> None:
     told = findings(encoders)
     assert told[1] == "Lowest depth MSE [m²]: 0.5 (a); highest: 0.8 (c)."
     write(folders[0] / "depth" / "depth.json", {"depth_mse": "x"})
-    assert read(folders)[0].why == "its depth.json is damaged: no number stands for depth_mse"
+    assert read(folders)[0].why == "its depth.json is damaged: depth_mse is no number"
     other = {"depth_mse": 0.1, "pretrained": "checkpoint_0001.pth.tar", "options": {"features_from": "conv4"}}
     write(folders[0] / "depth" / "depth.json", other)
     assert read(folders)[0].why == "its depth probe has other settings than most"
