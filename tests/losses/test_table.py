@@ -506,7 +506,7 @@ def test_the_temperature_is_the_losss_own_unless_given(temperature: tuple[str, f
         ("--loss hcl --moco-k 0", "--loss hcl takes its negatives from the queue, so --moco-k must be at least 1"),
         ("--loss supcon --moco-k 0", "--moco-k 0 works with --loss infonce or align-uniform"),
         ("--moco-k 0 --symmetric", "--symmetric has no meaning with --moco-k 0, where both views are queries"),
-        ("--moco-k 0 --accum-steps 2", "--accum-steps would leave parts of a batch to compare with"),
+        ("--moco-k 0 --accum-steps 2", "--accum-steps splits the batch, but with --moco-k 0 all negatives"),
         ("--moco-k 0 --batch-size 1", "--batch-size must be at least 2"),
         ("--moco-k 0 --bn split", "--bn split separates keys from queries; it has no effect with --moco-k 0"),
         ("--moco-k 0 --bn shuffle", "pass --bn local, or --bn sync on several GPUs"),
