@@ -76,7 +76,9 @@ def open_split(
     if loader not in LOADERS:
         raise InputError(f"unknown loader {loader!r}: choose one of {', '.join(LOADERS)}")
     if dataset == "nyu-depth" and loader != "ffcv":
-        return open_depth(data, split, labels_required)
+        return _in_eight_bits(
+            _checked(open_depth(data, split, labels_required), dataset, pixels), f"--dataset {dataset}", pixels
+        )
     if data is not None and (beton := find_beton(data, split)) is not None:
         if loader == "folder":
             raise InputError(f"--loader folder cannot read {beton}: give the folder of images, or --loader ffcv")

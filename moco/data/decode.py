@@ -161,6 +161,8 @@ def decode_whole(image: Image.Image, wanted: PixelFormat) -> np.ndarray | None:
     The channels are the pages of a TIFF file, if these are grey and of one size, else those of the picture: grey, grey
     with alpha, RGB, RGB with alpha. Raises BadImage.
     """
+    if wanted.channels in (1, 3) and not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return None
     size = upright_size(image)
     try:
         pages = _grey_pages(image)

@@ -56,7 +56,7 @@ class Layers(nn.Module):
 
 
 class FeatureMaps(nn.Module):
-    """The output of one layer, not flattened: [N, 3, S, S] -> [N, channels, side, side].
+    """The output of one layer, not flattened: [N, C, S, S] -> [N, channels, side, side].
 
     InputError for an unknown name, and for a layer whose output is no square map.
     """
@@ -68,7 +68,7 @@ class FeatureMaps(nn.Module):
         if name in (TRUNK, OUTPUT):
             raise InputError(f"--features-from {name} is one vector for an image: name a layer, as conv5 or layer3")
         find_layer(self.trunk, name).register_forward_hook(self._keep)
-        blank = next(encoder.parameters()).new_zeros((1, 3, image_size, image_size))
+        blank = next(encoder.parameters()).new_zeros((1, input_channels(encoder), image_size, image_size))
         with torch.no_grad(), eval_mode(self):
             shape = self(blank).shape
         if len(shape) != 4 or shape[2] != shape[3]:

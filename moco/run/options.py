@@ -46,7 +46,8 @@ class DataOptions:
         None, "channels of the images: grey 1, RGB 3, bands of a satellite; default: the checkpoint's, else 3 (new)"
     )
     value_range: str | None = result(
-        None, "values of more than 8 bits that become black and white; default: each file's own (new)",
+        None, "values of more than 8 bits that become black and white, with = if LOW is negative; default: each file's"
+        " own (new)",
         metavar="LOW,HIGH",
     )  # fmt: skip
     mean: str | None = result(

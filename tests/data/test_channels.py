@@ -444,6 +444,22 @@ def test_normalisation_is_channel_by_channel() -> None:
         Augment(recipe, 0)(torch.from_numpy(crops[..., :3].copy()), torch.arange(3), 0)
 
 
+@pytest.mark.gpu
+def test_on_a_gpu() -> None:
+    """As on the CPU, without waiting for the device."""
+    crops, index = torch.from_numpy(noise(24, 32, 32, 5)), torch.arange(24)
+    augment = Augment(find_recipe("byol", channels=5), 3)
+    expected = augment(crops, index, 2, 1)
+    on_gpu, index_there = crops.cuda(), index.cuda()
+    augment(on_gpu, index_there, 2, 1)  # the constants travel once
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = augment(on_gpu, index_there, 2, 1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=2e-3)
+
+
 # -- statistics --------------------------------------------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ from moco.encoders import build_encoder, input_channels, trunk
 from moco.encoders.files import load_trunk, read_encoder, read_trunk
 from moco.encoders.preprocessing import with_images_of
 from moco.errors import EXIT_INPUT, EXIT_OK, InputError
+from moco.evaluate.layers import FeatureMaps, Layers
 from moco.export.__main__ import main as export
 from moco.probe.options import LinclsOptions
 from moco.run import checkpoint
@@ -144,3 +145,9 @@ def test_exports_that_have_three_channels_only(to: str, tmp_path: Path, capsys: 
     assert export([str(tmp_path / "c.pth.tar"), "--to", to, "--output-dir", str(tmp_path / "out")]) == EXIT_INPUT
     assert "images of 3 channels, and this encoder has 5: take --to timm, safetens" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_layers_and_maps_of_five_channels() -> None:
+    encoder, images = build_encoder("smallcnn", 8, channels=5), torch.randn(2, 5, SIZE, SIZE)
+    layers, maps = Layers(encoder, ["trunk", "output"], SIZE), FeatureMaps(encoder, "features.3", SIZE)
+    assert layers(images).shape == (2, 128 + 8) and maps(images).shape == (2, 64, SIZE // 4, SIZE // 4)

@@ -19,7 +19,7 @@ import torch
 
 from moco.commands import end_process, run_command
 from moco.data.augment import Augment
-from moco.data.augment.recipes import Recipe, find_recipe
+from moco.data.augment.recipes import Recipe
 from moco.data.depth import DepthSource
 from moco.data.depth_crops import DepthLoader
 from moco.data.sampler import Sampler
@@ -68,7 +68,7 @@ def probe(options: DepthOptions, device: torch.device) -> int:
     torch.manual_seed(options.seed)
     kernels = set_arithmetic(options.deterministic, device)
 
-    recipe = find_recipe(options.recipe)
+    recipe = options.find_recipe(options.recipe)
     val = with_depth(options, "val")
     train = val if options.evaluate else with_depth(options, "train")
     training, note = build(options, origin, recipe, train, val, device)

@@ -105,11 +105,15 @@ def size(x: Tensor) -> int:
     return elements * x.element_size() if x.numel() else 0
 
 
-def count(words: str, folder: Path, world: int = 1, rank: int = 0, images: int = 256) -> Count:
+def count(
+    words: str, folder: Path, world: int = 1, rank: int = 0, images: int = 256, augmentations: bool = True
+) -> Count:
     """Counts the first step of main_moco.py with the options `words`, which neither prints nor saves."""
     counted = Count()
     with pytest.MonkeyPatch.context() as patch:
         trainer.prepare(patch, images=2 * images)
+        if not augmentations:
+            trainer.leave_augmentations_out(patch)
         with (
             trainer.on_gpu(patch, world, rank) as (gpu, _),
             trainer.steps_watched(gpu, patch, last=1, listeners=[counted]),
