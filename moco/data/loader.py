@@ -253,7 +253,7 @@ class _Filling:
                 names = ", ".join(source.name(index) for index in list(self.at_work.values())[:4])
                 raise InputError(
                     f"no image could be read for {timeout:.0f} s (at {names or 'nothing'}): "
-                    "the loader is stuck; check the disk or network that holds the data"
+                    "check the disk or network that holds the data"
                 )
             left = self.left
         if self.errors:

@@ -1,7 +1,7 @@
-"""Encoders by name: networks whose classifier is the projection head, as MoCo builds them (`num_classes` = dimension).
+"""Encoders by name. Their classifier is the projection head.
 
-What `build_encoder` returns is the plain torchvision or timm module, so that its state keys are those of the library
-(`conv1.weight`, ..., `fc.weight`) and checkpoints travel. What those libraries lack is in `own`.
+As in MoCo, `num_classes` is the dimension. `build_encoder` returns the plain torchvision or timm module, so state keys
+are those of the library (`conv1.weight`, ..., `fc.weight`). `own` has the networks that those libraries lack.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def available() -> list[str]:
 
 
 def check_arch(arch: str | None, arguments: Sequence[str]) -> None:
-    """InputError if a network from outside cannot be found, or if a built-in one is given arguments."""
+    """InputError if a module:factory cannot be found, or a built-in network gets arguments."""
     plugins.check_unused("--arch", arch, arguments)
     if arch is not None and plugins.is_outside(arch):
         plugins.find("--arch", arch, arguments, 1)
@@ -98,7 +98,7 @@ def freeze_patches(encoder: nn.Module, arch: str) -> None:
 
 
 def classifier_name(encoder: nn.Module) -> str:
-    """The dotted name of the encoder's last layer or `mlp` head: 'fc', 'head', 'heads.head', 'classifier.6', ..."""
+    """The name of the encoder's last layer or `mlp` head, such as 'heads.head'."""
     name = getattr(encoder, "_moco_classifier", None)
     return name if name is not None else _find_classifier(encoder, type(encoder).__name__)
 
@@ -110,9 +110,10 @@ def feature_dim(encoder: nn.Module) -> int:
 
 
 def trunk(encoder: nn.Module) -> nn.Module:
-    """The encoder without its classifier: `[N, C, S, S] -> [N, feature_dim]`, sharing every parameter and buffer.
+    """The encoder without its classifier: [N, C, S, S] -> [N, feature_dim].
 
-    Only the containers on the path to the classifier are copied; the encoder itself stays as it was.
+    It shares all parameters and buffers. Only the containers on the path to the classifier are copied; the encoder
+    itself does not change.
     """
     view = _shallow_copy(encoder)
     owner = view
@@ -125,7 +126,7 @@ def trunk(encoder: nn.Module) -> nn.Module:
 
 
 def _shallow_copy(module: nn.Module) -> nn.Module:
-    """The same parameters, buffers and children under a table of children of its own."""
+    """A module with the same parameters, buffers and children, in its own dict."""
     view = copy.copy(module)
     view._modules = dict(module._modules)
     return view
@@ -133,9 +134,10 @@ def _shallow_copy(module: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def draw_weights(encoder: nn.Module, std: float) -> None:
-    """Starts the weights anew: N(0, std) in convolutions and linear layers, their biases 0, BatchNorm the identity.
+    """Draws new weights: N(0, std) in convolutions and linear layers.
 
-    Wang & Isola's SmallAlexNet starts so, with std 0.02. The numbers come from torch's own generator.
+    Biases become 0, BatchNorm the identity. Wang & Isola initialise SmallAlexNet so, with std 0.02. The numbers come
+    from torch's default generator.
     """
     for layer in encoder.modules():
         if isinstance(layer, nn.modules.conv._ConvNd | nn.Linear):
@@ -195,7 +197,7 @@ def _build_timm(name: str, num_classes: int, image_size: int | None, channels: i
 
 
 def _unknown(arch: str) -> InputError:
-    """Names with their family's prefix, nearest first; also timm's, for `resnet18d` is there and not in torchvision."""
+    """The error for an unknown name, with the nearest names of torchvision and timm."""
     names = available()
     try:
         import timm
@@ -214,7 +216,7 @@ def _unknown(arch: str) -> InputError:
 
 
 def _find_classifier(encoder: nn.Module, arch: str) -> str:
-    """timm says it; everywhere else it is the linear layer that was registered last."""
+    """Name of the classifier: timm's `default_cfg`, else the last linear layer."""
     name = getattr(encoder, "default_cfg", {}).get("classifier") if hasattr(encoder, "default_cfg") else None
     if name is None:
         linear = [dotted for dotted, module in encoder.named_modules() if isinstance(module, nn.Linear)]

@@ -1,4 +1,7 @@
-"""Losses on the unit sphere: `loss(q, k, queue) -> LossOutput(loss, logs)`. `table` has them by name."""
+"""Losses on the unit sphere: `loss(q, k, queue) -> LossOutput(loss, logs)`.
+
+`table` lists them by name.
+"""
 
 import warnings
 

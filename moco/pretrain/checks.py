@@ -1,6 +1,7 @@
-"""The checks of main_moco.py's options: values out of range, settings that exclude each other, options nothing reads.
+"""The checks of main_moco.py's options.
 
-`o` is a `ResolvedPretrainOptions` throughout. Each problem is an InputError of one sentence that names the flag.
+They find values out of range, settings that exclude each other, and options without effect. `o` is always a
+`ResolvedPretrainOptions`. Each problem is an InputError of one sentence that names the flag.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def check(o: Any, typed: set[str], bn: str | None, world_size: int) -> None:
     check_common(o)
     _check_ranges(o)
     if o.lr_per_step and not (o.cos or o.warmup_epochs):
-        raise InputError("--lr-per-step is for a warm-up or a cosine: pass --cos or --warmup-epochs too")
+        raise InputError("--lr-per-step works only with a warm-up or a cosine: pass --cos or --warmup-epochs too")
     if o.batch_size < world_size * o.accum_steps:
         raise InputError(
             f"--batch-size {o.batch_size} leaves some of {world_size} ranks ×"
@@ -35,13 +36,13 @@ def check(o: Any, typed: set[str], bn: str | None, world_size: int) -> None:
     positive(o, "moco_hard_alpha", "moco_simple_w")
     for name in ("moco_tau_plus", "moco_hard_alpha"):
         if getattr(o, name) > 1:
-            raise InputError(f"{flag(name)} is a share, at most 1, not {getattr(o, name):g}")
+            raise InputError(f"{flag(name)} must be at most 1, not {getattr(o, name):g}")
     check_unread(typed, _unread(o, bn))
     check_arch(o.arch, o.arch_arg)
     if not o.moco_k:
         _check_without_queue(o, "--keys batch" if o.keys == "batch" else "--moco-k 0")
     elif o.queue_per_view and not o.symmetric:
-        raise InputError("--queue-per-view needs --symmetric: without it the keys of one view alone are queued")
+        raise InputError("--queue-per-view needs --symmetric: without it only the keys of one view enter the queue")
     Every(o.save_every)
 
 
@@ -52,7 +53,7 @@ def _check_ranges(o: Any) -> None:
     positive(o, "moco_t", "moco_align_alpha", "moco_unif_t", "grad_clip", "knn_t", "rank_timeout")
     positive(o, "crop_min", "init_std")
     if o.crop_min is not None and o.crop_min > 1:
-        raise InputError(f"--crop-min is a share of the image, at most 1, not {o.crop_min:g}")
+        raise InputError(f"--crop-min, a share of the image, must be at most 1, not {o.crop_min:g}")
     for m in values_of(o.moco_m):
         if not 0 <= m <= 1:
             raise InputError(f"--moco-m must lie between 0 and 1, not {m:g}")
@@ -106,8 +107,8 @@ def _check_without_queue(o: Any, words: str) -> None:
         raise InputError(f"--queue-per-view has no meaning with {words}, where there is no queue: leave it out")
     if o.accum_steps > 1:
         raise InputError(
-            f"--accum-steps would leave parts of a batch to compare with, and with {words} the batch is all there is:"
-            " lower --batch-size instead, or take a queue"
+            f"--accum-steps splits the batch, but with {words} all negatives come from one batch: lower --batch-size"
+            " instead, or pass --moco-k for a queue"
         )
     if o.batch_size < 2:
         raise InputError(f"{words} compares the images of a batch: --batch-size must be at least 2")

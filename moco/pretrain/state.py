@@ -189,8 +189,8 @@ def _check_same_batches(path: Path, changed: dict[str, tuple[Any, Any]]) -> None
     for name in ("batch_size", "seed"):
         if name in changed:
             raise InputError(
-                f"{path} was saved inside an epoch of {flag(name)} {changed[name][0]}, which another value cannot"
-                " finish; pass the same, or resume from a checkpoint at an epoch's end"
+                f"{path} was saved inside an epoch with {flag(name)} {changed[name][0]}; pass the same value to finish"
+                " that epoch, or resume from a checkpoint at an epoch's end"
             )
 
 
@@ -199,7 +199,7 @@ def _restore_generators(path: Path, of_ranks: list[dict[str, Tensor]]) -> list[s
     if len(of_ranks) != distributed.world_size():
         return [
             f"{path} was written by {len(of_ranks)} ranks, this run has {distributed.world_size()}: the samples"
-            " stay the same, sums over ranks round differently from here on"
+            " are the same, but sums over ranks are rounded differently from here on"
         ]
     own_states = of_ranks[distributed.rank()]
     torch.set_rng_state(own_states["cpu"])

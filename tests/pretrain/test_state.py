@@ -307,7 +307,7 @@ def test_two_queues_are_resumed_as_two() -> None:
 def test_an_epoch_is_finished_as_it_was_begun(word: str) -> None:
     """Its samples would be others; at an epoch's end, both may change."""
     state = snapshot(training_step(options()), [], Position(1, 3, 9), options())
-    refuse(state, options(word, "77"), r"saved inside an epoch of --(batch-size 256|seed 5), which another value")
+    refuse(state, options(word, "77"), r"saved inside an epoch with --(batch-size 256|seed 5); pass the same value")
     state["moco_run"]["step_in_epoch"] = 0
     restore(state, Path("old.pth.tar"), training_step(options()), [], options(word, "77"))
 
