@@ -132,7 +132,7 @@ class MoCo(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Two views of the same images -> q, k [N, dim], fp32, unit norm.
 
-        k has no gradient. Without im_k, k is empty. Without a queue both views go through the query encoder in one pass,
+        k has no gradient. Without im_k, k is empty. Without a queue both views go through the query encoder at once,
         and k has a gradient.
         im_k: images, or a tuple of per-sample tensors that `prepare_k` turns into images after the shuffle. So uint8
         crops cross the network, a quarter of the bytes, and are augmented on the rank that encodes them.
