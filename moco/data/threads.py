@@ -63,10 +63,13 @@ class Crew:
         self._stop.set()
         for _ in self._threads:
             self._tasks.put(None)
-        for thread in self._threads:
+        threads, self._threads = self._threads, []
+        if not threads:  # closed before: a generator may end when Python has already cleared this module's names
+            return
+        for thread in threads:
             if thread is not threading.current_thread():
                 thread.join(JOIN_SECONDS)
-        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        self._threads = [thread for thread in threads if thread.is_alive()]
         _open_crews.discard(self)
 
     def __enter__(self) -> Crew:
