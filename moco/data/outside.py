@@ -1,4 +1,4 @@
-"""Data sets from outside: a factory's source, or a map-style torch dataset made into one."""
+"""Data sets from outside: a factory's source, a map-style torch dataset made into one, or one of the hub."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from PIL import Image
 
 from moco import plugins
 from moco.data.decode import BadImage, decode
+from moco.data.hub import is_hub, open_hub
 from moco.data.source import ArrayPicture, ArraySource, Source
 from moco.errors import InputError
 
@@ -35,8 +36,12 @@ def open_outside(
         raise InputError(f"--dataset {dataset} gives no image for {split}")
     if labels_required and (np.asarray(source.labels) < 0).any():
         raise InputError(
-            f"--dataset {dataset} has images without a label in {split}, and labels are needed here: give the data set"
-            " an attribute `targets` with the label of each image"
+            f"--dataset {dataset} has images without a label in {split}, and labels are needed here: "
+            + (
+                "name their column with --dataset-arg label=COLUMN"
+                if is_hub(dataset)
+                else "give the data set an attribute `targets` with the label of each image"
+            )
         )
     return source
 
@@ -44,6 +49,8 @@ def open_outside(
 @functools.cache
 def _make(dataset: str, split: str, data: str | None, arguments: tuple[str, ...]) -> Any:
     """Calls the factory once: a run asks whether a split exists, opens it, and asks again at its end."""
+    if is_hub(dataset):
+        return open_hub(dataset, split, data, arguments)
     return plugins.find("--dataset", dataset, arguments, split, data)()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import re
 from dataclasses import dataclass
 
 from moco.builder import choose_bn
@@ -168,7 +169,7 @@ def parse_pretrain(argv: list[str] | None = None, world_size: int | None = None)
         moco_align_w=weights[1],
         moco_unif_w=weights[2],
         bn=choose_bn(o.bn, o.moco_k, world_size),
-        output_dir=o.output_dir or os.path.join("runs", f"{o.dataset}-{o.arch}-{loss}".replace(":", "-")),
+        output_dir=o.output_dir or os.path.join("runs", re.sub("[:/]", "-", f"{o.dataset}-{o.arch}-{loss}")),
     )
     check_common(resolved)
     at_least(resolved, 1, "moco_dim", "accum_steps", "save_freq", "knn_k", "bn_group_size")

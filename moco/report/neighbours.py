@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 
 from moco.data.augment import Augment
 from moco.data.augment.recipes import find_recipe
+from moco.data.hub import is_hub
 from moco.data.source import Source
 from moco.encoders import build_encoder, trunk
 from moco.encoders.files import load_trunk, network_of, read_encoder
@@ -59,11 +60,11 @@ def grid(checkpoint: Path, options: Mapping[str, Any], queries: int, count: int 
     data, dataset = options.get("data"), str(options.get("dataset"))
     if data is not None and not Path(data).exists():
         raise InputError(f"the run's images are not at {data} any more: bring them back, or leave out --neighbours")
-    if is_outside(dataset):
+    if is_outside(dataset) and not is_hub(dataset):
         raise InputError(
             f"the run's images come from --dataset {dataset}, which is not imported; leave out --neighbours"
         )
-    where = DataOptions(data=data, dataset=dataset, skip_bad_images=True)
+    where = DataOptions(data, dataset, list(options.get("dataset_arg") or []), skip_bad_images=True)
     source = where.open("val" if where.has("val") else "train", labels_required=False)
     size, recipe_name = suited(dataset, options)
     recipe, file = find_recipe(recipe_name), read_encoder(checkpoint)
