@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help quickstart house bits test quick test-oldest lint types pytest reliability soak soak-ends test-slurm bench bench-gpu peers docs dist install install-dev clean distclean
+.PHONY: help quickstart house bits test quick test-oldest lint types pytest reliability soak soak-ends test-slurm bench bench-gpu evidence-gpu peers docs dist install install-dev clean distclean
 
 PY := .venv/bin/python
 CODE := moco tests examples hubconf.py $(wildcard main_moco.py main_lincls.py launch benchmarks docs/site.py)
@@ -80,6 +80,11 @@ bench-gpu: ## the same on one GPU, within ten minutes
 	@for topic in loss_head training_step momentum_update sentence_step photographs; do \
 	  echo "== $$topic"; $(PY) -m benchmarks.$$topic --device cuda $$([ $$topic != photographs ] || echo '--rounds 3 $(PHOTOS)') || exit; done
 	@$(PY) -m benchmarks.performance_page
+
+STAGE ?= tests
+DATA ?= runs/evidence/data
+evidence-gpu: ## one stage of what a GPU can show (benchmarks/evidence_gpu.py); STAGE=data | tests | cifar10 ... DATA=archives
+	@$(PY) -m benchmarks.evidence_gpu --stage $(STAGE) --data $(DATA) $(ARGS)
 
 peers: install ## make .peers, with the libraries that make bench compares with
 	@benchmarks/peers.sh

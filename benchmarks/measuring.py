@@ -73,7 +73,9 @@ def device_of(options: argparse.Namespace) -> torch.device:
     if options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("error: --device cuda, but torch sees no GPU; run this where there is one, or on --device cpu")
     torch.manual_seed(0)
-    return torch.device(options.device)
+    if options.device == "cpu":
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())  # numbered: the threads of a loader begin on another one
 
 
 def alternate(contenders: dict[str, Callable[[], Any]], rounds: int, device: torch.device, warm: int = 2) -> Times:

@@ -69,8 +69,8 @@ def main(argv: list[str] | None = None) -> None:
     layout = torch.channels_last if gpu else torch.contiguous_format  # main_moco.py's defaults
     views = [augment(crops[:, view], batch.index, 0, view).contiguous(memory_format=layout) for view in (0, 1)]
 
-    encoder = build_encoder(arch, 128, mlp=True, image_size=size).to(device)
-    plain = ReferenceStep(copy.deepcopy(encoder), 128, length, T=0.2)
+    encoder = build_encoder(arch, 128, mlp=True, image_size=size)
+    plain = ReferenceStep(copy.deepcopy(encoder).to(device), 128, length, T=0.2)
     model = MoCo(encoder.to(memory_format=layout), K=length, device=device)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(model.parameters(), 0.03, momentum=0.9, weight_decay=1e-4, fused=True)
     prepare: Any = augment if gpu else Augmented(views)

@@ -40,10 +40,11 @@ from moco.run.log import read_log
 from moco.run.provenance import git_state, machine
 
 ROOT = Path(__file__).resolve().parent.parent
-SEED, ARCH, DIM, SIZE = 0, "smallcnn", 64, 32
+ARCH, DIM, SIZE = "smallcnn", 64, 32
+EPOCHS, PROBE_EPOCHS = 40, 30
 LAUNCH = "torchrun --nproc_per_node=2 main_moco.py"
 # 144 scans of each digit: the usual 200 neighbours would reach into other classes
-DATA = f"--dataset digits --seed {SEED} -j 2 --print-freq 100"
+DATA = "--dataset digits -j 2 --print-freq 100"
 PRETRAIN = f"{DATA} -a {ARCH} --moco-dim {DIM} --batch-size 128 --lr 0.06 --cos --eval-freq 4 --knn-k 20 --save-freq 10"
 # MoCo's lr 30 is for a million images an epoch and 2048 features; these runs have 22 steps an epoch and 128
 PROBE = f"main_lincls.py {DATA} --batch-size 64 --lr 3"
@@ -53,6 +54,9 @@ LOSSES = {
     "align + uniform": ("align-uniform", "--loss align-uniform --moco-k 256 --moco-m 0.9"),
 }
 CPU = torch.device("cpu")
+# Figures of several seeds, measured by benchmarks/quickstart_range.py
+RANGES = ROOT / "benchmarks" / "results" / "quickstart.json"
+MEASURES = {"knn": "kNN", "linear": "linear", "few_label": "5 labels per class"}
 
 
 @dataclass
@@ -74,37 +78,42 @@ class Encoder:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output-dir", type=Path, default=Path("runs/quickstart"), help="emptied first (%(default)s)")
-    parser.add_argument("--epochs", type=int, default=40, help="of pretraining (%(default)s)")
-    parser.add_argument("--probe-epochs", type=int, default=30, help="of the linear probe (%(default)s)")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="of pretraining (%(default)s)")
+    parser.add_argument("--probe-epochs", type=int, default=PROBE_EPOCHS, help="of the linear probe (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, augmentation and order (%(default)s)")
     arguments = parser.parse_args(argv)
-    out, started = arguments.output_dir, time.monotonic()
+    out, seed = arguments.output_dir, arguments.seed
+    started = time.monotonic()
     os.chdir(ROOT)
     torch.set_num_threads(1)
     shutil.rmtree(out, ignore_errors=True)
 
-    encoders = [untrained(out / "untrained")]
+    encoders = [untrained(out / "untrained", seed)]
     for name, (short, flags) in LOSSES.items():
         folder = out / short
         say(f"pretraining: {name}")
-        run(f"{LAUNCH} {PRETRAIN} --epochs {arguments.epochs} {flags} --output-dir {folder}")
+        run(f"{LAUNCH} {PRETRAIN} --seed {seed} --epochs {arguments.epochs} {flags} --output-dir {folder}")
         last = folder / f"checkpoint_{arguments.epochs - 1:04d}.pth.tar"
         encoders.append(Encoder(name, folder, last, read_log(folder / "log.jsonl")))
     for encoder in encoders:
         say(f"linear probe: {encoder.name}")
-        encoder.linear = probe(encoder, arguments.probe_epochs)
+        encoder.linear = probe(encoder, arguments.probe_epochs, seed)
     say("kNN and few-label classifiers")
     for encoder in encoders:
-        measure(encoder)
+        measure(encoder, seed)
 
     table = markdown(encoders)
     figure = draw(encoders, out / "quickstart.png")
     seconds = time.monotonic() - started
     (out / "results.md").write_text(table + "\n")
-    (out / "results.json").write_text(json.dumps(as_json(encoders, seconds), indent=2) + "\n")
+    results = as_json(encoders, seconds)
+    (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     say(f"digits: top-1 [%] on {len(encoders[0].labels)} held-out scans, {seconds:.0f} s in all")
     print(table, end="\n\n")
     for encoder in encoders[1:]:
         print(f"{encoder.name}: {gain(encoder, encoders[0])}")
+    if (arguments.epochs, arguments.probe_epochs) == (EPOCHS, PROBE_EPOCHS) and RANGES.is_file():
+        print("\n".join(["", *placed(results["results"], json.loads(RANGES.read_text()))]))
     print(f"\ncheckpoints  {'  '.join(str(e.checkpoint) for e in encoders[1:])}")
     print(f"logs         {'  '.join(str(e.folder / 'log.jsonl') for e in encoders[1:])}")
     print(f"             tensorboard --logdir {out}")
@@ -130,14 +139,14 @@ def run(command: str) -> None:
         sys.exit(done.returncode)
 
 
-def untrained(folder: Path) -> Encoder:
+def untrained(folder: Path, seed: int) -> Encoder:
     """The encoder that both runs start from, with the data's BatchNorm statistics, as a checkpoint like the others."""
-    torch.manual_seed(SEED)
+    torch.manual_seed(seed)
     encoder = build_encoder(ARCH, DIM)
     options, recipe = parse_pretrain(shlex.split(PRETRAIN)), find_recipe("digits")
     train, val = (open_split(None, "digits", split) for split in ("train", "val"))
     settle_batchnorm(encoder, train, recipe, SIZE, options, CPU)
-    evaluate = OnlineEvaluator(train, val, options, CPU, recipe="digits", size=SIZE, seed=SEED, k=options.knn_k)
+    evaluate = OnlineEvaluator(train, val, options, CPU, recipe="digits", size=SIZE, seed=seed, k=options.knn_k)
     values = dict(evaluate(encoder))
     state = {f"module.encoder_q.{name}": tensor for name, tensor in encoder.state_dict().items()}
     folder.mkdir(parents=True)
@@ -146,10 +155,11 @@ def untrained(folder: Path) -> Encoder:
     return Encoder("untrained", folder, path, [{"kind": "eval", "epoch": -1, **values}])
 
 
-def probe(encoder: Encoder, epochs: int) -> float:
+def probe(encoder: Encoder, epochs: int, seed: int) -> float:
     folder = encoder.folder / "lincls"
     drops = f"{epochs * 6 // 10} {epochs * 8 // 10}"  # as MoCo's 60 and 80 of 100
-    run(f"python {PROBE} --epochs {epochs} --schedule {drops} --pretrained {encoder.checkpoint} --output-dir {folder}")
+    schedule = f"--seed {seed} --epochs {epochs} --schedule {drops}"
+    run(f"python {PROBE} {schedule} --pretrained {encoder.checkpoint} --output-dir {folder}")
     return last_value(folder / "log.jsonl", "val_acc1")
 
 
@@ -157,14 +167,14 @@ def last_value(log: Path, name: str) -> float:
     return float([record[name] for record in read_log(log) if name in record][-1])
 
 
-def measure(encoder: Encoder) -> None:
+def measure(encoder: Encoder, seed: int) -> None:
     """kNN, and the few-label classifier, on the trunk's features of the plain scans."""
     network = build_encoder(ARCH, DIM)
     state = checkpoint.load(encoder.checkpoint)["state_dict"]
     prefix = "module.encoder_q."
     network.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
     options, recipe = parse_pretrain(shlex.split(PRETRAIN)), find_recipe("digits")
-    plain = Augment(recipe.for_evaluation(), SEED)
+    plain = Augment(recipe.for_evaluation(), seed)
     bank, held_out = (
         extract_features(
             trunk(network), centre_crops(open_split(None, "digits", split), recipe, SIZE, options, CPU), plain
@@ -193,6 +203,17 @@ def gain(encoder: Encoder, base: Encoder) -> str:
         ("few-label", encoder.few - base.few),
     )
     return "over the untrained encoder: " + ", ".join(f"{name} {difference:+.1f}" for name, difference in parts)
+
+
+def placed(results: dict[str, Any], ranges: dict[str, Any]) -> list[str]:
+    """This run's figures beside the range that the same command gave over several seeds."""
+    lines = [f"beside {len(ranges['seeds'])} seeds measured before ({RANGES.relative_to(ROOT)}):"]
+    for name, values in ranges["results"].items():
+        for measure, title in MEASURES.items():
+            own, lowest, highest = results[name][measure], min(values[measure]), max(values[measure])
+            where = "below the range" if own < lowest else "above the range" if own > highest else "in the range"
+            lines.append(f"{name:<16} {title:<19} {own:5.1f}  {where} {lowest:.1f} to {highest:.1f}")
+    return lines
 
 
 def as_json(encoders: list[Encoder], seconds: float) -> dict[str, Any]:

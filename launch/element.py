@@ -1,7 +1,7 @@
 """One element of a sweep: it pretrains, probes and writes one row of the table.
 
 It is a job, or `python -m launch.element FOLDER JOB_FOLDER`. In its folder are element.json (what it is),
-main_moco.yaml and main_lincls.yaml (its options), pretrain/ and lincls/ (its runs) and, in the end, row.json or
+a YAML file of options for each program, pretrain/ and lincls/ or depth/ (its runs) and, in the end, row.json or
 failed.json.
 """
 
@@ -19,6 +19,7 @@ from typing import Any
 
 import submitit
 
+from launch.encoders_table import PUBLISHED
 from launch.job import Job, JobFailed, Step
 from moco.commands import end_with, run_command
 from moco.errors import EXIT_OK
@@ -75,6 +76,8 @@ class Element(Job):
         if (result := self.place / "lincls" / "lincls.json").exists():
             found = json.loads(result.read_text())
             row |= {f"lincls_{name}": found[name] for name in ("top1", "top5", "best_top1")}
+        if (result := self.place / "depth" / "depth.json").exists():
+            row |= {name: value for name, value in json.loads(result.read_text()).items() if name.startswith("depth_")}
         return row
 
 
@@ -84,10 +87,11 @@ def gather(folder: Path) -> Path:
     rows = []
     for place in (folder / "elements" / id for id in order):
         if (place / ROW).exists():
-            row, swept = (json.loads((place / name).read_text()) for name in (ROW, DESCRIPTION))
+            row, described = (json.loads((place / name).read_text()) for name in (ROW, DESCRIPTION))
             if "loss" in row:  # of an element before version 0.2
                 row["train_loss"] = row.pop("loss")
-            rows.append({"id": place.name, **swept["swept"], **row})
+            published = {f"{PUBLISHED}{name}": value for name, value in described.get("published", {}).items()}
+            rows.append({"id": place.name, **described["swept"], **row, **published})
     columns = list(dict.fromkeys(name for row in rows for name in row))
     target = folder / "results.csv"
     text = io.StringIO(newline="")

@@ -46,7 +46,7 @@ class JobFailed(RuntimeError):
 class Step(NamedTuple):
     """One main and its arguments."""
 
-    main: str  # main_moco or main_lincls
+    main: str  # the module: main_moco, main_lincls, ...
     options: str  # a YAML file for --config: the resolved options, with `resume: auto`
     output_dir: str
     begin_from: str | None = None  # the checkpoint that --resume named: for a start that finds none in output_dir

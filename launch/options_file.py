@@ -9,8 +9,10 @@ from typing import Any
 import yaml
 
 from launch.job import Step
+from moco.errors import InputError
 from moco.plugins import is_outside
 from moco.pretrain.options import PretrainOptions, parse_pretrain
+from moco.probe.depth.options import DepthOptions, parse_depth
 from moco.probe.options import LinclsOptions, parse_lincls
 from moco.run.files import write_text
 from moco.run.options import CommonOptions, as_dict
@@ -30,16 +32,21 @@ def sentences(argv: list[str], ranks: int) -> SentenceOptions:
     return parse_sentences(argv, world_size=ranks)
 
 
-def probe(argv: list[str], pretrain: PretrainOptions) -> LinclsOptions:
-    """The linear probe of what `pretrain` will train: same data, its last checkpoint, a folder inside its own."""
-    out = Path(pretrain.output_dir)
+def probe(argv: list[str], pretrain: PretrainOptions, ranks: int = 1) -> LinclsOptions | DepthOptions:
+    """The probe of what `pretrain` will train: same data, its last checkpoint, a folder inside its own.
+
+    Linear; of NYU-Depth-V2, which has no classes, that of depth. InputError if it cannot be trained by `ranks` ranks.
+    """
+    out, of_depth = Path(pretrain.output_dir), pretrain.dataset == "nyu-depth"
+    if of_depth and ranks > 1:
+        raise InputError(f"the depth probe takes one process, not {ranks}: start a job of its own for it")
     given = {
         "--dataset": pretrain.dataset,
         "--loader": pretrain.loader,
         "--workers": pretrain.workers,
         "--device": pretrain.device,
         "--pretrained": out / f"checkpoint_{pretrain.epochs - 1:04d}.pth.tar",
-        "--output-dir": out / "lincls",
+        "--output-dir": out / ("depth" if of_depth else "lincls"),
         "--seed": pretrain.seed,
     }
     words = [pretrain.data] if pretrain.data else []
@@ -50,7 +57,12 @@ def probe(argv: list[str], pretrain: PretrainOptions) -> LinclsOptions:
         words += ["--dataset-arg", argument]
     if is_outside(pretrain.arch):
         words += ["--arch", pretrain.arch]
-    return parse_lincls([*words, *argv])
+    return parse_depth([*words, *argv]) if of_depth else parse_lincls([*words, *argv])
+
+
+def main_of_probe(options: LinclsOptions | DepthOptions) -> str:
+    """The module whose `main` trains it."""
+    return "moco.probe.depth.__main__" if isinstance(options, DepthOptions) else "main_lincls"
 
 
 def write(main: str, options: CommonOptions | SentenceOptions, path: Path) -> Step:

@@ -2,7 +2,8 @@
 
     name: digits
     set: {dataset: digits, arch: smallcnn}          # for every element
-    probe: {epochs: 10}                             # options of main_lincls.py; leave it out for no probe
+    probe: {epochs: 10}                             # options of main_lincls.py, or with dataset: nyu-depth
+                                                    # of moco.probe.depth; leave it out for no probe
     parts:
       - set: {loss: infonce}
         grid: {moco_t: [0.07, 0.2], seed: [0, 1]}   # all combinations
@@ -12,6 +13,7 @@
           draw:
             moco_unif_t: [1, 2, 3]                  # one of these
             lr: {low: 0.03, high: 0.3, log: true}   # or a range
+      - encoders: table8.csv                        # a row for each (launch/encoders_table.py); beside this file
 
 A draw that main_moco.py refuses (all weights 0, say) is made again. With `program: sentences` the options are those of
 python -m moco.sentences.train, and there is no probe: `classify` is an option of that program.
@@ -29,15 +31,16 @@ import random
 import re
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from launch import options_file
+from launch import encoders_table, options_file
 from moco.errors import InputError
 from moco.pretrain.options import PretrainOptions
+from moco.probe.depth.options import DepthOptions
 from moco.probe.options import LinclsOptions
 from moco.run.options import CommonOptions, result_options
 from moco.sentences.options import SentenceOptions
@@ -50,11 +53,15 @@ PATIENCE = 200  # draws in a row that may be refused
 
 @dataclass
 class Element:
-    """One encoder of a sweep. `swept`: the options in which the elements differ."""
+    """One encoder of a sweep.
+
+    swept: the options in which the elements differ. published: figures of a paper, by the measure's name in logs.
+    """
 
     swept: Settings
     pretrain: PretrainOptions | SentenceOptions
-    probe: LinclsOptions | None
+    probe: LinclsOptions | DepthOptions | None
+    published: dict[str, float] = field(default_factory=dict)
 
     @property
     def main(self) -> str:
@@ -90,9 +97,13 @@ def read(path: Path, folder: Path | None, words: list[str], ranks: int) -> Spec:
         )
     for number, part in enumerate(spec["parts"]):
         where = f"{path}, part {number + 1}"
-        if not isinstance(part, dict) or set(part) - {"set", "grid", "random"} or {"grid", "random"} <= set(part):
-            raise InputError(f"{where} must hold `grid` or `random`, and may hold `set`")
+        kinds = {"grid", "random", "encoders"}
+        if not isinstance(part, dict) or set(part) - kinds - {"set"} or len(kinds & set(part)) > 1:
+            raise InputError(f"{where} must hold `grid`, `random` or `encoders`, and may hold `set`")
         fixed = {**_section(spec, "set", str(path)), **_section(part, "set", where)}
+        if "encoders" in part:
+            _table_elements(elements, path.parent / str(part["encoders"]), fixed, probe, words, ranks, where, program)
+            continue
         for swept in _grid(_section(part, "grid", where), where) if "random" not in part else ():
             element = _resolve(fixed, swept, probe, words, ranks, where, program)
             elements.setdefault(element.id, element)
@@ -104,7 +115,8 @@ def read(path: Path, folder: Path | None, words: list[str], ranks: int) -> Spec:
         element.pretrain = dataclasses.replace(element.pretrain, output_dir=str(place / "pretrain"))
         if element.probe:
             last = place / "pretrain" / f"checkpoint_{element.pretrain.epochs - 1:04d}.pth.tar"
-            element.probe = dataclasses.replace(element.probe, output_dir=str(place / "lincls"), pretrained=str(last))
+            own = place / Path(element.probe.output_dir).name  # lincls or depth
+            element.probe = dataclasses.replace(element.probe, output_dir=str(own), pretrained=str(last))
     return Spec(name, _compared(list(elements.values())))
 
 
@@ -155,6 +167,27 @@ def _grid(values: dict[str, list[Any]], where: str) -> Iterator[Settings]:
             raise InputError(f"{where}: `grid` needs a list of values for {name}, such as [{choices}]")
     for combination in itertools.product(*values.values()):
         yield dict(zip(values, combination, strict=True))
+
+
+def _table_elements(
+    elements: dict[str, Element],
+    path: Path,
+    fixed: Settings,
+    probe: Settings | None,
+    words: list[str],
+    ranks: int,
+    where: str,
+    program: str,
+) -> None:
+    lines: dict[str, int] = {}
+    for row in encoders_table.read(path):
+        here = f"{where}, row {row.line} of {path}"
+        options = _section({"encoders": row.options}, "encoders", here)
+        element = _resolve(fixed, options, probe, words, ranks, here, program)
+        if element.id in lines:
+            raise InputError(f"{here} is the encoder of row {lines[element.id]}: give each a `seed` of its own")
+        lines[element.id] = row.line
+        elements.setdefault(element.id, element).published.update(row.published)
 
 
 def _draw_elements(
@@ -210,7 +243,7 @@ def _resolve(
         classifier = None
         if probe is not None:
             with _as_config(probe) as config:
-                classifier = options_file.probe(config, pretrain)
+                classifier = options_file.probe(config, pretrain, ranks)
     except InputError as error:
         raise InputError(f"{where}: {re.sub(_CONFIG, '', str(error))}") from error
     return Element({}, pretrain, classifier)

@@ -189,7 +189,7 @@ def submit(o: argparse.Namespace, pretrain_argv: list[str], probe_argv: list[str
     pretrain = options_file.pretraining(pretrain_argv, ranks)
     if pretrain.dry_run:
         raise InputError("--dry-run belongs before the --: it prints the batch script and the resolved options")
-    probe = options_file.probe(probe_argv, pretrain) if o.then_lincls else None
+    probe = options_file.probe(probe_argv, pretrain, ranks) if o.then_lincls else None
     out = Path(pretrain.output_dir).absolute()
     name = o.name or out.name
     if o.dry_run:
@@ -204,7 +204,8 @@ def submit(o: argparse.Namespace, pretrain_argv: list[str], probe_argv: list[str
     code = snapshot.take(folder / "code")
     steps = [options_file.write("main_moco", pretrain, folder / "main_moco.yaml")]
     if probe:
-        steps.append(options_file.write("main_lincls", probe, folder / "main_lincls.yaml"))
+        main = options_file.main_of_probe(probe)
+        steps.append(options_file.write(main, probe, folder / f"{main}.yaml"))
     description = {"command": [sys.executable, *sys.argv], "git": git_state(), "ranks": ranks, "submission": vars(o)}
     write_text(folder / "job.json", json.dumps(description, indent=2, default=str) + "\n")
     if o.cluster == "debug":
@@ -214,7 +215,7 @@ def submit(o: argparse.Namespace, pretrain_argv: list[str], probe_argv: list[str
     # Slurm chains jobs; on one machine the probe is the second step of the one job
     ids: list[str] = []
     for part in [[step] for step in steps] if o.cluster == "slurm" else [steps]:
-        title = name if part[0].main == "main_moco" else f"{name}-lincls"
+        title = name if part[0].main == "main_moco" else f"{name}-{Path(part[0].output_dir).name}"
         run = executor(o, folder / "%j", code, title)
         if ids:
             after = run.parameters["additional_parameters"] | {"kill-on-invalid-dep": "yes"}

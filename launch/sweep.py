@@ -40,9 +40,11 @@ def prepare(sweep: spec.Spec, folder: Path) -> list[Path]:
         place = folder / "elements" / element.id
         steps = [options_file.write(element.main, element.pretrain, place / f"{element.main}.yaml")]
         if element.probe:
-            steps.append(options_file.write("main_lincls", element.probe, place / "main_lincls.yaml"))
+            probe = options_file.main_of_probe(element.probe)
+            steps.append(options_file.write(probe, element.probe, place / f"{probe}.yaml"))
         epochs = [element.pretrain.epochs, element.probe.epochs if element.probe else 0]
-        write_json(place / DESCRIPTION, {"swept": element.swept, "steps": steps, "epochs": epochs})
+        described = {"swept": element.swept, "steps": steps, "epochs": epochs}
+        write_json(place / DESCRIPTION, described | ({"published": element.published} if element.published else {}))
         places.append(place)
     write_json(folder / "sweep.json", {"name": sweep.name, "elements": [place.name for place in places]})
     return [place for place in places if not (place / ROW).exists()]
@@ -127,7 +129,7 @@ def status(folder: Path) -> str:
     if not (folder / "sweep.json").exists():
         raise InputError(f"there is no sweep in {folder}; start it first, or name its folder with --output-dir")
     ids = json.loads((folder / "sweep.json").read_text())["elements"]
-    rows = [["element", "state", "pretraining", "probe", "loss", "kNN", "top-1", "options"]]
+    rows = [["element", "state", "pretraining", "probe", "loss", "kNN", "top-1 or MSE", "options"]]
     states = []
     for id in ids:
         row = element_status(folder / "elements" / id)
@@ -142,7 +144,8 @@ def status(folder: Path) -> str:
 
 def element_status(place: Path) -> list[str]:
     what = json.loads((place / DESCRIPTION).read_text())
-    logs = [_records(place / part / "log.jsonl") for part in ("pretrain", "lincls")]
+    probe = "depth" if (place / "depth").exists() else "lincls"
+    logs = [_records(place / part / "log.jsonl") for part in ("pretrain", probe)]
     epochs = [sum(record["kind"] == "epoch" for record in log) for log in logs]
     bars = [f"{done}/{all_}" for done, all_ in zip(epochs, what["epochs"], strict=True)]
     if (place / ROW).exists():
@@ -154,8 +157,8 @@ def element_status(place: Path) -> list[str]:
         state = f"running, silent for {age:.0f} s" if age > 300 else "running"
     else:
         state = "interrupted" if any(logs) else "waiting"
-    return ["", state, *bars, *(_last(log, name) for log, name in
-            ((logs[0], "loss"), (logs[0], "knn_top1"), (logs[1], "val_acc1"))), described(what["swept"])]  # fmt: skip
+    shown = ((logs[0], "loss"), (logs[0], "knn_top1"), (logs[1], "depth_mse" if probe == "depth" else "val_acc1"))
+    return ["", state, *bars, *(_last(log, name) for log, name in shown), described(what["swept"])]
 
 
 def _records(path: Path) -> list[dict[str, Any]]:

@@ -50,12 +50,14 @@ class MoCo(nn.Module):
     K: queue length; with 0 there is no queue, and both views are queries. m: momentum of the key encoder.
     bn: how BatchNorm is kept from leaking (`moco.encoders.batchnorm`); None: `choose_bn` decides.
     seed: of the initial queue and of the shuffles.
+    queue_per_view: keys of view 0 go to a second queue, `queue_of_view_0`, with the same pointer and labels.
     `state_dict` has the keys of facebookresearch/moco; what is ours beside it is in `queue_state`.
     """
 
     queue: Tensor
     queue_ptr: Tensor
     queue_labels: Tensor
+    queue_of_view_0: Tensor | None
     filled: Tensor
 
     def __init__(
@@ -68,6 +70,7 @@ class MoCo(nn.Module):
         bn_group_size: int = 32,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        queue_per_view: bool = False,
     ) -> None:
         super().__init__()
         if K < 0:
@@ -83,18 +86,23 @@ class MoCo(nn.Module):
 
         generator = torch.Generator().manual_seed(seed)
         self.register_buffer("queue", F.normalize(torch.randn(dim, K, generator=generator), dim=0))
+        second = F.normalize(torch.randn(dim, K, generator=generator), dim=0) if queue_per_view else None
+        self.register_buffer("queue_of_view_0", second, persistent=False)
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
         self.register_buffer("queue_labels", torch.full((K,), -1), persistent=False)  # -1: no label, or never filled
         # entries that hold a key; the others still hold the random start
         self.register_buffer("filled", torch.zeros(1, dtype=torch.long), persistent=False)
         self.step = 0  # optimiser steps begun: keys the shuffle
+        self._pairs: tuple[list[nn.Parameter], list[nn.Parameter]] | None = None  # of keys and queries
         self.to(device)
 
     @torch.no_grad()
     def update_key_encoder(self) -> None:
         """k ← m·k + (1 - m)·q over parameters (not BatchNorm buffers), Eq 2, in a few fused kernels."""
-        keys, queries = ([p.detach() for p in e.parameters()] for e in (self.encoder_k, self.encoder_q))
-        torch._foreach_lerp_(keys, queries, 1 - self.m)
+        if self._pairs is None:  # once: to walk through the modules takes longer than to start the kernels
+            self._pairs = list(self.encoder_k.parameters()), list(self.encoder_q.parameters())
+        keys, queries = self._pairs
+        torch._foreach_lerp_(keys, queries, 1 - self.m)  # type: ignore[arg-type]
         self.step += 1
 
     def forward(
@@ -136,10 +144,15 @@ class MoCo(nn.Module):
             return RowShuffle(stream_key(key, 0, Purpose.SHUFFLE, view=distributed.rank()), [n])
         return RowShuffle(key, sizes or [n] * distributed.world_size())
 
+    def queue_for(self, key_view: int) -> Tensor:
+        """The queue that queries are compared with whose own keys are of this view."""
+        return self.queue_of_view_0 if key_view == 0 and self.queue_of_view_0 is not None else self.queue
+
     @torch.no_grad()
-    def enqueue(self, keys: Tensor, labels: Tensor | None = None) -> None:
+    def enqueue(self, keys: Tensor, labels: Tensor | None = None, keys_of_view_0: Tensor | None = None) -> None:
         """First in, first out: the keys of all ranks [n, dim] replace the n oldest entries; of n > K the last K stay.
 
+        keys_of_view_0: those for the second queue, of the same images.
         Positions are computed on the device: no host-device synchronisation, and n need not divide K.
         """
         if not self.K:
@@ -147,23 +160,32 @@ class MoCo(nn.Module):
         n = len(keys)
         positions = (self.queue_ptr + torch.arange(n, device=keys.device)) % self.K
         kept = slice(max(0, n - self.K), n)  # index_copy_ wants each position once
-        positions, keys = positions[kept], keys[kept].to(self.queue.dtype)
+        positions = positions[kept]
         labels = torch.full_like(positions, -1) if labels is None else labels[kept]
         # keys that are not finite would poison every later loss: such a batch leaves the queue as it was
         good = keys.isfinite().all()
-        self.queue.index_copy_(1, positions, torch.where(good, keys.t(), self.queue[:, positions]))
+        pairs = [(self.queue, keys)]
+        if keys_of_view_0 is not None and self.queue_of_view_0 is not None:
+            good &= keys_of_view_0.isfinite().all()
+            pairs.append((self.queue_of_view_0, keys_of_view_0))
+        for queue, new in pairs:
+            columns = new[kept].to(queue.dtype).t()
+            queue.index_copy_(1, positions, torch.where(good, columns, queue[:, positions]))
         self.queue_labels.index_copy_(0, positions, torch.where(good, labels, self.queue_labels[positions]))
         self.queue_ptr.copy_((self.queue_ptr + n * good) % self.K)
         self.filled.copy_((self.filled + n * good).clamp_max(self.K))
 
     def queue_state(self) -> dict[str, Any]:
         """The state of a resumed run for which MoCo's `state_dict` has no key."""
-        return {"labels": self.queue_labels, "filled": self.filled, "step": self.step}
+        state = {"labels": self.queue_labels, "filled": self.filled, "step": self.step}
+        return state if self.queue_of_view_0 is None else {**state, "queue_of_view_0": self.queue_of_view_0}
 
     def load_queue_state(self, state: dict[str, Any]) -> None:
         self.queue_labels.copy_(state["labels"])
         self.filled.copy_(state["filled"])
         self.step = int(state["step"])
+        if self.queue_of_view_0 is not None:
+            self.queue_of_view_0.copy_(state["queue_of_view_0"])
 
 
 def compile_encoders(model: MoCo) -> None:

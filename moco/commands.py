@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -50,6 +51,14 @@ def number(kind: type[int] | type[float], least: float, most: float = 2**31 - 1)
     return parse
 
 
+# Of the libraries that read images. Commands alone are quiet about them: an import of this package changes no filter.
+_SAYS_NOTHING = (
+    "The given (NumPy array|buffer) is not writable",  # pixels are only read
+    "Palette images with Transparency",  # Pillow advises RGBA; alpha is dropped here anyway
+    "Corrupt EXIF data",  # of EXIF only the orientation is wanted
+)
+
+
 def run_command(work: Callable[[], int]) -> int:
     """Calls `work`; returns its exit code, or that of the error it ended with, which becomes one line on stderr.
 
@@ -59,6 +68,8 @@ def run_command(work: Callable[[], int]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a name in no known encoding is no reason to end a run
             stream.reconfigure(errors=ESCAPED)
+    for message in _SAYS_NOTHING:
+        warnings.filterwarnings("ignore", message=message)
     try:
         return work()
     except (InputError, NumericsError) as error:

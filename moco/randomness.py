@@ -73,29 +73,43 @@ def _shift_right(x: Tensor, bits: int) -> Tensor:
     )  # torch shifts int64 arithmetically; the hash needs zeros from the left
 
 
-def _hash_torch(key: int, counter: Tensor) -> Tensor:
-    x = (counter + 1) * _signed(_GOLDEN) + _signed(key)
+def _hash_torch(key: int | Tensor, counter: Tensor) -> Tensor:
+    x = (counter + 1) * _signed(_GOLDEN) + (key if isinstance(key, Tensor) else _signed(key))
     x = (x ^ _shift_right(x, 30)) * _signed(_MIX1)
     x = (x ^ _shift_right(x, 27)) * _signed(_MIX2)
     return x ^ _shift_right(x, 31)
 
 
+def key_tensor(keys: list[int]) -> Tensor:
+    """Keys as int64, for `uniform` in a compiled graph, which an int would bind to one epoch."""
+    return torch.tensor([_signed(key) for key in keys])
+
+
+def column_steps(draws: int) -> Tensor:
+    """int64 [draws]: what `uniform` adds for each of its columns."""
+    return torch.arange(draws) * _signed(_GOLDEN)
+
+
 @overload
 def uniform(key: int, index: np.ndarray, draws: int) -> np.ndarray: ...
 @overload
-def uniform(key: int, index: Tensor, draws: int) -> Tensor: ...
-def uniform(key: int, index: np.ndarray | Tensor, draws: int) -> np.ndarray | Tensor:
+def uniform(key: int | Tensor, index: Tensor, draws: int, steps: Tensor | None = None) -> Tensor: ...
+def uniform(
+    key: int | Tensor, index: np.ndarray | Tensor, draws: int, steps: Tensor | None = None
+) -> np.ndarray | Tensor:
     """`draws` numbers in [0, 1) for each sample index: float32 [n, draws]; row i depends on `key` and `index[i]` alone.
 
     An int64 array gives NumPy, a LongTensor gives a tensor on its device; the bits are equal. The first columns do not
-    change with `draws`. 24 random bits each, so that float32 holds them exactly everywhere.
+    change with `draws`. 24 random bits each, so that float32 holds them exactly everywhere. steps: `column_steps` on
+    that device, at least `draws` of them.
     """
     scale = 2.0**-24
     if isinstance(index, Tensor):
         per_sample = _hash_torch(key, index)
-        columns = torch.arange(draws, device=index.device) * _signed(_GOLDEN)
+        columns = torch.arange(draws, device=index.device) * _signed(_GOLDEN) if steps is None else steps[:draws]
         hashed = _hash_torch(0, per_sample[:, None] + columns)
         return _shift_right(hashed, 40).to(torch.float32) * scale
+    assert not isinstance(key, Tensor)
     own = _hash_numpy(key, index)
     bits = _hash_numpy(0, own[:, None] + np.arange(draws, dtype=np.uint64) * np.uint64(_GOLDEN))
     return (bits >> np.uint64(40)).astype(np.float32) * np.float32(scale)

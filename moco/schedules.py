@@ -1,4 +1,4 @@
-"""Learning rate and curves as functions of the epoch."""
+"""Learning rate, key momentum and curves as functions of the epoch, or of the step within it."""
 
 from __future__ import annotations
 
@@ -30,6 +30,46 @@ def learning_rate(
     return rate
 
 
+def learning_rate_by_step(
+    position: float,
+    lr: float,
+    epochs: int,
+    schedule: Sequence[int] = (),
+    cos: bool = False,
+    warmup_epochs: int = 0,
+) -> float:
+    """moco-v3's learning rate of a step: from 0 up to lr in a straight line, then a half cosine down to 0.
+
+    position: epochs done, a fraction, before the step. The cosine spans the epochs after the warm-up. Without `cos` the
+    rate drops tenfold at each milestone of `schedule`.
+    """
+    if position < warmup_epochs:
+        return lr * position / warmup_epochs
+    if not cos:
+        return learning_rate(int(position), lr, epochs, schedule)
+    return lr * _half_cosine(1.0, 0.0, (position - warmup_epochs) / (epochs - warmup_epochs))
+
+
+def key_momentum(setting: float | str, position: float, epochs: int, cos: bool = False) -> float:
+    """The key encoder's momentum for a step; position: epochs done, a fraction, before it.
+
+    Without `cos` it is the setting's value in that epoch. With it, a number m rises to 1 as
+    1 - (1 - m)·½(1 + cos(π·position/epochs)) (BYOL, moco-v3); a curve is a half cosine between its points.
+    """
+    if not cos:
+        return value_at(setting, int(position))
+    points = curve_points(setting) if isinstance(setting, str) else [(0, setting), (epochs, 1.0)]
+    for (start, low), (end, high) in pairwise(points):
+        if start <= position < end:
+            return _half_cosine(low, high, (position - start) / (end - start))
+    return points[0][1] if position < points[0][0] else points[-1][1]
+
+
+def _half_cosine(start: float, end: float, share: float) -> float:
+    """From start (share 0) to end (share 1), level at both."""
+    return end - (end - start) * 0.5 * (1 + math.cos(math.pi * share))
+
+
 def number_or_curve(text: str) -> float | str:
     """A setting as typed: a number, or a curve `epoch:value,epoch:value,...`, which stays text once it is checked."""
     try:
@@ -46,6 +86,11 @@ def number_or_curve(text: str) -> float | str:
             f"'{text}' is neither a number nor a curve of rising epochs such as 0:0.5,100:0.07"
         )
     return text
+
+
+def values_of(setting: float | str) -> list[float]:
+    """The number, or the values at a curve's points."""
+    return [value for _, value in curve_points(setting)] if isinstance(setting, str) else [setting]
 
 
 def curve_points(curve: str) -> list[tuple[int, float]]:

@@ -3,9 +3,10 @@
     with stage("key"):
         with stage("augmentation"): ...      # counted there, not to "key" as well
 
-On a CPU the clock is the processor's. On a GPU an event goes into the stream at each change of stage; `totals` reads
-them, for which a printed line is the moment, as the host waits for the device there anyway. Inside torch.profiler the
-stages are ranges of the trace. There is one timeline per process, as there is one training, in the thread that trains.
+On a CPU the clock is the processor's. On a GPU an event goes into the stream at each change of stage. `finished` reads
+those that have passed; `totals` reads all, at the end of an epoch, where the host waits for the device anyway. Inside
+torch.profiler the stages are ranges of the trace. There is one timeline per process, as there is one training, in the
+thread that trains.
 """
 
 from __future__ import annotations
@@ -75,6 +76,18 @@ class Timeline:
         for name, begin, end in self._unread:
             self._seconds[name] += begin.elapsed_time(end) / 1e3
         self._unread = []
+        return dict(self._seconds)
+
+    def finished(self) -> Seconds:
+        """Seconds per stage since the process began, of what the device has done by now. Does not wait."""
+        self._change()
+        passed = 0
+        for name, begin, end in self._unread:
+            if not end.query():
+                break
+            self._seconds[name] += begin.elapsed_time(end) / 1e3
+            passed += 1
+        del self._unread[:passed]
         return dict(self._seconds)
 
     def _now(self) -> Any:

@@ -114,3 +114,41 @@ def pair_uniform(x: Tensor, t: float) -> Tensor:
     """Wang & Isola 2020, Eq 6: log mean exp(-t‖a - b‖²) over the pairs of one batch."""
     terms = [torch.exp(-t * squared_distance(x[i], x[j])) for i in range(len(x)) for j in range(i)]
     return torch.log(sum(terms, x.new_zeros(())) / len(terms))
+
+
+def cross_view(q: Tensor, k: Tensor, temperature: float) -> Tensor:
+    """Wang & Isola 2020, STL-10: each view's cross-entropy over the other view's keys, mean of the two."""
+    total = q.new_zeros(())
+    for queries, keys in ((q, k), (k, q)):
+        for i in range(len(q)):
+            scores = [torch.exp((queries[i] * keys[j]).sum() / temperature) for j in range(len(q))]
+            total = total - torch.log(scores[i] / sum(scores))
+    return total / (2 * len(q))
+
+
+def dclw_weights(q: Tensor, k: Tensor, sigma: float | None) -> list[Tensor | float]:
+    """Yeh et al. 2021: w_i = 2 - e^{q_i·k_i/σ} / E_j[e^{q_j·k_j/σ}]; 1 for DCL."""
+    if sigma is None:
+        return [1.0] * len(q)
+    shares = [torch.exp((q[i] * k[i]).sum() / sigma) for i in range(len(q))]
+    return [2 - share / (sum(shares) / len(q)) for share in shares]
+
+
+def decoupled(q: Tensor, k: Tensor, queue: Tensor, temperature: float, sigma: float | None) -> Tensor:
+    """Yeh et al. 2021, L_DC and L_DCW, negatives from the queue."""
+    total, weights = q.new_zeros(()), dclw_weights(q, k, sigma)
+    for i in range(len(q)):
+        negatives = sum(torch.exp((q[i] * queue[:, j]).sum() / temperature) for j in range(queue.shape[1]))
+        total = total - weights[i] * (q[i] * k[i]).sum() / temperature + torch.log(negatives)
+    return total / len(q)
+
+
+def in_batch_decoupled(q: Tensor, k: Tensor, temperature: float, sigma: float | None) -> Tensor:
+    """Yeh et al. 2021, L_DC and L_DCW: each of the 2N views against the 2N - 2 views of other images."""
+    views, n, weights = [*q, *k], len(q), dclw_weights(q, k, sigma)
+    total = q.new_zeros(())
+    for i in range(2 * n):
+        others = [torch.exp((views[i] * views[j]).sum() / temperature) for j in range(2 * n) if j % n != i % n]
+        positive = (views[i] * views[(i + n) % (2 * n)]).sum() / temperature
+        total = total - weights[i % n] * positive + torch.log(sum(others))
+    return total / (2 * n)

@@ -16,6 +16,7 @@ import torch
 
 from benchmarks import (
     communication,
+    depth_probe,
     loss_head,
     measuring,
     momentum_update,
@@ -28,6 +29,7 @@ from benchmarks import (
 from benchmarks.measuring import Row, number, ratio
 from moco.distributed.shuffle import RowShuffle
 from moco.report.runs import Encoder
+from tests.data.depth_material import write_pairs
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -132,3 +134,25 @@ def test_what_a_temperature_curve_tells() -> None:
     uniformity = found["val_uniformity"]
     assert uniformity["lowest_at_t"] == 0.2 and uniformity["share_kept_at_the_largest_t"] == pytest.approx(0.75)
     assert uniformity["spearman_with_t"] == pytest.approx(-0.5)
+
+
+def test_depth_of_trained_and_untrained_encoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last fifth is measured, no run is repeated, and the table has the mean over seeds."""
+    frames = write_pairs(tmp_path / "frames", 35, 0)
+    page = tmp_path / "results.md"
+    page.write_text("<!-- depth -->\n<!-- end -->\n")
+    monkeypatch.setattr(depth_probe, "PAGE", page)
+    monkeypatch.setattr(depth_probe, "RESULTS", tmp_path)
+    words = "--epochs 1 --predictor-epochs 1 --seeds 2 --output-dir"
+    monkeypatch.setattr(sys, "argv", ["depth_probe", str(frames), *words.split(), str(tmp_path / "out")])
+    assert depth_probe.main() == 0
+    splits = [tmp_path / "out" / "frames" / split for split in ("train", "val")]
+    names = [sorted(path.name[:6] for path in split.glob("*.depth.png")) for split in splits]
+    assert names == [[f"{i:06d}" for i in range(28)], [f"{i:06d}" for i in range(30, 35)]]
+    found = json.loads((tmp_path / "depth.json").read_text())
+    means = {kind: sum(one["depth_mse"] for one in found[kind]) / 2 for kind in ("trained", "untrained")}
+    told = page.read_text()
+    assert all(f"| {kind} | 2 | {mean:.3f} ± " in told for kind, mean in means.items())
+    assert "28 frames train, 5 are measured. Measured at commit" in told
+    monkeypatch.setattr(depth_probe, "depth", None)  # would fail if a predictor were trained again
+    assert depth_probe.main() == 0 and page.read_text() == told

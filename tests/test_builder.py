@@ -14,6 +14,7 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
 from moco.builder import MoCo
+from moco.distributed import shares
 from moco.encoders import build_encoder
 from moco.errors import InputError
 
@@ -89,6 +90,23 @@ def test_split_is_the_default_of_one_process() -> None:
 # -- the key encoder ---------------------------------------------------------------------------------------------------
 
 
+def test_the_moving_average_follows_parameters_that_move() -> None:
+    """Their list is kept; their memory, type and format may change."""
+    moco = model(m=0.5)
+    moco.update_key_encoder()
+    moco.double()
+    moco.load_state_dict({name: value + 1 for name, value in moco.state_dict().items()})
+    with torch.no_grad():
+        for parameter in moco.encoder_q.parameters():
+            parameter.add_(2)
+    before = [parameter.clone() for parameter in moco.encoder_k.parameters()]
+    copied = copy.deepcopy(moco)
+    for one in (moco, copied):
+        one.update_key_encoder()
+        for key, query, was in zip(one.encoder_k.parameters(), one.encoder_q.parameters(), before, strict=True):
+            torch.testing.assert_close(key, (was + query) / 2)
+
+
 @given(m=st.sampled_from([0.0, 0.5, 0.99, 1.0]), updates=st.integers(1, 12), seed=st.integers(0, 99))
 @settings(max_examples=20)
 def test_moving_average_in_closed_form(m: float, updates: int, seed: int) -> None:
@@ -148,9 +166,9 @@ def test_features_are_unit_fp32() -> None:
 
 
 def groups_of(order: Tensor, groups: int) -> Tensor:
-    """For each sample, the group of `_SplitBatchNorm` it is in when samples come in `order`."""
+    """For each sample, the group of `SplitBatchNorm` it is in when samples come in `order`."""
     where = torch.empty_like(order)
-    where[order] = torch.arange(len(order)) % groups
+    where[order] = torch.arange(groups).repeat_interleave(torch.tensor(shares(len(order), groups)))
     return where
 
 
@@ -229,7 +247,7 @@ def test_leak_through_batch_statistics_is_closed() -> None:
     encoder = nn.Sequential(nn.BatchNorm1d(DIM, affine=False), nn.Linear(DIM, DIM, bias=False))
     offset = 100 * torch.randn(groups, DIM)
     noise = torch.randn(n, DIM)
-    images = noise + offset[torch.arange(n) % groups]
+    images = noise + offset[torch.arange(n) // size]
     moco = MoCo(encoder, dim=DIM, K=4, bn="split", bn_group_size=size)
     moco.update_key_encoder()
     q, k = moco(images, images)

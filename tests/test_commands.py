@@ -18,6 +18,7 @@ from launch.jobs import main as jobs
 from launch.submitit_job import main as submit
 from moco.commands import run_command
 from moco.data.beton.__main__ import main as beton
+from moco.data.stats import main as stats
 from moco.errors import (
     EXIT_INPUT,
     EXIT_INTERRUPTED,
@@ -37,6 +38,8 @@ from moco.export.__main__ import main as export
 from moco.pretrain.__main__ import main as pretrain
 from moco.pretrain.options import PretrainOptions, parse_pretrain
 from moco.probe.__main__ import main as probe
+from moco.probe.depth.__main__ import main as depth
+from moco.probe.depth.options import DepthOptions, parse_depth
 from moco.probe.options import LinclsOptions, parse_lincls
 from moco.report.__main__ import main as report
 from moco.sentences.options import SentenceOptions, parse_sentences
@@ -187,6 +190,9 @@ JOB = "--dry-run {} -- --dataset digits"
 LONG = "x" * 300
 REFUSED = [
     (pretrain, f"{DIGITS} --loss infonce --moco-tau-plus 0.2", "--moco-tau-plus is not read with --loss infonce"),
+    (pretrain, f"{DIGITS} --in-batch cross-view", "--in-batch is not read with --moco-k 64"),
+    (pretrain, f"{DIGITS} --init-std 0", "--init-std must be greater than 0"),
+    (pretrain, f"{DIGITS} -b 1441 --no-drop-last", "leave 1 for the last batch of an epoch"),
     (pretrain, f"{DIGITS} --loss hcl --moco-tau-plus nan", "must be in [0, 1), not nan"),
     (pretrain, f"{DIGITS} --loss hcl --moco-beta -5", "must be at least 0 and finite, not -5"),
     (pretrain, f"{DIGITS} --loss hard --moco-hard-alpha 7", "must be above 0 and at most 1, not 7"),
@@ -199,6 +205,17 @@ REFUSED = [
     (pretrain, f"{DIGITS} --cos --schedule 1 2", "--schedule is not read with --cos"),
     (pretrain, f"{DIGITS} --aug-plus --recipe v1", "--aug-plus is not read with --recipe v1"),
     (pretrain, f"{DIGITS} --bn local --bn-group-size 7", "--bn-group-size is not read with --bn local"),
+    (pretrain, f"{DIGITS} --moco-mlp-dim 7", "--moco-mlp-dim is not read with the default of --moco-mlp-layers"),
+    (pretrain, f"{DIGITS} --mlp --moco-mlp-bn", "--moco-mlp-bn is not read with the default of --moco-mlp-layers"),
+    (pretrain, f"{DIGITS} --mlp --moco-mlp-layers 2", "--mlp is not read with --moco-mlp-layers 2"),
+    (pretrain, f"{DIGITS} --moco-mlp-layers 1 --moco-mlp-dim 9", "--moco-mlp-dim is not read with --moco-mlp-layers 1"),
+    (pretrain, f"{DIGITS} --crop-min 1.5", "--crop-min is a share of the image, at most 1, not 1.5"),
+    (pretrain, f"{DIGITS} --crop-min 0", "--crop-min must be greater than 0"),
+    (pretrain, f"{DIGITS} --queue-per-view", "--queue-per-view needs --symmetric"),
+    (pretrain, f"{DIGITS} --moco-k 0 --queue-per-view", "--queue-per-view has no meaning with --moco-k 0"),
+    (pretrain, f"{DIGITS} --optimizer adamw --momentum 0.8", "--momentum is not read with --optimizer adamw"),
+    (pretrain, f"{DIGITS} --lr-per-step", "--lr-per-step is for a warm-up or a cosine"),
+    (pretrain, f"{DIGITS} --moco-m 0:0.9,3:2", "--moco-m must lie between 0 and 1, not 2"),
     (pretrain, f"{DIGITS} --keep-every 5", "--keep-every is not read with --keep-last 0"),
     (pretrain, f"{DIGITS} --knn-k 5", "--knn-k is not read with --eval-freq 0"),
     (sentences, "novels --folds 5", "--folds is not read with training alone, without --classify"),
@@ -218,11 +235,30 @@ REFUSED = [
     (evaluate, "c --dataset digits --align-alpha 1e308", "--align-alpha must be at most 100"),
     (evaluate, "c --dataset digits --seed -1", "--seed must be at least 0"),
     (evaluate, "c --dataset digits --seed 99999999999999999999999999", "--seed must be at least 0 and less than 2^63"),
+    (depth, "", "say where the images are"),
+    (depth, "nowhere", "neither nyu_depth_v2_labeled.mat nor a folder val of pairs"),
+    (depth, "--dataset digits", "--dataset digits has images and no depth: pass --dataset nyu-depth"),
+    (depth, "d --evaluate", "--evaluate needs a trained predictor"),
+    (depth, "d --evaluate --resume c --lr 1", "--lr is not read with --evaluate"),
+    (depth, "d --lr-drop 2", "--lr-drop must be at most 1, not 2"),
+    (depth, "d --adam-betas 1 1", "--adam-betas takes two numbers from 0 to below 1"),
+    (depth, f"d --pretrained {LONG}", "File name too long"),
     (export, f"{LONG} --to onnx", "File name too long"),
     (report, LONG, ""),
     (beton, f"info {LONG}", ""),
     (beton, f"write {LONG} out.beton", ""),
     (beton, "write . out.beton --max-resolution 0", "--max-resolution"),
+    (pretrain, f"{DIGITS} --channels 0", "--channels must lie between 1 and 1024, not 0"),
+    (pretrain, f"{DIGITS} --channels 5", "--dataset digits has images of 3 channels: pass --channels 3"),
+    (pretrain, f"{DIGITS} --value-range 5", "--value-range takes LOW,HIGH, or 3 such pairs in a row, not 1 numbers"),
+    (pretrain, f"{DIGITS} --value-range 9,5", "LOW must be below HIGH"),
+    (pretrain, f"{DIGITS} --value-range 0,inf", "--value-range takes finite numbers"),
+    (pretrain, f"{DIGITS} --value-range 0;9", "--value-range takes numbers with commas between them"),
+    (pretrain, f"{DIGITS} --mean .5,.5,.5", "--mean and --std belong together"),
+    (pretrain, f"{DIGITS} --mean .5 --std .5", "--mean has 1 numbers for 3 channels"),
+    (pretrain, f"{DIGITS} --mean .5,.5,.5 --std .5,0,.5", "a standard deviation is greater than 0"),
+    (stats, "nowhere", "there is no folder nowhere"),
+    (stats, "--dataset digits --channels 4", "--dataset digits has images of 3 channels"),
     (submit, JOB.format("--mem-gb nan"), "argument --mem-gb: nan must be at least 0.001"),
     (submit, JOB.format("--mem-gb inf"), "argument --mem-gb"),
     (submit, JOB.format("--nodes 0"), "argument --nodes: 0 must be at least 1"),
@@ -267,12 +303,14 @@ PARSERS: dict[str, Callable[[list[str]], object]] = {
     "pretrain": parse_pretrain,
     "probe": parse_lincls,
     "evaluate": parse_evaluate,
+    "depth": parse_depth,
     "sentences": parse_sentences,
 }
 OPTIONS = {
     "pretrain": PretrainOptions,
     "probe": LinclsOptions,
     "evaluate": EvaluateOptions,
+    "depth": DepthOptions,
     "sentences": SentenceOptions,
 }
 
@@ -291,7 +329,12 @@ def test_any_value_of_any_option_is_taken_or_refused_in_a_sentence(command: str)
 TOOLS: dict[str, tuple[Callable[[list[str]], int], str, str]] = {
     "export": (export, "nowhere.pth.tar --to onnx", "output-dir arch image-size recipe licence to"),
     "report": (report, "nowhere", "output neighbours watch"),
-    "beton write": (beton, "write nowhere out.beton", "dataset mode quality max-resolution workers proportion subset"),
+    "beton write": (
+        beton,
+        "write nowhere out.beton",
+        "dataset mode quality max-resolution workers proportion subset value-range",
+    ),
+    "stats": (stats, "nowhere", "dataset split channels value-range workers"),
     "beton verify": (beton, "verify nowhere.beton", "workers"),
     "jobs": (jobs, "--index nowhere", "index"),
     "submit": (
@@ -311,3 +354,18 @@ def test_any_value_ends_a_tool_with_0_or_2(tool: str, tmp_path: Path, monkeypatc
         for value in NASTY:
             assert main([*words.split(), f"--{name}={value}", *after]) in (EXIT_OK, EXIT_INPUT), (name, value)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_importing_every_module_changes_no_warning_filter() -> None:
+    """A library's user decides which warnings are shown; commands decide for themselves."""
+    program = """
+import importlib, pkgutil, warnings
+import moco, numba, numpy, timm, torch, torchvision, PIL.Image, scipy.stats, sklearn.linear_model, matplotlib.pyplot
+before = list(warnings.filters)
+for module in pkgutil.walk_packages(moco.__path__, "moco."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+print([rule for rule in warnings.filters if rule not in before and rule[1] and "moco" not in rule[3:]])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr

@@ -115,7 +115,7 @@ def test_commands_of_the_evaluation_page(tmp_path: Path, monkeypatch: pytest.Mon
     protocols = [json.loads(path.read_text())["protocol"] for path in sorted(tmp_path.glob("runs/*/lincls.json"))]
     assert protocols == ["cached", "cached sweep", "moco", "sweep", "finetune"]
     commands = programs(rest)
-    assert len(commands) == 10
+    assert len(commands) == 11
     for program, words in commands:
         if program == "main_lincls.py":
             parse_lincls(words)

@@ -256,7 +256,7 @@ def test_wheel_holds_the_package_alone(wheel: Path) -> None:
     assert set(names) >= {str(path.relative_to(ROOT)) for path in (ROOT / "moco").rglob("*.py")}
     assert {f"moco/report/page.{end}" for end in ("css", "html", "js")} | {"moco/py.typed"} <= set(names)
     extras = set(re.findall(r"^Provides-Extra: (\S+)$", metadata, re.MULTILINE))
-    assert extras >= {"ffcv", "figures", "slurm", "wandb", "onnx", "text", "all"}
+    assert extras >= {"ffcv", "figures", "slurm", "wandb", "onnx", "text", "depth", "all"}
     assert not re.search(r"^Requires-Dist: (ffcv|numba)\S*$", metadata, re.MULTILINE)  # only with the extra
 
 

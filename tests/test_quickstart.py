@@ -46,6 +46,24 @@ def test_quickstart_leaves_table_figure_checkpoints_and_logs(tmp_path: Path) -> 
         assert picture.width > 1000
 
 
+def test_figures_are_placed_in_the_range_of_the_seeds() -> None:
+    ranges = {"seeds": [0, 1], "results": {"InfoNCE": {"knn": [97, 96], "linear": [98, 97], "few_label": [90, 88]}}}
+    lines = quickstart.placed({"InfoNCE": {"knn": 95.9, "linear": 97.5, "few_label": 90.1}}, ranges)
+    assert "2 seeds" in lines[0]
+    assert [line.split("  ", 1)[1].strip() for line in lines[1:]] == [
+        "kNN                  95.9  below the range 96.0 to 97.0",
+        "linear               97.5  in the range 97.0 to 98.0",
+        "5 labels per class   90.1  above the range 88.0 to 90.0",
+    ]
+
+
+def test_measured_ranges_hold_what_the_quickstart_prints() -> None:
+    ranges = json.loads(quickstart.RANGES.read_text())
+    assert len(ranges["seeds"]) >= 5
+    for values in ranges["results"].values():
+        assert all(len(values[measure]) == len(ranges["seeds"]) for measure in quickstart.MEASURES)
+
+
 def test_a_failing_command_ends_it_with_the_same_code() -> None:
     with pytest.raises(SystemExit) as ended:
         quickstart.run("python -c 'raise SystemExit(3)'")

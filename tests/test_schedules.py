@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from moco.schedules import learning_rate
+from moco.schedules import key_momentum, learning_rate, learning_rate_by_step
 
 
 def test_moco_v1() -> None:
@@ -58,3 +58,53 @@ def test_warm_up_rises_to_the_curve(cos: bool) -> None:
     warm = [learning_rate(epoch, 1.0, 20, (2, 10), cos, warmup_epochs=4) for epoch in range(20)]
     assert warm[:4] == pytest.approx([rate * (epoch + 1) / 5 for epoch, rate in enumerate(plain[:4])])
     assert warm[4:] == plain[4:]
+
+
+# -- by step -----------------------------------------------------------------------------------------------------------
+
+EPOCHS, WARMUP, STEPS = 7, 2, 5
+POSITIONS = [epoch + step / STEPS for epoch in range(EPOCHS) for step in range(STEPS)]
+
+
+def test_the_rate_by_step_is_moco_v3s() -> None:
+    """A straight line from 0, then a half cosine over what the warm-up leaves: read off at its ends and its middle."""
+    rates = [learning_rate_by_step(at, 0.6, EPOCHS, (), True, WARMUP) for at in POSITIONS]
+    assert rates[:11] == pytest.approx([0.06 * step for step in range(11)])
+    assert learning_rate_by_step(4.5, 0.6, EPOCHS, (), True, WARMUP) == pytest.approx(0.3)
+    assert learning_rate_by_step(6.999999, 0.6, EPOCHS, (), True, WARMUP) == pytest.approx(0, abs=1e-9)
+    expected = [0.6 * 0.5 * (1 + math.cos(math.pi * (at - 2) / 5)) for at in POSITIONS[10:]]
+    assert rates[10:] == pytest.approx(expected) and rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_the_rate_by_step_keeps_the_milestones() -> None:
+    rates = [learning_rate_by_step(at, 1.0, EPOCHS, (3, 5), False, WARMUP) for at in POSITIONS]
+    assert rates[:10] == pytest.approx([step / 10 for step in range(10)])
+    assert rates[10:] == pytest.approx([1.0] * 5 + [0.1] * 10 + [0.01] * 10)
+
+
+def test_a_warm_up_longer_than_the_run() -> None:
+    assert learning_rate_by_step(6.5, 1.0, EPOCHS, (), True, 10) == pytest.approx(0.65)
+
+
+def test_key_momentum_rises_to_1_as_mocov3s() -> None:
+    """adjust_moco_momentum of facebookresearch/moco-v3, with the epoch a fraction."""
+    values = [key_momentum(0.99, at, EPOCHS, cos=True) for at in POSITIONS]
+    expected = [1 - 0.5 * (1 + math.cos(math.pi * at / EPOCHS)) * (1 - 0.99) for at in POSITIONS]
+    assert values == pytest.approx(expected, abs=1e-12)
+    assert values[0] == pytest.approx(0.99) and key_momentum(0.99, EPOCHS, EPOCHS, cos=True) == 1
+    assert key_momentum(0.99, EPOCHS / 2, EPOCHS, cos=True) == pytest.approx(0.995)
+
+
+def test_key_momentum_between_two_values_is_solo_learns() -> None:
+    """final - (final - base)·(cos(π·t) + 1)/2, and level outside its points."""
+    for at in POSITIONS:
+        expected = 0.999 - (0.999 - 0.99) * (math.cos(math.pi * at / EPOCHS) + 1) / 2
+        assert key_momentum(f"0:0.99,{EPOCHS}:0.999", at, EPOCHS, cos=True) == pytest.approx(expected, abs=1e-12)
+    assert [key_momentum("2:0.5,4:0.9", at, 9, cos=True) for at in (0, 1.9, 4, 8.5)] == [0.5, 0.5, 0.9, 0.9]
+    assert key_momentum("2:0.5,4:0.9,5:0.5", 3, 9, cos=True) == pytest.approx(0.7)
+
+
+def test_key_momentum_without_a_cosine_is_of_the_epoch() -> None:
+    assert {key_momentum(0.999, at, EPOCHS) for at in POSITIONS} == {0.999}
+    values = [key_momentum("0:0.9,4:0.98", at, EPOCHS) for at in (0, 0.8, 2.2, 5)]
+    assert values == pytest.approx([0.9, 0.9, 0.94, 0.98])

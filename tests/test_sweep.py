@@ -11,7 +11,10 @@ import yaml
 from launch import element, journal, options_file, spec, sweep
 from moco.errors import EXIT_INPUT, InputError
 from moco.report import comparison, runs
+from moco.report.__main__ import main as report
 from moco.run.files import write_json
+from tests.data.depth_material import write_pairs
+from tests.report import made_runs
 from tests.sentences.material import write_classes, write_text
 
 RECIPES = Path(__file__).resolve().parent.parent / "launch" / "recipes"
@@ -41,8 +44,11 @@ def test_recipes(path: Path) -> None:
         ("sweep_imagenette", 21, ["photos"]),
         ("sweep_imagenet100", 45, ["photos"]),
         ("sweep_stl10", 304, []),
+        ("sweep_nyu_depth", 64, ["nyu"]),
         ("sweep_bookcorpus", 108, ["text.txt", "--classify", "MR", "CR"]),
         ("sweep_imagenette_hard", 8, ["photos"]),
+        ("sweep_cifar10_encoders", 48, ["photos"]),
+        ("sweep_cifar10_tuning", 32, ["photos"]),
         ("sweep_novels", 24, ["text.txt", "--classify", "MR", "CR"]),
     ],
 )
@@ -90,7 +96,7 @@ def test_draws_are_the_same_each_time_and_a_longer_sweep_begins_alike(tmp_path: 
     [
         ({"grid": {"moco_t": [-1]}}, "--moco-t"),
         ({"grid": {"no_such_option": [1]}}, "no_such_option"),
-        ({"grid": {}, "random": {}}, "part 1 must hold `grid` or `random`"),
+        ({"grid": {}, "random": {}}, "part 1 must hold `grid`, `random` or `encoders`"),
         ({"random": {"count": 3, "draw": {"seed": [0, 1]}}}, "fewer than 3 different"),
         ({"random": {"count": 1, "draw": {"lr": {"low": 1}}}}, "must be a list, or a range"),
         ({"random": {"count": 1, "draw": {"lr": {"low": "a", "high": 1}}}}, "range of numbers from low to high"),
@@ -161,6 +167,117 @@ def test_sentence_encoders_are_swept_and_shown(tmp_path: Path) -> None:
     encoders = runs.read([tmp_path / "out"])
     assert [one.measured["val_mr_acc1"] for one in encoders] == [float(row["val_mr_acc1"]) for row in rows]
     assert comparison.accuracy_measure(encoders) == runs.MR
+
+
+def test_depth_encoders_are_swept_and_shown(tmp_path: Path) -> None:
+    """Every element is probed for depth, and its error is a column of the table and the colour of its dot."""
+    for split, count in (("train", 6), ("val", 3)):
+        write_pairs(tmp_path / "nyu" / split, count, count)
+    settings = {"dataset": "nyu-depth", "arch": "smallcnn", "image_size": 16, "epochs": 1, "batch_size": 3, "moco_k": 0}
+    settings |= {"moco_dim": 8, "device": "cpu", "tensorboard": False, "seed": 0, "workers": 1}
+    probe = {"features_from": "features.5", "epochs": 1, "schedule": [], "batch_size": 3}
+    spec_ = {"set": settings, "probe": probe, "parts": [{"grid": {"moco_t": [0.1, 1]}}]}
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(spec_))
+    words, out = [str(tmp_path / "nyu")], tmp_path / "out"
+    with pytest.raises(InputError, match="the depth probe takes one process, not 2"):
+        spec.read(tmp_path / "s.yaml", out, words, 2)
+    out.mkdir()
+    for place in sweep.prepare(spec.read(tmp_path / "s.yaml", out, words, 1), out):
+        element.Element(place, tmp_path)()
+        assert sweep.element_status(place)[1:4] == ["done", "1/1", "1/1"]
+        assert float(sweep.element_status(place)[6]) > 0
+    with (out / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["moco_t"]) for row in rows] == [0.1, 1] and all(float(row["depth_rmse"]) > 0 for row in rows)
+    encoders = runs.read([out])
+    assert [one.measured["depth_mse"] for one in encoders] == [float(row["depth_mse"]) for row in rows]
+    assert comparison.accuracy_measure(encoders) == runs.DEPTH
+
+
+TABLE = """\ufeffloss,moco_t,moco_align_w,moco_unif_w,schedule,cos,published_top1,published_val_alignment
+infonce,0.07,,,3 4,,70.5,
+infonce,0.2,,,,,71.25,0.5
+align-uniform,,0.98,0.96,,true,,
+infonce,0.5,,,,FALSE,60,
+infonce,1,,,,,50,
+infonce,2,,,,,40,
+"""
+
+
+def table_of(tmp_path: Path, text: str, **more: object) -> list[spec.Element]:
+    (tmp_path / "made-up.csv").write_text(text, encoding="utf-8")
+    return read(tmp_path, {"encoders": "made-up.csv"}, **more)
+
+
+def test_a_published_table_is_trained_row_by_row(tmp_path: Path) -> None:
+    """What a cell says is the option, an empty one leaves it to `set` or the default."""
+    elements = table_of(tmp_path, TABLE, probe={"epochs": 1})
+    runs_ = [element.pretrain for element in elements]
+    assert [(o.loss, o.moco_t, o.moco_align_w, o.moco_unif_w, o.schedule, o.cos) for o in runs_[:4]] == [
+        ("infonce", 0.07, 0, 0, [3, 4], False),
+        ("infonce", 0.2, 0, 0, [120, 160], False),
+        ("align-uniform", 0.07, 0.98, 0.96, [120, 160], True),
+        ("infonce", 0.5, 0, 0, [120, 160], False),
+    ]
+    assert all((o.arch, o.moco_k) == ("smallcnn", 64) for o in runs_)
+    printed = [element.published for element in elements]
+    assert printed[:3] == [{"lincls_top1": 70.5}, {"lincls_top1": 71.25, "val_alignment": 0.5}, {}]
+    # a figure changes no encoder: the element keeps its name, and its result
+    assert [e.id for e in table_of(tmp_path, TABLE.replace("70.5", "1"), probe={"epochs": 1})] == [
+        e.id for e in elements
+    ]
+
+
+def test_published_figures_stand_beside_the_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In results.csv, and in the report as columns, as a figure, and as a difference with a rank correlation."""
+    table_of(tmp_path, TABLE, probe={"epochs": 1}, name="made-up")
+    out = tmp_path / "out"
+    out.mkdir()
+    elements = spec.read(tmp_path / "spec.yaml", out, [], 1).elements
+    measured = (80.5, 73.25, 20.0, 61.0, 52.0, 44.0)
+    for place, one, top1 in zip(sweep.prepare(spec.Spec("made-up", elements), out), elements, measured, strict=True):
+        made_runs.run(place / "pretrain", **{name: getattr(one.pretrain, name) for name in ("loss", "moco_t")})
+        probed = {"top1": top1, "top5": 99.0, "best_top1": top1, "pretrained": "checkpoint_0001.pth.tar"}
+        write_json(place / "lincls" / "lincls.json", probed)
+        write_json(place / "row.json", {"lincls_top1": top1})
+    with element.gather(out).open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["lincls_top1"], row["published_lincls_top1"]) for row in rows[:3]] == [
+        ("80.5", "70.5"), ("73.25", "71.25"), ("20.0", ""),
+    ]  # fmt: skip
+    assert report([str(out), "--output", str(tmp_path / "page")]) == 0
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert (tmp_path / "page" / "published-lincls_top1.png").stat().st_size > 1000
+    # (10 + 2 + 1 + 2 + 4) / 5; the two orders differ in the first two of five: ρ = 1 - 6·2 / (5·24)
+    assert "linear top-1 [%], measured less published, mean of 5: +3.80; rank correlation 0.90" in page
+    assert "alignment, measured less published, mean of 1: +0.000; no rank correlation" in page
+    assert "published linear top-1 [%]" in page and '<td class="n" data-value="71.25">71.25</td>' in page
+    assert page.count("pair-") == 0 and page.count('aria-label="alignment: measured against published"') == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "must begin with a line of column names"),
+        ("moco_t,moco_t\n1,2\n", "each once and none empty"),
+        ("moco_t,\n1,2\n", "each once and none empty"),
+        ("moco_t\n", "column names and no encoder"),
+        ("moco_t\n1,2\n", "row 2 has 2 cells and the header 1"),
+        ('moco_t\n"1\n', "give a CSV file in UTF-8"),
+        ("moco_t\n-1\n", "row 2 of .*made-up.csv: --moco-t must be greater than 0"),
+        ("moco_tt\n1\n", "no option 'moco_tt'; did you mean moco_t"),
+        ("output_dir\nx\n", "a sweep sets output_dir itself"),
+        ("moco_t,published_topp1\n1,2\n", "published_topp1 is about no measure that is known here; did you mean top1"),
+        ("moco_t,published_top1\n1,high\n", "row 2, published_top1: 'high' is not a finite number"),
+        ("moco_t,published_top1\n1,nan\n", "leave the cell empty where none is published"),
+        ("moco_t,published_top1\n1,50\n1,60\n", "row 3 of .* is the encoder of row 2: give each a `seed`"),
+    ],
+)
+def test_a_table_that_makes_no_sense_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        table_of(tmp_path, text)
+    with pytest.raises(InputError, match=r"cannot read the encoders in .*nowhere\.csv: No such"):
+        read(tmp_path, {"encoders": "nowhere.csv"})
 
 
 def test_a_table_has_a_column_for_whatever_an_element_has(tmp_path: Path) -> None:

@@ -44,6 +44,9 @@ class Event:
     def synchronize(self) -> None:
         Event.waited_until = max(Event.waited_until, self.at)
 
+    def query(self) -> bool:
+        return self.at <= Event.waited_until
+
     def elapsed_time(self, end: Event) -> float:
         assert max(self.at, end.at) <= Event.waited_until
         return (end.at - self.at) * 1e3  # ms
@@ -76,6 +79,22 @@ def test_each_moment_belongs_to_the_innermost_stage(
     assert shares(before, after) == {"key": 10 / 31, "augmentation": 4 / 31, "communication": 16 / 31, "other": 1 / 31}
     clock[0] += 3
     assert shares(after, timeline.totals()) == {"other": 1.0}
+
+
+def test_finished_stages_are_read_without_waiting(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device is behind the host: what it has not done yet is counted later, and nothing twice."""
+    monkeypatch.setattr(Event, "now", clock, raising=False)
+    monkeypatch.setattr(Event, "waited_until", 0.0)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    timeline = Timeline()
+    timeline.start(torch.device("cuda"))
+    for seconds in (2, 4):
+        with timeline.stage("key"):
+            clock[0] += seconds
+    assert timeline.finished()["key"] == 0
+    Event.waited_until = 102.0  # the device has come so far
+    assert timeline.finished()["key"] == timeline.finished()["key"] == 2
+    assert timeline.totals()["key"] == 6
 
 
 def test_waiting_for_a_batch_is_data_wait(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,11 +9,13 @@ import numpy as np
 from PIL import Image
 
 from moco import distributed
+from moco.data.channels import RGB, PixelFormat
+from moco.data.depth import has_depth, open_depth
 from moco.data.folder import FolderSource
 from moco.data.layouts import SPLITS, data_root, find_labels, has_archives, no_split
 from moco.data.listing import says_what_cannot_be_read
 from moco.data.outside import open_outside
-from moco.data.source import ArraySource, Source
+from moco.data.source import ArraySource, Source, channels_of
 from moco.errors import InputError
 from moco.plugins import is_outside
 from moco.randomness import Purpose, permutation, stream_key
@@ -27,6 +29,7 @@ DATASET_DEFAULTS: dict[str, tuple[int, str]] = {
     "cifar100": (32, "cifar"),
     "stl10": (64, "stl10"),
     "svhn": (32, "cifar"),
+    "nyu-depth": (64, "stl10"),
 }
 DATASETS = tuple(DATASET_DEFAULTS)
 
@@ -50,6 +53,7 @@ def open_split(
     labels_required: bool = True,
     cache: str = "os",
     arguments: Sequence[str] = (),
+    pixels: PixelFormat = RGB,
 ) -> Source:
     """The source of one split. Raises InputError with the fix if it is not there.
 
@@ -58,36 +62,61 @@ def open_split(
     names, one a line, which also gives the order of the labels. `labels_required` False is for pretraining:
     unlabelled images are welcome, and STL-10 gives train + unlabeled. `loader` insists on FFCV or on a folder;
     `cache` (ram, os, none) is for .beton files. `dataset` module:factory comes from outside; `arguments` are its
-    --dataset-arg words.
+    --dataset-arg words. `pixels`: the format of every image.
     """
     if is_outside(dataset):
-        found = open_outside(data, dataset, split, arguments, labels_required)
+        found = open_outside(data, dataset, split, arguments, labels_required, pixels)
         if found is None:
             raise InputError(f"--dataset {dataset} gives None for the split {split}, which is needed here")
-        return found
+        return _checked(found, dataset, pixels)
     if dataset not in DATASETS:
         raise InputError(f"unknown data set {dataset!r}: choose one of {', '.join(DATASETS)}")
     if split not in SPLITS:
         raise InputError(f"unknown split {split!r}: train or val")
     if loader not in LOADERS:
         raise InputError(f"unknown loader {loader!r}: choose one of {', '.join(LOADERS)}")
+    if dataset == "nyu-depth" and loader != "ffcv":
+        return _in_eight_bits(
+            _checked(open_depth(data, split, labels_required), dataset, pixels), f"--dataset {dataset}", pixels
+        )
     if data is not None and (beton := find_beton(data, split)) is not None:
         if loader == "folder":
             raise InputError(f"--loader folder cannot read {beton}: give the folder of images, or --loader ffcv")
-        return _open_beton(beton, cache, labels_required)
+        if pixels.channels != 3:
+            raise InputError(
+                f"{beton} has 3 channels, which is all that FFCV's image field holds, and --channels is"
+                f" {pixels.channels}: give the folder of images"
+            )
+        return _in_eight_bits(_open_beton(beton, cache, labels_required), str(beton), pixels)
     if loader == "ffcv":
         raise InputError(
             f"--loader ffcv needs a .beton file, and {data or dataset} is none: "
             "write one with `python -m moco.data.beton write SRC OUT.beton`"
         )
     if dataset in _IN_MEMORY:
-        return _IN_MEMORY[dataset](data or DOWNLOADS, split, labels_required)
+        there = _IN_MEMORY[dataset](data or DOWNLOADS, split, labels_required)
+        if dataset == "digits" and pixels.channels == 1:
+            there = ArraySource(there.images[..., :1], there.labels, there.classes, there.title)  # type: ignore[call-overload]
+        return _in_eight_bits(_checked(there, dataset, pixels), f"--dataset {dataset}", pixels)
     if data is None:
         raise InputError(f"--dataset {dataset} needs the folder that holds train/ and val/")
     names = IMAGENET100 if dataset == "imagenet100" else subset_classes(subset)
     folder = split_folder(data, split, labels_required)
     listed = says_what_cannot_be_read(find_labels)(folder) if folder.name == split else None
-    return FolderSource(folder, subset=names, labels_required=labels_required, listed=listed)
+    return FolderSource(folder, subset=names, labels_required=labels_required, listed=listed, pixels=pixels)
+
+
+def _checked(source: Source, dataset: str, pixels: PixelFormat) -> Source:
+    there = channels_of(source)
+    if there != pixels.channels:
+        raise InputError(f"--dataset {dataset} has images of {there} channels: pass --channels {there}")
+    return source
+
+
+def _in_eight_bits(source: Source, name: str, pixels: PixelFormat) -> Source:
+    if pixels.ranges:
+        source.notes.append(f"--value-range changes nothing: {name} has pixels of 8 bits")
+    return source
 
 
 @says_what_cannot_be_read
@@ -131,6 +160,8 @@ def has_split(data: str | None, dataset: str, split: str, arguments: Sequence[st
     """Whether there is something to open; a broken split still counts as there."""
     if is_outside(dataset):
         return open_outside(data, dataset, split, arguments, labels_required=False) is not None
+    if dataset == "nyu-depth":
+        return has_depth(data, split)
     if data is not None and (beton := find_beton(data, split)) is not None:
         return beton.exists()
     return dataset in _IN_MEMORY or (data is not None and (data_root(data) / split).is_dir())

@@ -1,4 +1,4 @@
-"""From a file's bytes to upright RGB, and from a box to the crop.
+"""From a file's bytes to upright pixels, and from a box to the crop.
 
 These two steps must not differ between sources.
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -20,16 +19,10 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from moco.data.boxes import Box
+from moco.data.channels import RGB, BadImage as BadImage, PixelFormat, other_count, to_format
 from moco.data.heif import ADVICE, can_read, is_heif
 from moco.data.jpeg import ends_in_zeros
 from moco.data.png import SIGNATURE, without_text
-from moco.errors import InputError
-
-# pixels are only read, so it does not matter that Pillow's and mmap's arrays cannot be written to
-warnings.filterwarnings("ignore", message="The given (NumPy array|buffer) is not writable")
-# Pillow advises RGBA for palettes with transparency; alpha is dropped here anyway
-warnings.filterwarnings("ignore", message="Palette images with Transparency")
-warnings.filterwarnings("ignore", message="Corrupt EXIF data")
 
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright, 5 to 8 swap height and width
 _TURNS = {
@@ -43,12 +36,8 @@ _TURNS = {
 }
 # Pillow's other plugins may find another size while they load (ICNS, EPS, PCD, ...): those load before they are asked.
 _SIZE_IN_HEADER = frozenset(["JPEG", "MPO", "PNG", "WEBP", "TIFF", "GIF", "BMP", "DIB", "PPM", "JPEG2000", "AVIF"])
-_INTEGERS = ("I", "I;16", "I;16B", "I;16L", "I;16N")
-_DEPTHS = (8, 10, 12, 14, 16)
-
-
-class BadImage(InputError):
-    """One sample that cannot be read: named and fatal, or skipped and counted with --skip-bad-images."""
+_VALUES = ("F", "I", "I;16", "I;16B", "I;16L", "I;16N")  # modes of more than 8 bits, all of one channel
+_BANDS = {"1": 1, "L": 1, "LA": 2, "RGB": 3, "RGBA": 4, **dict.fromkeys(_VALUES, 1)}  # other modes become RGB
 
 
 def open_image(data: bytes) -> Image.Image:
@@ -120,12 +109,12 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def decode(image: Image.Image, reduction: int = 1) -> np.ndarray:
-    """uint8 [ceil(H/k), ceil(W/k), 3], upright RGB, at 1/k of the size (k = `reduction`). Raises BadImage.
+def decode(image: Image.Image, reduction: int = 1, wanted: PixelFormat = RGB) -> np.ndarray:
+    """uint8 [ceil(H/k), ceil(W/k), C], upright, at 1/k of the size (k = `reduction`), of 1 or 3 channels.
 
     A JPEG is decoded at 1/k right away (libjpeg computes only the low frequencies); other formats in full and then
-    averaged. Alpha is dropped, palettes and CMYK are converted, 16-bit grey keeps the upper eight of
-    the bits that it uses.
+    averaged. For RGB alpha is dropped, palettes, grey and CMYK are converted. Values of more than 8 bits are scaled as
+    `wanted` says. Raises BadImage.
     """
     size = upright_size(image)
     whole = image.size
@@ -134,7 +123,7 @@ def decode(image: Image.Image, reduction: int = 1) -> np.ndarray:
             image.draft(None, (max(1, whole[0] // reduction), max(1, whole[1] // reduction)))
         reduced = image.size != whole
         image.load()
-        pixels = _rgb(image)
+        pixels = _in_bytes(image, wanted)
         if reduction > 1 and not reduced:
             pixels = pixels.reduce(reduction)
         if (turn := _TURNS.get(_orientation(image))) is not None:
@@ -143,39 +132,91 @@ def decode(image: Image.Image, reduction: int = 1) -> np.ndarray:
         raise
     except Exception as problem:  # Pillow's plugins raise OSError, ValueError, SyntaxError, EOFError, struct.error, ...
         raise BadImage(_reason(problem)) from None
-    expected = (-(-size[0] // reduction), -(-size[1] // reduction))
-    if (pixels.height, pixels.width) != expected:  # the boxes were drawn in the size of the header
-        raise BadImage(
-            f"it has {pixels.height}×{pixels.width} pixels where its header says {expected[0]}×{expected[1]}"
-        )
-    return np.asarray(pixels)
+    _check_size((pixels.height, pixels.width), (-(-size[0] // reduction), -(-size[1] // reduction)))
+    found = np.asarray(pixels)
+    return found if found.ndim == 3 else found[..., None]
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image
-    if image.mode in _INTEGERS:  # convert() would clip these to white
-        return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
-    if image.mode == "F":
-        raise BadImage("floating-point pixels have no range to map to 8 bits; convert the file")
-    return image.convert("RGB")
+def _check_size(there: tuple[int, int], expected: tuple[int, int]) -> None:
+    if there != expected:  # the boxes were drawn in the size of the header
+        raise BadImage(f"it has {there[0]}×{there[1]} pixels where its header says {expected[0]}×{expected[1]}")
 
 
-def _eight_bits(values: np.ndarray) -> np.ndarray:
-    """uint8 [H, W] of integers: the upper eight of the bits that the picture uses.
+def _in_bytes(image: Image.Image, wanted: PixelFormat) -> Image.Image:
+    """The loaded image in mode RGB, or L for one channel."""
+    if image.mode in _VALUES:  # convert() would clip these to white
+        found = to_format(np.asarray(image)[..., None], wanted)
+        return Image.fromarray(found if wanted.channels == 3 else found[..., 0])
+    if wanted.channels == 3:
+        return image if image.mode == "RGB" else image.convert("RGB")
+    if _BANDS.get(image.mode) == 1:
+        return image.convert("L")
+    raise other_count(_BANDS.get(image.mode, 3), wanted)
 
-    Microscopes, cameras and X-ray detectors write 10, 12 or 14 bits into files of 16, which say nothing about it. The
-    depth is the smallest of 8, 10, 12, 14 and 16 that holds the largest value. Negative values are raised to 0.
+
+def decode_whole(image: Image.Image, wanted: PixelFormat) -> np.ndarray | None:
+    """uint8 [H, W, C], upright, in full; None for what `decode` reads: one picture of 1 or 3 channels.
+
+    The channels are the pages of a TIFF file, if these are grey and of one size, else those of the picture: grey, grey
+    with alpha, RGB, RGB with alpha. Raises BadImage.
     """
-    values = values.astype(np.int64)
-    values -= min(0, int(values.min()))
-    largest = int(values.max())
-    bits = next((bits for bits in _DEPTHS if largest < 1 << bits), largest.bit_length())
-    return (values >> (bits - 8)).astype(np.uint8)
+    if wanted.channels in (1, 3) and not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return None
+    size = upright_size(image)
+    try:
+        pages = _grey_pages(image)
+        if pages > 1 and wanted.channels not in (3, pages):
+            raise BadImage(f"it has {pages} pages of one channel, and --channels is {wanted.channels}")
+        if pages > 1 and wanted.channels == pages:
+            values = np.stack([_page(image, number) for number in range(pages)], axis=2)
+        elif wanted.channels in (1, 3):
+            return None
+        else:
+            values = _bands(image)
+    except BadImage:
+        raise
+    except Exception as problem:  # as in `decode`
+        raise BadImage(_reason(problem)) from None
+    _check_size(values.shape[:2], size)
+    return np.ascontiguousarray(to_format(values, wanted))
+
+
+def _grey_pages(image: Image.Image) -> int:
+    """Number of pages of a TIFF file, all of one channel, one depth and one size; 1 for all other images."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile) or _BANDS.get(image.mode) != 1:
+        return 1
+    first = image.mode, image.size
+    try:
+        count = image.n_frames
+        for number in range(1, count):
+            image.seek(number)
+            if (image.mode, image.size) != first:
+                return 1
+        return count
+    except Exception:  # damage behind the first page
+        return 1
+    finally:
+        image.seek(0)
+
+
+def _page(image: Image.Image, number: int) -> np.ndarray:
+    image.seek(number)
+    image.load()
+    return np.array(image)
+
+
+def _bands(image: Image.Image) -> np.ndarray:
+    image.load()
+    if image.mode not in _BANDS:
+        image = image.convert("RGB")
+    if (turn := _TURNS.get(_orientation(image))) is not None:
+        image = image.transpose(turn)
+    values = np.asarray(image)
+    return values if values.ndim == 3 else values[..., None]
 
 
 def resample(pixels: np.ndarray, box: Box, out: Tensor) -> None:
-    """Writes `box` of `pixels` (uint8 [H, W, 3]) into `out` (uint8 [S, S, 3]): antialiased bilinear, edges repeated."""
+    """Writes `box` of `pixels` (uint8 [H, W, C]) into `out` (uint8 [S, S, C]): antialiased bilinear, edges repeated."""
     top, left, h, w = box
     source = torch.from_numpy(pixels)[top : top + h, left : left + w]
     size = [out.shape[0], out.shape[1]]

@@ -1,4 +1,7 @@
-"""A folder of images, read with Pillow: ROOT/<class>/**/<image>, or images without class folders for pretraining."""
+"""A folder of images, read with Pillow: ROOT/<class>/**/<image>, or images without class folders for pretraining.
+
+Arrays in .npy files are images too.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from moco.data.arrays import SUFFIX as ARRAY_SUFFIX, ValuesPicture, is_array, read_array
 from moco.data.boxes import Size
-from moco.data.decode import BadImage, decode, is_image, open_image, upright_size
+from moco.data.channels import RGB, PixelFormat
+from moco.data.decode import BadImage, decode, decode_whole, is_image, open_image, upright_size
 from moco.data.heif import ADVICE, SUFFIXES as HEIF_SUFFIXES, can_read
 from moco.data.layouts import Labels
 from moco.data.listing import around, entries, files_below, leads_back, says_what_cannot_be_read
 from moco.data.source import Pixels
+from moco.data.tiff import is_tiff, read_bands
 from moco.errors import InputError
 
 _SUFFIXES = ".jpg .jpeg .jpe .jfif .png .ppm .pgm .bmp .tif .tiff .webp .gif .jp2 .avif"
@@ -24,7 +30,7 @@ IMAGE_SUFFIXES = frozenset(_SUFFIXES.split())
 class FolderSource:
     """Images under `root`, in the order of torchvision's ImageFolder.
 
-    That is: sorted classes, and in each the sorted relative paths.
+    That is: sorted classes, and in each the sorted relative paths. `pixels` is the format that every image is given.
 
     `subset` names the classes to take, in the order their labels get. Hidden files are ignored. A file without an
     image suffix is taken if it holds an image all the same, else left out and named in `notes`. Without class folders
@@ -40,8 +46,10 @@ class FolderSource:
         subset: Sequence[str] | None = None,
         labels_required: bool = True,
         listed: Labels | None = None,
+        pixels: PixelFormat = RGB,
     ) -> None:
         self.root = Path(root)
+        self.pixels, self.channels = pixels, pixels.channels
         if not self.root.is_dir():
             raise InputError(f"there is no folder {self.root}: check the path")
         self.notes: list[str] = []
@@ -136,7 +144,9 @@ class FolderSource:
 
     def _is_image(self, path: Path, shown: str) -> bool:
         suffix = os.path.splitext(path)[1].lower()  # a million times: no Path here
-        if suffix in IMAGE_SUFFIXES or (suffix in HEIF_SUFFIXES and can_read()) or is_image(path):
+        if suffix in IMAGE_SUFFIXES or suffix == ARRAY_SUFFIX or (suffix in HEIF_SUFFIXES and can_read()):
+            return True
+        if is_image(path):
             return True
         self._foreign.append(shown)
         return False
@@ -154,12 +164,14 @@ class FolderSource:
         except Exception:  # the error of reading it in full says more; every plugin raises its own kinds
             return self.open(index).size
 
-    def open(self, index: int) -> FolderPicture:
-        try:
-            data = (self.root / self.paths[index]).read_bytes()
-        except OSError as problem:
-            raise BadImage(problem.strerror or str(problem)) from None
-        return FolderPicture(open_image(data))
+    def open(self, index: int) -> FolderPicture | ValuesPicture:
+        data = _read(self.root / self.paths[index])
+        if is_array(data):
+            return ValuesPicture(read_array(data, self.pixels), self.pixels)
+        bands = read_bands(data) if self.channels != 3 and is_tiff(data) else None
+        if bands is not None:
+            return ValuesPicture(bands, self.pixels)
+        return FolderPicture(open_image(data), self.pixels)
 
     def decode(self, index: int) -> np.ndarray:
         return self.open(index).decode().array
@@ -168,8 +180,8 @@ class FolderSource:
 class FolderPicture:
     """An encoded image in memory."""
 
-    def __init__(self, image: Image.Image) -> None:
-        self.image = image
+    def __init__(self, image: Image.Image, wanted: PixelFormat = RGB) -> None:
+        self.image, self.wanted = image, wanted
         self.size: Size = upright_size(image)
 
     @property
@@ -178,7 +190,22 @@ class FolderPicture:
 
     def decode(self, reduction: int = 1, rows: tuple[int, int] | None = None) -> Pixels:
         # Pillow has no region decode; libjpeg would have to entropy-decode everything above and left of it all the same
-        return Pixels(decode(self.image, reduction), reduction)
+        whole = decode_whole(self.image, self.wanted)
+        if whole is not None:
+            return Pixels(whole)
+        return Pixels(decode(self.image, reduction, self.wanted), reduction)
+
+
+def open_picture(path: Path) -> FolderPicture:
+    """The RGB image in a file. Raises BadImage."""
+    return FolderPicture(open_image(_read(path)))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as problem:
+        raise BadImage(problem.strerror or str(problem)) from None
 
 
 def _check_subset(root: Path, folders: list[str], subset: Sequence[str]) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from moco.data.boxes import Size
+from moco.data.channels import RGB, PixelFormat
 from moco.data.decode import BadImage, open_image
 from moco.data.folder import FolderPicture
 from moco.errors import InputError
@@ -31,7 +32,9 @@ def is_hub(dataset: str) -> bool:
     return dataset.startswith(PREFIX)
 
 
-def open_hub(dataset: str, split: str, data: str | None = None, words: Sequence[str] = ()) -> HubSource | None:
+def open_hub(
+    dataset: str, split: str, data: str | None = None, words: Sequence[str] = (), pixels: PixelFormat = RGB
+) -> HubSource | None:
     """The source of a split, train or val; None if the data set has no such split.
 
     words: image=COLUMN and label=COLUMN, where they are not found by type and name. InputError if the data set, a split
@@ -49,7 +52,7 @@ def open_hub(dataset: str, split: str, data: str | None = None, words: Sequence[
         if not there:
             return None
         found = there[0]
-    return HubSource(splits[found], f"{dataset.removeprefix(PREFIX)}/{found}", **columns)
+    return HubSource(splits[found], f"{dataset.removeprefix(PREFIX)}/{found}", pixels, **columns)
 
 
 def check_hub(dataset: str, data: str | None, words: Sequence[str]) -> dict[str, str]:
@@ -71,8 +74,12 @@ def check_hub(dataset: str, data: str | None, words: Sequence[str]) -> dict[str,
 class HubSource:
     """One split, its samples in the order of the data set. Images stay encoded until they are opened."""
 
-    def __init__(self, rows: Any, title: str, image: str | None = None, label: str | None = None) -> None:
-        self.title, self.notes = title, []
+    def __init__(
+        self, rows: Any, title: str, wanted: PixelFormat = RGB, image: str | None = None, label: str | None = None
+    ) -> None:
+        self.title = title
+        self.wanted, self.channels = wanted, wanted.channels
+        self.notes: list[str] = []
         library = importlib.import_module("datasets")
         column = image or _image_column(rows, library, title)
         _check_column(rows, column, "image", title)
@@ -95,7 +102,7 @@ class HubSource:
         return self.open(index).size
 
     def open(self, index: int) -> FolderPicture:
-        return FolderPicture(open_image(self._bytes(index)))
+        return FolderPicture(open_image(self._bytes(index)), self.wanted)
 
     def decode(self, index: int) -> np.ndarray:
         return self.open(index).decode().array

@@ -23,7 +23,7 @@ from moco.data.batch_memory import BatchMemory
 from moco.data.boxes import DRAWS, Box, Size, centre_box, random_box, reduction, rescale, snap
 from moco.data.decode import BadImage, resample
 from moco.data.sampler import Sampler
-from moco.data.source import Source
+from moco.data.source import Source, channels_of
 from moco.data.threads import Crew, worker_count
 from moco.errors import InputError
 from moco.randomness import Purpose, stream_key, uniform
@@ -36,7 +36,7 @@ MOST_BAD_IN_A_ROW = 100
 class Batch:
     """n samples, V crops of each, on the loader's device."""
 
-    crops: Tensor  # uint8 [n, V, S, S, 3]
+    crops: Tensor  # uint8 [n, V, S, S, C]
     index: Tensor  # int64 [n], positions in the source
     labels: Tensor  # int64 [n], -1 where there is none
 
@@ -50,7 +50,7 @@ class Loader:
     one of the source (so batches keep their shapes, and the stream stays a function), and `loader.bad_samples` counts
     such samples.
 
-    Memory on the host, at most: (prefetch + 2) · n · V · S² · 3 bytes for batches of n, and per worker one file and
+    Memory on the host, at most: (prefetch + 2) · n · V · S² · C bytes for batches of n, and per worker one file and
     about seven bytes per decoded pixel (Pillow holds four, the array three).
     """
 
@@ -129,13 +129,18 @@ class Loader:
         return [random_box(row, size, self.scale, self.ratio) for row in draws.tolist()]
 
     def cut(self, index: int, draws: np.ndarray, out: Tensor) -> None:
-        """Decodes one sample and writes its crops into `out` (uint8 [V, S, S, 3])."""
+        """Decodes one sample and writes its crops into `out` (uint8 [V, S, S, C])."""
         picture = self.source.open(index)
         boxes = [rescale(box, picture.size, picture.stored) for box in self.boxes(draws, picture.size)]
         k = reduction(boxes, self.size)
         boxes = [snap(box, k) for box in boxes]
         rows = (min(top for top, *_ in boxes), max(top + h for top, _, h, _ in boxes))
         pixels = picture.decode(k, rows)
+        if pixels.array.shape[-1] != out.shape[-1]:
+            raise InputError(
+                f"image {index} ({self.source.name(index)}) has {pixels.array.shape[-1]} channels, and the data set"
+                f" says {out.shape[-1]}: give the source an attribute `channels`, and pass --channels"
+            )
         k = pixels.reduction
         for (top, left, h, w), crop in zip(boxes, out.unbind(), strict=True):
             resample(pixels.array, (top // k - pixels.top, left // k, h // k, w // k), crop)
@@ -148,7 +153,7 @@ class _Filling:
         self.loader, self.epoch = loader, epoch
         self.index = index.copy()  # a bad sample's place is taken by another
         self.draws = loader.draws(epoch, index)
-        shape = (len(index), loader.views, loader.size, loader.size, 3)
+        shape = (len(index), loader.views, loader.size, loader.size, channels_of(loader.source))
         self.crops = loader._memory.take(shape)
         self.errors: dict[int, BaseException] = {}
         self.at_work: dict[int, int] = {}  # thread -> the sample it is at

@@ -17,7 +17,7 @@ CACHES = ("ram", "os", "none")  # what becomes of the pages of a .beton file
 class Pixels(NamedTuple):
     """Decoded rows of an upright image."""
 
-    array: np.ndarray  # uint8 [h, w, 3]
+    array: np.ndarray  # uint8 [h, w, C]
     reduction: int = 1  # the array is at 1/reduction of the stored size
     top: int = 0  # its first row is this row of the image (in rows of the array)
 
@@ -67,7 +67,12 @@ class Source(Protocol):
         """Raises BadImage."""
 
     def decode(self, index: int) -> np.ndarray:
-        """uint8 [H, W, 3], the whole sample as stored. Raises BadImage."""
+        """uint8 [H, W, C], the whole sample as stored. Raises BadImage."""
+
+
+def channels_of(source: Source) -> int:
+    """C of the pixels of a source; 3 where it has no attribute `channels`."""
+    return int(getattr(source, "channels", 3))
 
 
 class ArrayPicture:
@@ -82,7 +87,7 @@ class ArrayPicture:
 
 
 class ArraySource:
-    """Images held in memory: uint8 [n, H, W, 3], or a sequence of [H, W, 3] of any sizes."""
+    """Images held in memory: uint8 [n, H, W, C], or a sequence of [H, W, 3] of any sizes."""
 
     def __init__(
         self, images: np.ndarray | Sequence[np.ndarray], labels: np.ndarray, classes: list[str], title: str
@@ -92,6 +97,7 @@ class ArraySource:
         self.classes = classes
         self.title = title
         self.notes: list[str] = []
+        self.channels = int(images.shape[-1]) if isinstance(images, np.ndarray) else 3
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -130,6 +136,7 @@ class Subset:
     def __init__(self, source: Source, index: np.ndarray) -> None:
         self.source, self.index = source, index
         self.labels, self.classes, self.notes = source.labels[index], source.classes, source.notes
+        self.channels = channels_of(source)
 
     def __len__(self) -> int:
         return len(self.index)

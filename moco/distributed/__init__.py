@@ -1,9 +1,9 @@
 """Everything that crosses ranks. The only folder that imports torch.distributed."""
 
 from moco.distributed.collectives import (
+    LateVote as LateVote,
     all_reduce_max as all_reduce_max,
     all_reduce_sum as all_reduce_sum,
-    any_rank as any_rank,
     barrier as barrier,
     broadcast_buffers as broadcast_buffers,
     broadcast_object as broadcast_object,

@@ -58,16 +58,38 @@ def gather_objects(value: T) -> list[T]:
     return box
 
 
-def any_rank(*flags: bool) -> list[bool]:
-    """For each flag: True on every rank if it is true on one.
+class LateVote:
+    """For each flag, whether it was true on any rank one call ago: no rank waits for another.
 
-    It travels on the CPU group, so the host does not wait for the device.
+    For flags that stay true until they are obeyed. It travels on the CPU group, so the host does not wait for the
+    device either. With `now` the answer is that of this call, and is waited for. Nothing is under way after a call with
+    `now`, or after one that returned a true flag.
     """
-    if world_size() == 1:
-        return list(flags)
-    votes = torch.tensor([int(flag) for flag in flags])
-    dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=cpu_group())
-    return votes.bool().tolist()
+
+    def __init__(self) -> None:
+        self._under_way: tuple[Tensor, dist.Work] | None = None
+
+    def __call__(self, *flags: bool, now: bool = False) -> list[bool]:
+        """All ranks must call it together, with the same `now`."""
+        if world_size() == 1:
+            return list(flags)
+        before = self._answer(len(flags))
+        if any(before) and not now:
+            return before
+        votes = torch.tensor([int(flag) for flag in flags])
+        work = dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=cpu_group(), async_op=True)
+        self._under_way = votes, work
+        if not now:
+            return before
+        return [a or b for a, b in zip(before, self._answer(len(flags)), strict=True)]
+
+    def _answer(self, flags: int) -> list[bool]:
+        if self._under_way is None:
+            return [False] * flags
+        votes, work = self._under_way
+        self._under_way = None
+        work.wait()
+        return votes.bool().tolist()
 
 
 def on_rank_0(work: Callable[[], T]) -> T:

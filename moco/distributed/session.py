@@ -68,7 +68,9 @@ def _process_group(device: torch.device, timeout: float) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not (isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error)):
+        # a vote under way that times out closes the connection of the others: "timeout caused pair closure"
+        of_network = any(word in str(error) for word in ("gloo", "NCCL", "pair closure"))
+        if not (isinstance(error, dist.DistError) or of_network):
             roll.say(f"ended: {error}")
             raise
         raise RankError(roll.who_is_missing(limit, str(error))) from error

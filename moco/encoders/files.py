@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from moco.encoders import hub
+from moco.encoders.channels import input_channels, weights_for
 from moco.encoders.containers import open_weights
 from moco.encoders.networks import build_encoder, classifier_name, trunk
 from moco.encoders.preprocessing import Preprocessing
@@ -72,9 +73,12 @@ class Loaded:
     skipped: list[str]
     missing: list[str]
     others: int = 0  # tensors of the file's other parts
+    adapted: str = ""  # a weight that was made for another number of channels
 
     def __str__(self) -> str:
         text = f"{len(self.matched)} tensors of the trunk loaded"
+        if self.adapted:
+            text += f", {self.adapted}"
         if self.skipped:
             text += f", {len(self.skipped)} left out ({', '.join(self.skipped[:4])}{', ...' * (len(self.skipped) > 4)})"
         if self.others:
@@ -110,7 +114,8 @@ def read_encoder(path: str | Path) -> EncoderFile:
     weights = {key.replace("_orig_mod.", ""): value for key, value in _weights(content, path).items()}
     prefix, layout = next((p, name) for p, name in LAYOUTS if any(key.startswith(p) for key in weights))
     state = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-    arch, epoch, run = content.get("arch"), content.get("epoch"), content.get("moco_run", content.get("moco_lincls"))
+    arch, epoch = content.get("arch"), content.get("epoch")
+    run = next((content[name] for name in ("moco_run", "moco_lincls", "moco_depth") if name in content), None)
     if arch is None and isinstance(content.get("args"), argparse.Namespace):
         arch = getattr(content["args"], "arch", None)
         arch = arch if str(arch).startswith("resnet") else None  # DINO's names for ViTs are its own
@@ -215,6 +220,7 @@ def load_trunk(encoder: nn.Module, file: EncoderFile) -> Loaded:
     if _is_solos_small(file):
         raise _another_function(file.path, "solo-learn's ResNet for small images, whose stem pads by 2 pixels, not 1")
     offered = {key: value for key, value in file.state.items() if not key.startswith((head, *_AUXILIARY))}
+    offered, adapted = weights_for(wanted, offered, input_channels(encoder))
     matched = [key for key in wanted if key in offered]
     missing = [key for key in wanted if key not in offered]
     lost = [key for key in missing if not _is_counter(key)]
@@ -229,25 +235,25 @@ def load_trunk(encoder: nn.Module, file: EncoderFile) -> Loaded:
         says = f" (the file says {file.arch})" if file.arch else ""
         raise InputError(
             f"{file.path} does not fit this encoder{says}: {problem}; {len(matched) - len(shapes)} of {len(wanted)} "
-            "tensors fit: pass the --arch that it was trained with"
+            f"tensors fit: pass the --arch{' and --channels' * bool(shapes)} that it was trained with"
         )
     with torch.no_grad():
         for key in matched:
             wanted[key].copy_(offered[key])
-    return Loaded(matched, [key for key in file.state if key not in offered], missing, len(file.others))
+    return Loaded(matched, [key for key in file.state if key not in offered], missing, len(file.others), adapted)
 
 
 def read_trunk(path: str | Path, arch: str | None = None, image_size: int | None = None) -> nn.Module:
-    """The trunk in a checkpoint, in evaluation mode: images [N, 3, S, S] -> features [N, d].
+    """The trunk in a checkpoint, in evaluation mode: images [N, C, S, S] -> features [N, d].
 
-    `arch` and `image_size` say what the file does not. Its attribute `preprocessing` makes fp32 [3, S, S] of a Pillow
+    `arch` and `image_size` say what the file does not. Its attribute `preprocessing` makes fp32 [C, S, S] of a Pillow
     image, as the evaluation of the run did. InputError as `read_encoder` and `load_trunk`.
     """
     file = read_encoder(path)
     if arch is None and file.arch is None:
         raise InputError(f"{path} does not say which network it holds: pass its arch")
     how = Preprocessing.of_run(file.options, image_size)
-    encoder = build_encoder(arch or file.arch or "", 1, image_size=how.size)
+    encoder = build_encoder(arch or file.arch or "", 1, image_size=how.size, channels=how.pixels.channels)
     load_trunk(encoder, file)
     network = trunk(encoder).eval()
     network.preprocessing = how  # type: ignore[assignment]

@@ -9,6 +9,8 @@ from __future__ import annotations
 import copy
 import difflib
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,12 +18,26 @@ from torch import Tensor, nn
 from torchvision import models
 
 from moco import plugins
+from moco.encoders.channels import give_channels
 from moco.encoders.own import OWN
 from moco.errors import InputError
 
 _TIMM = "timm:"
 # Their last layer is a convolution followed by a ReLU: there is no linear classifier to replace or to leave out.
 _WITHOUT_LINEAR = ("squeezenet1_0", "squeezenet1_1")
+
+
+@dataclass(frozen=True)
+class Projector:
+    """The shape of a projection head: `layers` linear layers with ReLU between them.
+
+    width: between the layers; None: that of the encoder's features. bn: BatchNorm after each layer, the last without
+    scale and shift, and no biases (Chen, Xie & He 2021; facebookresearch/moco-v3's `_build_mlp`).
+    """
+
+    layers: int = 2
+    width: int | None = None
+    bn: bool = False
 
 
 def available() -> list[str]:
@@ -37,25 +53,35 @@ def check_arch(arch: str | None, arguments: Sequence[str]) -> None:
 
 
 def build_encoder(
-    arch: str, num_classes: int, mlp: bool = False, image_size: int | None = None, arguments: Sequence[str] = ()
+    arch: str,
+    num_classes: int,
+    mlp: bool = False,
+    image_size: int | None = None,
+    arguments: Sequence[str] = (),
+    projector: Projector | None = None,
+    channels: int = 3,
 ) -> nn.Module:
-    """The network `arch`, untrained, `[N, 3, S, S] -> [N, num_classes]`.
+    """The network `arch`, untrained, `[N, channels, S, S] -> [N, num_classes]`.
 
     arch module:factory is called as `factory(num_classes, **arguments)`; its last linear layer is the classifier.
     arguments: the --arch-arg words.
 
-    `mlp` makes its classifier Linear(d, d)-ReLU-Linear(d, num_classes), without BatchNorm (MoCo v2). `image_size` S is
-    given to the networks that are built for one size (ViT, MaxViT), and the network is tried on one blank image of it.
+    `mlp` makes its classifier Linear(d, d)-ReLU-Linear(d, num_classes), without BatchNorm (MoCo v2); `projector`
+    is a head of another shape in its place. `image_size` S is given to the networks that are built for one size (ViT,
+    MaxViT), and the network is tried on one blank image of it.
     InputError: unknown arch (with near names), no linear classifier, an image size that the network does not take.
     """
     if num_classes < 1:
         raise InputError(f"the encoder's output needs at least 1 dimension, not {num_classes}")
     try:
-        encoder = _build_plain(arch, num_classes, image_size, arguments)
+        encoder = _build_plain(arch, num_classes, image_size, arguments, channels)
     except (RuntimeError, AssertionError, ValueError) as error:
         raise InputError(
             f"--arch {arch} cannot be built for images of {image_size} px: {_first_line(error)}"
         ) from error
+    if channels != 3:
+        give_channels(encoder, channels)
+    encoder._moco_channels = channels  # type: ignore[assignment]
     name = _find_classifier(encoder, arch)
     encoder._moco_classifier = name  # type: ignore[assignment]
     last = encoder.get_submodule(name)
@@ -63,11 +89,27 @@ def build_encoder(
     if not torch.count_nonzero(last.weight):
         # torchvision's ViT starts its classifier at zero, and a projection to the zero vector has no direction.
         last.reset_parameters()
-    if mlp:
+    if projector is not None and (projector.layers > 1 or projector.bn):
+        _replace(encoder, name, build_mlp(last.in_features, num_classes, projector))
+    elif mlp:
         _replace(encoder, name, nn.Sequential(nn.Linear(last.in_features, last.in_features), nn.ReLU(), last))
     if image_size is not None:
-        _try_on_blank(encoder, arch, image_size, num_classes)
+        _try_on_blank(encoder, arch, image_size, num_classes, channels)
     return encoder
+
+
+def build_mlp(dim_in: int, dim_out: int, shape: Projector) -> nn.Sequential:
+    """[N, dim_in] -> [N, dim_out]. Layers are numbered as in moco-v3: linear, BatchNorm if any, ReLU, linear, ..."""
+    widths = [dim_in, *[shape.width or dim_in] * (shape.layers - 1), dim_out]
+    layers: list[nn.Module] = []
+    for number, (narrow, wide) in enumerate(pairwise(widths), start=1):
+        last = number == shape.layers
+        layers.append(nn.Linear(narrow, wide, bias=not shape.bn))
+        if shape.bn:
+            layers.append(nn.BatchNorm1d(wide, affine=not last))
+        if not last:
+            layers.append(nn.ReLU(inplace=True))
+    return nn.Sequential(*layers)
 
 
 def classifier_name(encoder: nn.Module) -> str:
@@ -83,7 +125,7 @@ def feature_dim(encoder: nn.Module) -> int:
 
 
 def trunk(encoder: nn.Module) -> nn.Module:
-    """The encoder without its classifier: `[N, 3, S, S] -> [N, feature_dim]`, sharing every parameter and buffer.
+    """The encoder without its classifier: `[N, C, S, S] -> [N, feature_dim]`, sharing every parameter and buffer.
 
     Only the containers on the path to the classifier are copied; the encoder itself stays as it was.
     """
@@ -104,14 +146,31 @@ def _shallow_copy(module: nn.Module) -> nn.Module:
     return view
 
 
-def _build_plain(arch: str, num_classes: int, image_size: int | None, arguments: Sequence[str]) -> nn.Module:
+@torch.no_grad()
+def draw_weights(encoder: nn.Module, std: float) -> None:
+    """Starts the weights anew: N(0, std) in convolutions and linear layers, their biases 0, BatchNorm the identity.
+
+    Wang & Isola's SmallAlexNet starts so, with std 0.02. The numbers come from torch's own generator.
+    """
+    for layer in encoder.modules():
+        if isinstance(layer, nn.modules.conv._ConvNd | nn.Linear):
+            nn.init.normal_(layer.weight, 0.0, std)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.reset_parameters()
+
+
+def _build_plain(
+    arch: str, num_classes: int, image_size: int | None, arguments: Sequence[str], channels: int
+) -> nn.Module:
     if plugins.is_outside(arch):
         encoder = plugins.find("--arch", arch, arguments, num_classes)()
         if not isinstance(encoder, nn.Module):
             raise InputError(f"--arch {arch} gives a {type(encoder).__name__}, not a torch.nn.Module")
         return encoder
     if arch.startswith(_TIMM):
-        return _build_timm(arch.removeprefix(_TIMM), num_classes, image_size)
+        return _build_timm(arch.removeprefix(_TIMM), num_classes, image_size, channels)
     if arch in OWN:
         return OWN[arch](num_classes)
     if arch in _WITHOUT_LINEAR:
@@ -134,13 +193,15 @@ def torchvision_arguments(arch: str, image_size: int | None) -> dict[str, Any]:
     return {}
 
 
-def _build_timm(name: str, num_classes: int, image_size: int | None) -> nn.Module:
+def _build_timm(name: str, num_classes: int, image_size: int | None, channels: int) -> nn.Module:
     import timm  # here, because it takes half a second that the other names need not wait for
 
     if not timm.is_model(name):
         raise _unknown(_TIMM + name)
     cfg = timm.models.get_pretrained_cfg(name, allow_unregistered=False)
     extra: dict[str, Any] = {"img_size": image_size} if image_size is not None and cfg and cfg.fixed_input_size else {}
+    if channels != 3:
+        extra["in_chans"] = channels
     return timm.create_model(name, pretrained=False, num_classes=num_classes, **extra)
 
 
@@ -182,15 +243,16 @@ def _replace(encoder: nn.Module, dotted: str, module: nn.Module) -> None:
     setattr(encoder.get_submodule(owner), leaf, module)
 
 
-def _try_on_blank(encoder: nn.Module, arch: str, image_size: int, num_classes: int) -> None:
+def _try_on_blank(encoder: nn.Module, arch: str, image_size: int, num_classes: int, channels: int) -> None:
     """One forward pass in eval mode, so that BatchNorm's running statistics stay as they are."""
     encoder.eval()
     try:
         with torch.no_grad():
-            out = encoder(torch.zeros(1, 3, image_size, image_size))
+            out = encoder(torch.zeros(1, channels, image_size, image_size))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise InputError(
-            f"--arch {arch} does not take images of {image_size} px: change --image-size ({_first_line(error)})"
+            f"--arch {arch} does not take images of {image_size} px"
+            f"{'' if channels == 3 else f' and {channels} channels'}: change --image-size ({_first_line(error)})"
         ) from error
     encoder.train()
     if not isinstance(out, Tensor) or out.shape != (1, num_classes):

@@ -5,55 +5,99 @@ Key names of a checkpoint do not tell it."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from moco.data.augment.recipes import IMAGENET_MEAN, IMAGENET_STD, RECIPES, Triple, find_recipe
+from moco.data.augment.recipes import IMAGENET_MEAN, IMAGENET_STD, RECIPES, PerChannel, find_recipe
 from moco.data.boxes import centre_box
+from moco.data.channels import PixelFormat, pixel_format, statistics, to_format
 from moco.data.datasets import defaults_of
-from moco.data.decode import decode, resample
-
-_WHOLE = ("digits", "cifar")  # pictures made to size are shown whole, as moco.evaluate.features does
+from moco.data.decode import decode, decode_whole, resample
+from moco.run.options import DataOptions
 
 
 @dataclass(frozen=True)
 class Preprocessing:
     """The central square, of `crop` of the shorter side, resampled to `size` px; then (value / 255 - mean) / std.
 
-    `preprocessing(image)`: a Pillow image or uint8 [H, W, 3] -> fp32 [3, size, size].
+    `preprocessing(image)`: a Pillow image or an array [H, W, C] -> fp32 [C, size, size]. C is the length of `mean`.
+    value_range: that of --value-range, for values of more than 8 bits.
     """
 
     size: int = 224
     crop: float = 0.875
-    mean: Triple = IMAGENET_MEAN
-    std: Triple = IMAGENET_STD
+    mean: PerChannel = IMAGENET_MEAN
+    std: PerChannel = IMAGENET_STD
+    value_range: str | None = None
+
+    @property
+    def pixels(self) -> PixelFormat:
+        return pixel_format(len(self.mean), self.value_range)
 
     @classmethod
     def of_run(cls, options: Mapping[str, Any], size: int | None = None, recipe: str | None = None) -> Preprocessing:
         """Of a run with these `options`, as our checkpoints keep them; what they lack is ImageNet's. InputError for an
         unknown `recipe`."""
         name = recipe or options.get("recipe") or "v1"
-        found = find_recipe(name) if recipe or name in RECIPES else RECIPES["v1"]
+        told = _told_images(options)
+        channels = told.get("channels", 3)
+        found = find_recipe(
+            name if recipe or name in RECIPES else "v1",
+            None,
+            channels,
+            *statistics(channels, told.get("mean"), told.get("std")),
+        )
         return cls(
             int(size or options.get("image_size") or cls.size),
-            1.0 if found.name in _WHOLE else cls.crop,
+            found.centre,
             found.mean,
             found.std,
+            told.get("value_range"),
         )
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
     def __call__(self, image: Image.Image | np.ndarray) -> Tensor:
-        pixels = decode(image) if isinstance(image, Image.Image) else image
-        crop = torch.empty((self.size, self.size, 3), dtype=torch.uint8)
+        if isinstance(image, Image.Image):
+            whole = decode_whole(image, self.pixels)
+            pixels = decode(image, wanted=self.pixels) if whole is None else whole
+        else:
+            pixels = np.ascontiguousarray(to_format(image, self.pixels))
+        crop = torch.empty((self.size, self.size, len(self.mean)), dtype=torch.uint8)
         resample(pixels, centre_box((pixels.shape[0], pixels.shape[1]), self.crop), crop)
         return ((crop.float() / 255 - torch.tensor(self.mean)) / torch.tensor(self.std)).permute(2, 0, 1).contiguous()
+
+
+Options = TypeVar("Options", bound=DataOptions)
+
+
+def with_images_of(options: Options, before: Mapping[str, Any]) -> Options:
+    """`options` with the channels of the run with the options `before`, unless they are typed; 3 where nobody says.
+
+    Value range, mean and standard deviation are the run's too, if its images have as many channels; of RGB only on the
+    same data set, as the recipe is.
+    """
+    told = _told_images(before)
+    channels = options.channels or told.get("channels", 3)
+    if told.get("channels", 3) != channels or (channels == 3 and before.get("dataset") != options.dataset):
+        told = {}
+    value_range = told.get("value_range") if options.value_range is None else options.value_range
+    mean, std = options.mean, options.std
+    if mean is None and std is None:
+        mean, std = told.get("mean"), told.get("std")
+    return replace(options, channels=channels, value_range=value_range, mean=mean, std=std)
+
+
+def _told_images(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint's options say about the images."""
+    kinds = {"channels": int, "value_range": str, "mean": str, "std": str}
+    return {name: options[name] for name, kind in kinds.items() if isinstance(options.get(name), kind)}
 
 
 def suited(dataset: str, options: Mapping[str, Any]) -> tuple[int, str]:

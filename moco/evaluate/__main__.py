@@ -38,12 +38,11 @@ from torch import nn
 from moco import distributed
 from moco.commands import end_with, run_command
 from moco.data.augment import Augment
-from moco.data.augment.recipes import find_recipe
 from moco.data.source import Source, check_same_classes, labelled
 from moco.distributed.session import pick_device
 from moco.encoders import build_encoder
 from moco.encoders.files import EncoderFile, load_trunk, network_of, read_encoder
-from moco.encoders.preprocessing import suited
+from moco.encoders.preprocessing import suited, with_images_of
 from moco.errors import EXIT_OK, InputError
 from moco.evaluate.features import centre_crops, encode, extract_features, in_order
 from moco.evaluate.layers import OUTPUT, TRUNK, Layers, load_projection
@@ -59,7 +58,7 @@ from moco.world import World
 def network(file: EncoderFile, o: EvaluateOptions) -> tuple[nn.Module, list[str]]:
     """The encoder in `file`, and the names of its features to measure."""
     arch, arch_arg = network_of(file, o.arch, o.arch_arg)
-    encoder = build_encoder(arch, 1, image_size=o.image_size, arguments=arch_arg)
+    encoder = build_encoder(arch, 1, image_size=o.image_size, arguments=arch_arg, channels=o.pixel_format.channels)
     load_trunk(encoder, file)
     projected = load_projection(encoder, file)
     names = list(dict.fromkeys(o.features_from or [TRUNK, OUTPUT][: 1 + projected]))
@@ -73,8 +72,9 @@ def evaluate(file: EncoderFile, o: EvaluateOptions, device: torch.device) -> dic
     started = time.monotonic()
     usual_size, usual_recipe = suited(o.dataset, file.options)
     size = o.image_size or usual_size
-    o = dataclasses.replace(o, image_size=size, recipe=o.recipe or usual_recipe)
-    recipe = find_recipe(o.recipe or usual_recipe)
+    o = dataclasses.replace(with_images_of(o, file.options), image_size=size, recipe=o.recipe or usual_recipe)
+    crop_min = file.options.get("crop_min") if o.recipe == usual_recipe else None
+    recipe = o.find_recipe(o.recipe or usual_recipe, crop_min)
     encoder, names = network(file, o)
     val = o.open("val", labels_required=False)
     bank: Source | None = None

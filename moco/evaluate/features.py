@@ -43,7 +43,7 @@ def eval_mode(network: nn.Module) -> Iterator[None]:
 def encode(network: nn.Module, loader: Loader, augment: Augment) -> tuple[Tensor, Tensor]:
     """fp32 [n, V, d] of the V views of each sample, and labels int64 [n]: on every rank, in the data set's order.
 
-    `network` [N, 3, S, S] -> [N, d] runs in evaluation mode and is left in the mode it was in. A sample that could not
+    `network` [N, C, S, S] -> [N, d] runs in evaluation mode and is left in the mode it was in. A sample that could not
     be read and was skipped is left out. NumericsError if a feature is not finite.
     """
     broadcast_buffers(network)  # BatchNorm statistics differ between ranks in training
@@ -83,7 +83,7 @@ def extract_features(
 
 
 class TrunkAndOutput(nn.Module):
-    """The encoder's features and outputs of one forward pass, side by side: [N, 3, S, S] -> [N, width + dim]."""
+    """The encoder's features and outputs of one forward pass, side by side: [N, C, S, S] -> [N, width + dim]."""
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
@@ -114,9 +114,8 @@ def centre_crops(
     device: torch.device,
     sampler: Sampler | None = None,
 ) -> Loader:
-    """One view: the central square, of 7/8 of the shorter side (as 224 of 256); small pictures, made to size, whole."""
-    share_of_side = 1.0 if recipe.name in ("digits", "cifar") else 0.875
-    return in_order(source, size, options, device, sampler, views=1, eval_crop=share_of_side)
+    """One view: the central square that the recipe says."""
+    return in_order(source, size, options, device, sampler, views=1, eval_crop=recipe.centre)
 
 
 @torch.no_grad()

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moco.encoders import SmallAlexNet, classifier_name, trunk
+from moco.encoders import SmallAlexNet, classifier_name, input_channels, trunk
 from moco.encoders.files import EncoderFile
-from moco.errors import InputError
+from moco.errors import InputError, did_you_mean
 from moco.evaluate.features import eval_mode
 
 TRUNK, OUTPUT = "trunk", "output"
@@ -20,7 +19,7 @@ _ALEXNET = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7")
 
 
 class Layers(nn.Module):
-    """Features of one forward pass, side by side: [N, 3, S, S] -> [N, sum of `widths`].
+    """Features of one forward pass, side by side: [N, C, S, S] -> [N, sum of `widths`].
 
     names: "trunk", "output" (of unit length, as the loss sees it), or a layer's name in the encoder, such as layer3 or
     blocks.5 (for SmallAlexNet also conv1 ... fc7). A layer's output is flattened. InputError for an unknown name.
@@ -33,8 +32,8 @@ class Layers(nn.Module):
         self._kept: dict[str, Tensor] = {}
         for name in names:
             if name not in (TRUNK, OUTPUT):
-                self._find(name).register_forward_hook(self._keeper(name))
-        blank = next(encoder.parameters()).new_zeros((1, 3, image_size, image_size))
+                find_layer(self.trunk, name).register_forward_hook(self._keeper(name))
+        blank = next(encoder.parameters()).new_zeros((1, input_channels(encoder), image_size, image_size))
         with torch.no_grad(), eval_mode(self):
             self.widths = tuple(part.shape[1] for part in self._parts(blank))
 
@@ -49,15 +48,6 @@ class Layers(nn.Module):
             parts[OUTPUT] = F.normalize(self.head(features), dim=1)
         return [parts[name] for name in self.names]
 
-    def _find(self, name: str) -> nn.Module:
-        modules = dict(self.trunk.named_modules())
-        place = f"blocks.{_ALEXNET.index(name)}" if isinstance(self.trunk, SmallAlexNet) and name in _ALEXNET else name
-        if place and place in modules and not isinstance(modules[place], nn.Identity):
-            return modules[place]
-        near = difflib.get_close_matches(name, [TRUNK, OUTPUT, *modules], n=3)
-        hint = f"near: {', '.join(near)}" if near else f"take {TRUNK}, {OUTPUT} or, for instance, {[*modules][-1]}"
-        raise InputError(f"--features-from {name}: the encoder has no such layer; {hint}")
-
     def _keeper(self, name: str):  # type: ignore[no-untyped-def]
         def keep(_: nn.Module, __: object, out: Tensor) -> None:
             self._kept[name] = out.flatten(1).clone()  # the next layer may work in place
@@ -65,23 +55,80 @@ class Layers(nn.Module):
         return keep
 
 
+class FeatureMaps(nn.Module):
+    """The output of one layer, not flattened: [N, C, S, S] -> [N, channels, side, side].
+
+    InputError for an unknown name, and for a layer whose output is no square map.
+    """
+
+    def __init__(self, encoder: nn.Module, name: str, image_size: int) -> None:
+        super().__init__()
+        self.trunk = trunk(encoder)
+        self._kept: list[Tensor] = []
+        if name in (TRUNK, OUTPUT):
+            raise InputError(f"--features-from {name} is one vector for an image: name a layer, as conv5 or layer3")
+        find_layer(self.trunk, name).register_forward_hook(self._keep)
+        blank = next(encoder.parameters()).new_zeros((1, input_channels(encoder), image_size, image_size))
+        with torch.no_grad(), eval_mode(self):
+            shape = self(blank).shape
+        if len(shape) != 4 or shape[2] != shape[3]:
+            raise InputError(f"--features-from {name} gives {list(shape[1:])} for an image: name a convolutional layer")
+        self.channels, self.side = shape[1], shape[2]
+
+    def _keep(self, _: nn.Module, __: object, out: Tensor) -> None:
+        self._kept.append(out.clone())  # the next layer may work in place
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.trunk(images)
+        maps = self._kept.pop()
+        self._kept.clear()
+        return maps
+
+
+def find_layer(network: nn.Module, name: str) -> nn.Module:
+    """The module called `name`; of SmallAlexNet also by the paper's names. InputError with near names."""
+    modules = dict(network.named_modules())
+    place = f"blocks.{_ALEXNET.index(name)}" if isinstance(network, SmallAlexNet) and name in _ALEXNET else name
+    if place and place in modules and not isinstance(modules[place], nn.Identity):
+        return modules[place]
+    hint = did_you_mean(name, [TRUNK, OUTPUT, *modules])
+    hint = hint or f"; take {TRUNK}, {OUTPUT} or, for instance, {[*modules][-1]}"
+    raise InputError(f"--features-from {name}: the encoder has no such layer{hint}")
+
+
 def load_projection(encoder: nn.Module, file: EncoderFile) -> bool:
-    """Gives `encoder` the projection head of `file`: a linear layer or MoCo v2's MLP. False, and nothing done, if the
-    file has none: other projects' classifiers and heads are no output that a loss here has seen."""
+    """Gives `encoder` the projection head of `file`: a linear layer or an MLP, with BatchNorm or without.
+
+    False, and nothing done, if the file has none: other projects' classifiers and heads are no output that a loss here
+    has seen.
+    """
     prefix = classifier_name(encoder) + "."
     head = {key.removeprefix(prefix): value for key, value in file.state.items() if key.startswith(prefix)}
-    of_the_loss = file.layout.startswith("MoCo") or file.options.get("features_from") == OUTPUT
-    if not of_the_loss or not {"weight", "2.weight"} & head.keys():
+    of_the_loss = file.layout.lower().startswith("moco") or file.options.get("features_from") == OUTPUT
+    if not of_the_loss or not any(key.endswith("weight") for key in head):
         return False
-    layers = [
-        nn.Linear(weight.shape[1], len(weight), bias=f"{key[:-6]}bias" in head)
-        for key, weight in head.items() if key.endswith("weight")
-    ]  # fmt: skip
-    new = layers[0] if len(layers) == 1 else nn.Sequential(layers[0], nn.ReLU(), *layers[1:])
+    new = _head_of(head)
     try:
         new.load_state_dict(head)
     except RuntimeError as error:
-        raise InputError(f"{file.path} has a projection head that is neither linear nor MoCo v2's MLP") from error
+        raise InputError(f"{file.path} has a projection head that is neither linear nor an MLP") from error
     owner, _, leaf = prefix[:-1].rpartition(".")
     setattr(encoder.get_submodule(owner), leaf, new)
     return True
+
+
+def _head_of(state: dict[str, Tensor]) -> nn.Module:
+    """A layer, or a Sequential whose numbers without a tensor are ReLUs, with the shapes in `state`."""
+    if "weight" in state:
+        return _layer_of(state, "")
+    numbers = [int(number) for number in (key.partition(".")[0] for key in state) if number.isdigit()]
+    return nn.Sequential(*(_layer_of(state, f"{number}.") for number in range(max(numbers, default=-1) + 1)))
+
+
+def _layer_of(state: dict[str, Tensor], prefix: str) -> nn.Module:
+    weight = state.get(f"{prefix}weight")
+    if (mean := state.get(f"{prefix}running_mean")) is not None:
+        return nn.BatchNorm1d(len(mean), affine=weight is not None)
+    if weight is None:
+        return nn.ReLU()
+    return nn.Linear(weight.shape[-1], len(weight), bias=f"{prefix}bias" in state)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from moco import metrics
 from moco.data.augment import Augment
-from moco.data.augment.recipes import find_recipe
 from moco.data.source import Source, check_same_classes, labelled
 from moco.distributed import all_reduce_sum, share
 from moco.encoders import feature_dim, trunk
@@ -36,14 +35,18 @@ class OnlineEvaluator:
         device: torch.device,
         *,
         recipe: str,
+        crop_min: float | None = None,
         size: int,
         seed: int = 0,
         k: int = 200,
         t: float = 0.1,
         every: int = 1,
     ) -> None:
-        """recipe, size: of the crops. seed: of the views. k, t: neighbours and temperature of kNN. every: in epochs."""
-        of_views = find_recipe(recipe)
+        """recipe, crop_min, size: of the crops. seed: of the views. k, t: neighbours and temperature of kNN.
+
+        every: epochs from one evaluation to the next.
+        """
+        of_views = options.find_recipe(recipe, crop_min)
         self.every, self.k, self.t = every, k, t
         self.labelled = bool((train.labels >= 0).any() and (val.labels >= 0).all())
         if self.labelled:

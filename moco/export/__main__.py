@@ -51,7 +51,7 @@ class Result:
 
 
 def photographs(how: Preprocessing, count: int = 8) -> Tensor:
-    """fp32 [count, 3, S, S]: squares out of the two photographs that scikit-learn ships, prepared as `how` says."""
+    """fp32 [count, C, S, S]: squares out of the two photographs that scikit-learn ships, prepared as `how` says."""
     from sklearn.datasets import load_sample_images
 
     pictures = [np.array(image) for image in load_sample_images().images]
@@ -60,7 +60,8 @@ def photographs(how: Preprocessing, count: int = 8) -> Tensor:
         image = pictures[i % 2]
         side = min(image.shape[:2]) * (i + 4) // (count + 4)
         top, left = (image.shape[0] - side) * i // count, (image.shape[1] - side) * (count - i) // count
-        crops.append(how(image[top : top + side, left : left + side]))
+        square = image[top : top + side, left : left + side]
+        crops.append(how(square[..., [channel % 3 for channel in range(len(how.mean))]]))
     return torch.stack(crops)
 
 
@@ -79,7 +80,9 @@ def prepare(
     how = Preprocessing.of_run(file.options, image_size, recipe)
     options = file.options | {"image_size": how.size} | ({"recipe": recipe} if recipe else {})
     classes = _classes(file) if classifier else None
-    encoder = build_encoder(arch, len(classes or "1"), image_size=how.size, arguments=arch_arg)
+    encoder = build_encoder(
+        arch, len(classes or "1"), image_size=how.size, arguments=arch_arg, channels=how.pixels.channels
+    )
     load_trunk(encoder, file)
     if classes:
         prefix = classifier_name(encoder) + "."
@@ -144,7 +147,10 @@ def export(x: Exported, to: str, folder: str | Path) -> Result:
         shutil.rmtree(workplace, ignore_errors=True)
     file = folder / form.file
     timm, arch = x.arch.removeprefix("timm:"), x.arch
-    usage = form.usage.format(file=str(file), folder=folder, timm=timm, arch=arch, outputs=x.outputs)
+    in_chans = "" if x.channels == 3 else f", in_chans={x.channels}"
+    usage = form.usage.format(
+        file=str(file), folder=folder, timm=timm, arch=arch, outputs=x.outputs, in_chans=in_chans
+    )
     return Result(folder, file, form.verifier(), difference, usage)
 
 

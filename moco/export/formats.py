@@ -3,7 +3,7 @@
 Each `Format` writes it, and reads it back with the project's own library.
 
 `write` puts its files into an empty folder. `reload` opens them with the library that the format is for, and gives a
-function from normalised images [N, 3, S, S] to what the exported network puts out; what it cannot open raises.
+function from normalised images [N, C, S, S] to what the exported network puts out; what it cannot open raises.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,37 +23,12 @@ from torch import Tensor, nn
 from torchvision import models
 
 from moco.encoders import build_encoder, classifier_name, torchvision_arguments, trunk
-from moco.encoders.preprocessing import Preprocessing
 from moco.errors import InputError
 from moco.export import detectron2 as detectron2_layout
+from moco.export.exported import Exported as Exported
 from moco.export.model_card import model_card
 
 Outputs = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Exported:
-    """The exported network, in evaluation mode: the trunk alone, unless `classes` names the classifier's classes."""
-
-    arch: str
-    encoder: nn.Module
-    classes: list[str] | None
-    preprocessing: Preprocessing
-    about: dict[str, Any]  # the metadata
-    arch_arg: list[str] = field(default_factory=list)  # of a network from outside
-
-    @property
-    def network(self) -> nn.Module:
-        return self.encoder if self.classes else trunk(self.encoder)
-
-    @property
-    def state(self) -> dict[str, Tensor]:
-        """The network's tensors under their library's names."""
-        return {key: value.contiguous() for key, value in self.network.state_dict().items()}
-
-    @property
-    def outputs(self) -> int:
-        return len(self.classes or ())
 
 
 @dataclass(frozen=True)
@@ -87,7 +62,9 @@ def _strictly(network: nn.Module, state: dict[str, Tensor], allowed: str = "") -
 
 def _ours(x: Exported, state: dict[str, Tensor]) -> Outputs:
     """A fresh network of ours with `state`: for formats that keep tensors and leave the network to the reader."""
-    encoder = build_encoder(x.arch, x.outputs or 1, image_size=x.preprocessing.size, arguments=x.arch_arg)
+    encoder = build_encoder(
+        x.arch, x.outputs or 1, image_size=x.preprocessing.size, arguments=x.arch_arg, channels=x.channels
+    )
     _strictly(encoder, state, "" if x.classes else classifier_name(encoder) + ".")
     return (encoder if x.classes else trunk(encoder)).eval()
 
@@ -98,6 +75,7 @@ def _ours(x: Exported, state: dict[str, Tensor]) -> Outputs:
 def _write_torchvision(x: Exported, path: Path) -> None:
     if x.arch not in models.list_models(module=models):
         raise InputError(f"torchvision has no {x.arch}: take --to safetensors, onnx or moco")
+    _only_rgb(x, "torchvision's networks take")
     torch.save(x.state, path)
 
 
@@ -124,6 +102,8 @@ def _timm_network(x: Exported, **arguments: Any) -> nn.Module:
     cfg = timm.models.get_pretrained_cfg(name, allow_unregistered=False)
     if cfg is not None and cfg.fixed_input_size:
         arguments["img_size"] = x.preprocessing.size
+    if x.channels != 3:
+        arguments["in_chans"] = x.channels
     return timm.create_model(name, pretrained=False, num_classes=x.outputs, **arguments).eval()
 
 
@@ -139,7 +119,8 @@ def _write_huggingface(x: Exported, path: Path) -> None:
     network.load_state_dict(x.state)
     how = x.preprocessing
     pictures = dict(
-        input_size=(3, how.size, how.size), mean=how.mean, std=how.std, crop_pct=how.crop, interpolation="bilinear"
+        input_size=(x.channels, how.size, how.size), mean=how.mean, std=how.std, crop_pct=how.crop,
+        interpolation="bilinear",
     )
     labels = {"label_names": x.classes} if x.classes else {}
     save_for_hf(network, str(path.parent), labels, safe_serialization=True, data_config=pictures)
@@ -162,6 +143,7 @@ def _write_detectron2(x: Exported, path: Path) -> None:
     if stem is None or stem.shape[-1] != 7 or "layer4.0.conv1.weight" not in x.state:
         raise InputError(f"detectron2's ResNets have a 7 x 7 stem and four stages; {x.arch} has not: take another --to")
     _without_classifier(x, "detectron2's backbones")
+    _only_rgb(x, "detectron2 reads")
     detectron2_layout.write(path, x.state, json.dumps(x.about))
     path.with_suffix(".yaml").write_text(detectron2_layout.config(path, x.preprocessing.mean, x.preprocessing.std))
 
@@ -193,7 +175,7 @@ def _reload_safetensors(x: Exported, path: Path) -> Outputs:
 def _write_onnx(x: Exported, path: Path) -> None:
     side = x.preprocessing.size
     program = torch.onnx.export(
-        x.network, (torch.zeros(2, 3, side, side),), dynamo=True, verbose=False, input_names=["images"],
+        x.network, (torch.zeros(2, x.channels, side, side),), dynamo=True, verbose=False, input_names=["images"],
         output_names=["logits" if x.classes else "features"], dynamic_shapes=({0: torch.export.Dim("n")},),
     )  # fmt: skip
     assert program is not None
@@ -212,6 +194,7 @@ def _reload_onnx(x: Exported, path: Path) -> Outputs:
 
 def _write_moco(x: Exported, path: Path) -> None:
     _without_classifier(x, "checkpoints of MoCo's pretraining")
+    _only_rgb(x, "MoCo's own programs take")
     weights = {f"module.encoder_q.{key}": value for key, value in x.state.items()}
     torch.save({"epoch": x.about["epoch"], "arch": x.arch, "state_dict": weights}, path)
 
@@ -226,6 +209,13 @@ def _reload_moco(x: Exported, path: Path) -> Outputs:
     )
 
 
+def _only_rgb(x: Exported, who: str) -> None:
+    if x.channels != 3:
+        raise InputError(
+            f"{who} images of 3 channels, and this encoder has {x.channels}: take --to timm, safetensors or onnx"
+        )
+
+
 def _without_classifier(x: Exported, what: str) -> None:
     if x.classes:
         raise InputError(f"{what} have no linear classifier: pass --no-classifier")
@@ -237,7 +227,7 @@ FORMATS: dict[str, Format] = {
         _write_torchvision, _reload_torchvision,
     ),
     "timm": Format(
-        "encoder.pth", "timm", "timm.create_model({timm!r}, num_classes={outputs}, checkpoint_path={file!r})",
+        "encoder.pth", "timm", "timm.create_model({timm!r}, num_classes={outputs}{in_chans}, checkpoint_path={file!r})",
         _write_timm, lambda x, path: _timm_network(x, checkpoint_path=path),
     ),
     "huggingface": Format(

@@ -3,6 +3,7 @@
 import warnings
 
 from moco.losses.debiased import DebiasedLoss as DebiasedLoss
+from moco.losses.decoupled import DecoupledLoss as DecoupledLoss, InBatchDecoupledLoss as InBatchDecoupledLoss
 from moco.losses.hard import HardContrastiveLoss as HardContrastiveLoss, SimpleLoss as SimpleLoss
 from moco.losses.in_batch import InBatchLoss as InBatchLoss
 from moco.losses.logsumexp import queue_logsumexp as queue_logsumexp

@@ -6,8 +6,9 @@ needs no row: `--loss module:Class`.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from moco import plugins
 from moco.errors import InputError
 from moco.losses.debiased import DebiasedLoss
+from moco.losses.decoupled import DecoupledLoss, InBatchDecoupledLoss
 from moco.losses.hard import HardContrastiveLoss, SimpleLoss
 from moco.losses.in_batch import InBatchLoss
 from moco.losses.logsumexp import whole_logsumexp
@@ -28,7 +30,8 @@ class Row:
     """A loss and its options.
 
     loss: its class. settings: argument of the class -> option of main_moco.py. in_batch: the class for --moco-k 0, if
-    there is one. temperature: the default of --moco-t. labels: whether it compares labels.
+    there is one. temperature: the default of --moco-t. labels: whether it compares labels. fixed: arguments of the
+    class that are no option.
     """
 
     loss: type
@@ -36,6 +39,7 @@ class Row:
     in_batch: type | None = None
     temperature: float = 0.07
     labels: bool = False
+    fixed: Mapping[str, Any] = field(default_factory=dict)
 
 
 _MIX = {
@@ -56,6 +60,8 @@ LOSSES: dict[str, Row] = {
     "hard-simple": Row(SimpleLoss, {"weight": "moco_simple_w"} | _HARD),
     "debiased": Row(DebiasedLoss, _DEBIASED, temperature=0.5),
     "hcl": Row(DebiasedLoss, _DEBIASED | {"beta": "moco_beta"}, temperature=0.5),
+    "dcl": Row(DecoupledLoss, _T, in_batch=InBatchDecoupledLoss, temperature=0.1),
+    "dclw": Row(DecoupledLoss, _T, in_batch=InBatchDecoupledLoss, temperature=0.1, fixed={"sigma": 0.5}),
     "supcon": Row(SupConLoss, _T, labels=True),
 }
 
@@ -70,7 +76,7 @@ def make_loss(options: Any, across: Across | None = None) -> Loss:
     row = LOSSES[options.loss]
     settings: dict[str, Any] = {
         argument: value_at(getattr(options, name), 0) for argument, name in row.settings.items()
-    }
+    } | dict(row.fixed)
     kind = row.loss if options.moco_k else row.in_batch
     if kind is None:
         with_batch = " or ".join(name for name, other in LOSSES.items() if other.in_batch)
@@ -78,11 +84,16 @@ def make_loss(options: Any, across: Across | None = None) -> Loss:
             f"--loss {options.loss} takes its negatives from the queue, so --moco-k must be at least 1; --moco-k 0 goes"
             f" with {with_batch}"
         )
+    arguments = inspect.signature(kind).parameters
     if issubclass(kind, WeightedLoss):
         wanted = kind is InBatchLoss or options.unif_global
         settings["across"] = across if across is not None and wanted else OneProcess()
         settings["intra_batch"] = not options.moco_unif_no_intra_batch
-    if options.reference_step and "logsumexp" in {field.name for field in fields(kind)}:
+        if kind is InBatchLoss:
+            settings["negatives"] = options.in_batch
+    elif "across" in arguments:
+        settings["across"] = across or OneProcess()
+    if options.reference_step and "logsumexp" in arguments:
         settings["logsumexp"] = whole_logsumexp
     return kind(**settings)
 

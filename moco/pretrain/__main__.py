@@ -22,19 +22,18 @@ from moco import distributed
 from moco.builder import MoCo, compile_encoders
 from moco.commands import end_with, run_command
 from moco.data.augment import Augment
-from moco.data.augment.recipes import find_recipe
 from moco.data.loader import Loader
 from moco.data.sampler import Sampler
 from moco.data.source import Source
 from moco.distributed.global_batch import GlobalBatch
 from moco.distributed.session import pick_device
-from moco.encoders import build_encoder
+from moco.encoders import Projector, build_encoder, draw_weights
 from moco.encoders.files import load_trunk, read_encoder
-from moco.errors import EXIT_OK
+from moco.errors import EXIT_OK, InputError
 from moco.evaluate.online import OnlineEvaluator
 from moco.losses.table import check_labels, make_loss
 from moco.pretrain import state as resume
-from moco.pretrain.hints import collapse_ahead, first_losses, next_command
+from moco.pretrain.hints import channels_not_rgb, collapse_ahead, first_losses, next_command
 from moco.pretrain.loop import Training
 from moco.pretrain.loss_state import LossState
 from moco.pretrain.optimiser import make_optimizer
@@ -49,6 +48,7 @@ from moco.run.meter import Meter
 from moco.run.options import as_json
 from moco.run.preemption import Preemption
 from moco.run.resume import begin_log
+from moco.schedules import key_momentum
 from moco.timing import Profile
 from moco.world import World
 
@@ -108,7 +108,7 @@ def train(
             f" {device.type} with {loader.workers} decoding threads each; --bn {options.bn}, --seed {seed}; output in"
             f" {folder}"
         )
-        hints = (*collapse_ahead(options), *first_losses(options, position.global_step))
+        hints = (*channels_not_rgb(options), *collapse_ahead(options), *first_losses(options, position.global_step))
         lines = (*source.notes, kernels, about, *hints)
         begin_log(log, position, options, device, notes, lines)
         with Profile(folder, device, options.profile and world.rank == 0, log.say) as profile:
@@ -123,8 +123,17 @@ def make_loader(
     options: ResolvedPretrainOptions, source: Source, world: World, seed: int, device: torch.device
 ) -> Loader:
     """This rank's share of the batches, as uint8 crops on the device."""
-    recipe = find_recipe(options.recipe)
-    sampler = Sampler(len(source), options.batch_size, seed, rank=world.rank, world_size=world.size)
+    recipe = options.find_recipe(options.recipe, options.crop_min)
+    if options.no_drop_last:
+        check_last_batch(len(source), options.batch_size, world.size * options.accum_steps)
+    sampler = Sampler(
+        len(source),
+        options.batch_size,
+        seed,
+        drop_last=not options.no_drop_last,
+        rank=world.rank,
+        world_size=world.size,
+    )
     return Loader(
         source,
         sampler,
@@ -138,17 +147,44 @@ def make_loader(
     )
 
 
+def check_last_batch(images: int, batch_size: int, parts: int) -> None:
+    """InputError if an epoch's short last batch leaves one of its `parts` without the two images BatchNorm needs."""
+    rest = images % batch_size
+    if 0 < rest < 2 * parts:
+        raise InputError(
+            f"{images} images leave {rest} for the last batch of an epoch, fewer than two for each rank and"
+            " accumulation step: change --batch-size, or leave out --no-drop-last"
+        )
+
+
 def make_encoder(
     options: ResolvedPretrainOptions, device: torch.device, fresh: bool
 ) -> tuple[torch.nn.Module, list[str]]:
     """The encoder, on the CPU, and notes for the log. fresh: no checkpoint follows, so --init-from is read."""
-    encoder = build_encoder(options.arch, options.moco_dim, options.mlp, options.image_size, options.arch_arg)
+    encoder = build_encoder(
+        options.arch,
+        options.moco_dim,
+        options.mlp,
+        options.image_size,
+        options.arch_arg,
+        projector_of(options),
+        options.channels,
+    )
     check_deterministic(encoder, options.arch, options.deterministic, device)
+    if options.init_std is not None:
+        draw_weights(encoder, options.init_std)
     if not options.init_from or not fresh:
         return encoder, []
     file = read_encoder(options.init_from)
     loaded = load_trunk(encoder, file)
     return encoder, [f"{file.path}: {file.layout}, {loaded}; projection head and queue start afresh"]
+
+
+def projector_of(options: ResolvedPretrainOptions) -> Projector | None:
+    """The projection head of --moco-mlp-layers; None without it."""
+    if options.moco_mlp_layers is None:
+        return None
+    return Projector(options.moco_mlp_layers, options.moco_mlp_dim, options.moco_mlp_bn)
 
 
 def make_step(
@@ -162,11 +198,12 @@ def make_step(
         encoder,
         dim=options.moco_dim,
         K=options.moco_k,
-        m=options.moco_m,
+        m=key_momentum(options.moco_m, 0, options.epochs, options.moco_m_cos),  # the loop sets that of each step
         bn=options.bn,
         bn_group_size=options.bn_group_size,
         seed=seed,
         device=device,
+        queue_per_view=options.queue_per_view,
     )
     if options.compile:
         compile_encoders(model)
@@ -178,7 +215,7 @@ def make_step(
         distributed.data_parallel(model, device),
         loss,
         make_optimizer(model, LossState(loss).parameters, options),
-        Augment(find_recipe(options.recipe), seed, compile=device.type == "cuda"),
+        Augment(options.find_recipe(options.recipe), seed, compile=device.type == "cuda"),
         across,
         accum_steps=options.accum_steps,
         amp=options.amp,
@@ -201,6 +238,7 @@ def online_evaluator(options: ResolvedPretrainOptions, train: Source, device: to
         options,
         device,
         recipe=options.recipe,
+        crop_min=options.crop_min,
         size=options.image_size,
         seed=options.seed or 0,
         k=options.knn_k,

@@ -9,11 +9,12 @@ from pathlib import Path
 from moco.plugins import is_outside
 from moco.pretrain.options import PretrainOptions
 from moco.run.checkpoint import checkpoint_name
+from moco.schedules import values_of
 
 
 def first_losses(options: PretrainOptions, steps_done: int) -> list[str]:
     """The value of InfoNCE at chance, until the queue has been filled once; else nothing."""
-    keys_per_step = options.batch_size * (2 if options.symmetric else 1)
+    keys_per_step = options.batch_size * (2 if options.symmetric and not options.queue_per_view else 1)
     if not options.moco_k or steps_done * keys_per_step >= options.moco_k or options.loss != "infonce":
         return []
     return [
@@ -22,21 +23,37 @@ def first_losses(options: PretrainOptions, steps_done: int) -> list[str]:
     ]
 
 
-def collapse_ahead(options: PretrainOptions) -> list[str]:
-    """A warning where the hard loss collapsed when it was tried: a fast key encoder (docs/results.md)."""
-    if options.loss != "hard" or options.moco_hard_alpha >= 0.5 or options.moco_m >= 0.99:
+def channels_not_rgb(options: PretrainOptions) -> list[str]:
+    """The augmentations that images of other channels than RGB get; nothing for RGB."""
+    if options.channels in (None, 3):
         return []
     return [
-        f"--loss hard with --moco-m {options.moco_m:g} may collapse: with 0.9 it did on small photographs, with 0.99 it"
+        f"--channels {options.channels}: hue, saturation and grey of --recipe {options.recipe} are for RGB, left out;"
+        " crop, flip, brightness, contrast, blur and the like stay",
+        f"normalised with --mean {options.mean} --std {options.std}; `python -m moco.data.stats` measures those of your"
+        " images",
+    ]
+
+
+def collapse_ahead(options: PretrainOptions) -> list[str]:
+    """A warning where the hard loss collapsed when it was tried: a fast key encoder (docs/results.md)."""
+    lowest = min(values_of(options.moco_m))
+    if options.loss != "hard" or options.moco_hard_alpha >= 0.5 or lowest >= 0.99:
+        return []
+    return [
+        f"--loss hard with --moco-m {lowest:g} may collapse: with 0.9 it did on small photographs, with 0.99 it"
         " trained; raise --moco-m, or --moco-hard-alpha to 0.5 or more"
     ]
 
 
 def next_command(options: PretrainOptions) -> str:
-    """The linear probe of the last checkpoint; its export where there are no validation images."""
+    """The probe of the last checkpoint; its export where there are no validation images."""
     path = Path(options.output_dir) / checkpoint_name(options.epochs - 1)
     if not options.has("val"):
         return f"done; next, for other programs: {shlex.join(['python', '-m', 'moco.export', str(path)])}"
+    if options.dataset == "nyu-depth":
+        command = ["python", "-m", "moco.probe.depth", "--pretrained", str(path), str(options.data)]
+        return f"done; next, the depth probe: {shlex.join(command)}"
     words = ["python", "main_lincls.py", "--pretrained", str(path)]
     if options.dataset != "folder":
         words += ["--dataset", options.dataset]

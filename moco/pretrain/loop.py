@@ -12,6 +12,7 @@ from moco.errors import EXIT_OK, EXIT_PREEMPTED
 from moco.evaluate.online import OnlineEvaluator
 from moco.losses.table import curves, set_epoch
 from moco.pretrain import state as resume
+from moco.pretrain.line import Line
 from moco.pretrain.options import ResolvedPretrainOptions
 from moco.pretrain.step import TrainingStep
 from moco.pretrain.watch import Watch
@@ -19,7 +20,7 @@ from moco.run.log import RunLog
 from moco.run.meter import Clock, Meter
 from moco.run.preemption import Preemption
 from moco.run.saves import Saves
-from moco.schedules import learning_rate
+from moco.schedules import key_momentum, learning_rate, learning_rate_by_step
 from moco.timing import Profile, as_line, shares, timeline, waited_for
 
 
@@ -47,14 +48,21 @@ class Training:
         self.watch = Watch(options, step, loader, log, position)
         self.clock = Clock()
         self.saves = Saves(options, log, preemption, snapshot=self._snapshot, check=self._check_numbers)
+        self.line: Line | None = None  # the line that is on its way
         self.printed: dict[str, float] = {}  # the values of the last printed line
 
     def run(self) -> int:
         """Trains to the last epoch, or until it is preempted. Returns the exit code."""
         timeline.start(self.step.device)
         while self.position.epoch < self.options.epochs:
-            if not self.one_epoch():
-                return EXIT_PREEMPTED
+            try:
+                if not self.one_epoch():
+                    return EXIT_PREEMPTED
+            except BaseException:
+                # a device that failed, or waits for a lost rank, may never come to the line
+                if self.line is not None and self.line.arrived:
+                    self._print()
+                raise
             self.position = resume.Position(self.position.epoch + 1, 0, self.position.global_step)
             self._after_epoch(self.position.epoch - 1)
         self.saves.wait()
@@ -63,8 +71,6 @@ class Training:
     def one_epoch(self) -> bool:
         """The rest of the current epoch, from `position.step` on. False if it was preempted, and saved."""
         options, position, epoch = self.options, self.position, self.position.epoch
-        lr = learning_rate(epoch, options.lr, options.epochs, options.schedule, options.cos, options.warmup_epochs)
-        self.step.guard.set_lr(lr)
         set_epoch(self.step.loss, options, epoch)
         self.step.moco.train()
         self.clock = Clock()
@@ -72,16 +78,21 @@ class Training:
         with contextlib.closing(self.loader.epoch(epoch, position.step)) as batches:
             for batch in waited_for(batches):
                 printing = (position.step + 1) % options.print_freq == 0 or position.step + 1 == len(self.loader)
-                losses, measured = self.step(batch, epoch, self.loader.sampler.sizes(position.step), measure=printing)
+                lr = self._follow_schedules()
+                sizes = self.loader.sampler.sizes(position.step)
+                losses, measured = self.step(batch, epoch, sizes, measure=printing)
                 position.step += 1
                 position.global_step += 1
-                self.clock.step(options.batch_size)
+                self.clock.step(sum(sizes))
                 self.since_print.add(losses, len(batch.index))
                 self.of_epoch.add(losses, len(batch.index))
-                if printing or self.step.device.type == "cpu":
+                self._print()  # the line of the step before
+                if self.step.device.type == "cpu":
                     self._check_numbers()
                 if printing:
-                    self._print(measured, len(batch.index), lr)
+                    self.line = self._line(measured, len(batch.index), lr)
+                    if self.step.device.type == "cpu" or position.step == len(self.loader):
+                        self._print()
                 else:
                     self.log.advance(**self._where())
                 self.profile.step()
@@ -94,27 +105,44 @@ class Training:
             self.watch.bad_images(position)
         return True
 
-    def _where(self) -> dict[str, int]:
-        """The position as the log has it."""
-        at = self.position
+    def _follow_schedules(self) -> float:
+        """Sets the learning rate and the key momentum of the step at `position`. Returns the learning rate."""
+        options, at = self.options, self.position
+        done = at.epoch + at.step / len(self.loader)  # in epochs
+        schedule = (options.lr, options.epochs, options.schedule, options.cos, options.warmup_epochs)
+        lr = learning_rate_by_step(done, *schedule) if options.lr_per_step else learning_rate(at.epoch, *schedule)
+        self.step.guard.set_lr(lr)
+        self.step.moco.m = key_momentum(options.moco_m, done, options.epochs, options.moco_m_cos)
+        return lr
+
+    def _where(self, at: resume.Position | None = None) -> dict[str, int]:
+        """A position, the present one by default, as the log has it."""
+        at = at or self.position
         return dict(epoch=at.epoch, step=at.step, steps=len(self.loader), epochs=self.options.epochs)
 
-    def _print(self, measured: dict[str, Tensor], samples: int, lr: float) -> None:
-        """One line of the log. All ranks together; waits for the device."""
-        options, position, steps = self.options, self.position, len(self.loader)
-        self.watch.agreement(position)
-        of_batch = Meter()
-        of_batch.add(measured, samples)
-        curve_values = curves(options, position.epoch)
-        self.printed = {**self.since_print.read(), **of_batch.read(), "lr": lr, **curve_values}
-        timing = self.clock.lap(self.step.device, (options.epochs - position.epoch) * steps - position.step)
+    def _line(self, measured: dict[str, Tensor], samples: int, lr: float) -> Line:
+        options, position = self.options, self.position
+        further = {"lr": lr, **curves(options, position.epoch)}
+        if options.moco_m_cos or isinstance(options.moco_m, str):
+            further["moco_m"] = self.step.moco.m
+        return Line(position, self.step, self.watch, self.since_print, measured, samples, further)
+
+    def _print(self) -> None:
+        """Writes the line that is on its way, if there is one; waits for the device to have come past its step."""
+        if self.line is None:
+            return
+        line, self.line = self.line, None
+        at, options, steps = line.position, self.options, len(self.loader)
+        self.printed = line.read(self.printed)
+        timing = self.clock.lap(self.step.device, (options.epochs - self.position.epoch) * steps - self.position.step)
         timing |= self.saves.stall()
-        self.log.train(self.printed, timing, **self._where(), global_step=position.global_step)
-        if position.step == steps or position.step % (100 * options.print_freq) == 0:
-            self.watch.collapse(position, self.printed)
+        self.log.train(self.printed, timing, **self._where(at), global_step=at.global_step)
+        if at.step == steps or at.step % (100 * options.print_freq) == 0:
+            self.watch.collapse(at, self.printed)
 
     def _check_numbers(self) -> None:
         """NumericsError if a step was not applied. Waits for the device."""
+        self._print()
         self.watch.numbers(self.position, self.printed)
 
     def _snapshot(self) -> dict[str, Any]:

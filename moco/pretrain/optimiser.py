@@ -14,14 +14,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from moco.distributed import all_reduce_sum
+from moco.pretrain.lars import LARS
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "sgd": lambda parameters, o: torch.optim.SGD(
         parameters, o.lr, momentum=o.momentum, weight_decay=o.weight_decay, fused=True
     ),
+    "lars": lambda parameters, o: LARS(parameters, o.lr, momentum=o.momentum, weight_decay=o.weight_decay),
     "adamw": lambda parameters, o: torch.optim.AdamW(parameters, o.lr, weight_decay=o.weight_decay, fused=True),
 }
-"""--optimizer by name: (parameters, options) -> optimiser. It must be fused: `found_inf` leaves out a bad step."""
+"""--optimizer by name: (parameters, options) -> optimiser. It must honour `found_inf`, as torch's fused ones
+do: it leaves out a bad step."""
 
 
 def make_optimizer(model: nn.Module, of_loss: list[nn.Parameter], options: Any) -> Optimizer:
@@ -58,15 +61,15 @@ class GuardedOptimizer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
         self.bad_steps = torch.zeros((), dtype=torch.long, device=device)
         self.first_bad = torch.zeros((), dtype=torch.long, device=device)  # number of a step, from 1; 0: none
-        self._kept = [(buffer, torch.empty_like(buffer)) for buffer in keep]
+        self._kept = FlatCopy(keep)
         self._layouts_checked = False
         zero_momentum(optimizer)
 
     def begin(self) -> None:
         """Before the forward pass of a step."""
-        for buffer, before in self._kept:
-            before.copy_(buffer)
-        self.optimizer.zero_grad(set_to_none=True)
+        self._kept.take()
+        for parameter in self.trained:  # the others never have a gradient
+            parameter.grad = None
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradient of `loss`."""
@@ -79,10 +82,9 @@ class GuardedOptimizer:
             self._layouts_checked = True
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
-        parameters = [parameter for parameter in self.trained if parameter.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = nn.utils.get_total_norm([p.grad for p in self.trained if p.grad is not None])
         if self.grad_clip is not None:
-            nn.utils.clip_grads_with_norm_(parameters, self.grad_clip, norm)
+            nn.utils.clip_grads_with_norm_(self.trained, self.grad_clip, norm)
         if self.scaler.is_enabled():
             bad = ~all_reduce_sum(loss).isfinite()  # a gradient alone may overflow: that only lowers the scale
             self.scaler.step(self.optimizer)
@@ -93,17 +95,21 @@ class GuardedOptimizer:
             self.optimizer.step()
         self.first_bad = torch.where((self.first_bad == 0) & bad, number, self.first_bad)
         self.bad_steps += bad
-        for buffer, before in self._kept:
-            buffer.copy_(torch.where(bad, before, buffer))
+        self._kept.put_back(bad)
+
+    def report(self) -> Tensor:
+        """`not_applied` as a tensor [2] of the device, without a wait."""
+        report = torch.stack([self.bad_steps, self.first_bad])
+        self.first_bad.zero_()
+        return report
 
     def not_applied(self) -> tuple[int, int]:
         """(steps not applied since the run began, the first one since the last call or 0).
 
         Waits for the device. The answers of all ranks agree.
         """
-        first = int(self.first_bad)
-        self.first_bad.zero_()
-        return int(self.bad_steps), first
+        bad, first = self.report().tolist()
+        return bad, first
 
     def set_lr(self, lr: float) -> None:
         for group in self.optimizer.param_groups:
@@ -119,11 +125,37 @@ class GuardedOptimizer:
         self.bad_steps.copy_(state["bad_steps"])
 
 
+class FlatCopy:
+    """A copy of many small tensors in one buffer for each type: a few kernels, however many they are."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        of_type: dict[torch.dtype, list[Tensor]] = {}
+        for tensor in tensors:
+            of_type.setdefault(tensor.dtype, []).append(tensor)
+        self._groups = [(group, torch.empty_like(_flat(group))) for group in of_type.values()]
+
+    def take(self) -> None:
+        for group, before in self._groups:
+            torch.cat([tensor.reshape(-1) for tensor in group], out=before)
+
+    def put_back(self, wanted: Tensor) -> None:
+        """The tensors are again as they were when `take` was called, if `wanted`, a bool of the device, is true."""
+        for group, before in self._groups:
+            chosen = torch.where(wanted, before, _flat(group)).split([tensor.numel() for tensor in group])
+            torch._foreach_copy_(group, [part.view_as(tensor) for part, tensor in zip(chosen, group, strict=True)])
+
+
+def _flat(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
 def zero_momentum(optimizer: Optimizer) -> None:
     """Gives SGD a momentum of zero.
 
     Fused SGD takes uninitialised memory for it if its very first step is one that is not applied.
     """
+    if not isinstance(optimizer, torch.optim.SGD):
+        return
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if parameter.requires_grad and group.get("momentum"):

@@ -61,13 +61,16 @@ class ReferenceMoCo(MoCo):
             return q, everyone[order.argsort()[mine]]
 
     @torch.no_grad()
-    def enqueue(self, keys: Tensor, labels: Tensor | None = None) -> None:
+    def enqueue(self, keys: Tensor, labels: Tensor | None = None, keys_of_view_0: Tensor | None = None) -> None:
         """One key after the other; waits for the device at each."""
-        if not keys.isfinite().all():
+        of_both = [keys] if keys_of_view_0 is None else [keys, keys_of_view_0]
+        if not all(each.isfinite().all() for each in of_both):
             return
         for i, key in enumerate(keys):
             at = int(self.queue_ptr)
             self.queue[:, at] = key
+            if keys_of_view_0 is not None:
+                self.queue_for(0)[:, at] = keys_of_view_0[i]
             self.queue_labels[at] = -1 if labels is None else labels[i]
             self.queue_ptr[0] = (at + 1) % self.K
         self.filled.copy_((self.filled + len(keys)).clamp_max(self.K))

@@ -118,6 +118,11 @@ def _fitting_weights(
     if "queue" in weights and weights["queue"].dim() == 2 and weights["queue"].shape != wanted["queue"].shape:
         dim, length = weights["queue"].shape
         raise InputError(f"{path} was trained with --moco-dim {dim} --moco-k {length}; pass the same to resume it")
+    run = state.get("moco_run")
+    two_queues = step.moco.queue_of_view_0 is not None
+    if run and ("queue_of_view_0" in run["queue_state"]) != two_queues:
+        how = "one queue for both views: leave out" if two_queues else "a queue for each view: pass"
+        raise InputError(f"{path} was trained with {how} --queue-per-view to resume it")
     odd = sorted(
         name
         for name in wanted.keys() | weights.keys()
@@ -125,8 +130,8 @@ def _fitting_weights(
     )
     if odd:
         raise InputError(
-            f"{path} does not fit this model (arch, --mlp?): {len(odd)} entries differ, the first is {odd[0]};"
-            " to start a new run from its encoder alone pass --init-from"
+            f"{path} does not fit this model (arch, --mlp, --moco-mlp-layers?): {len(odd)} entries differ, the first is"
+            f" {odd[0]}; to start a new run from its encoder alone pass --init-from"
         )
     return weights, [f"left out {name} of {path}, a buffer that holds no state" for name in stateless]
 

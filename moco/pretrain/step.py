@@ -36,7 +36,8 @@ class TrainingStep:
     model: a MoCo, or DistributedDataParallel around one. loss: see `moco.losses.Loss`; an nn.Module may have
     parameters, which must be in `optimizer` too. across: the loss's view of the other ranks, told each batch's sizes.
     accum_steps: parts a batch is split into; the key encoder and the queue stand still until all are through.
-    symmetric: the mean of two losses, in which the views change places; both views' keys are enqueued, view 1's first.
+    symmetric: the mean of two losses, in which the views change places; both views' keys are enqueued, view 1's first,
+    or each view's in its own queue if the model has two.
     go_on: training may go on after a step that was not applied, so BatchNorm's statistics must not keep what it left.
     """
 
@@ -104,8 +105,12 @@ class TrainingStep:
         measured = self._measure(q, keys[0], pairs=min(sizes) > 1) if measure else {}
         if self.moco.K:
             labels = gather_rows(batch.labels, sizes)
+            everyones = [gather_rows(k, sizes) for k in keys]
             with stage("queue"):
-                self.moco.enqueue(torch.cat([gather_rows(k, sizes) for k in keys]), labels.repeat(len(keys)))
+                if self.moco.queue_of_view_0 is not None:
+                    self.moco.enqueue(everyones[0], labels, everyones[1])
+                else:
+                    self.moco.enqueue(torch.cat(everyones), labels.repeat(len(keys)))
         return self._means(outputs, parts[rank()]), measured
 
     def _forward_backward(self, part: Batch, epoch: int, views: tuple[int, int], sizes: list[int], total: int) -> _Part:
@@ -117,7 +122,7 @@ class TrainingStep:
             q, k = self.model(im_q, (part.crops[:, key_view], part.index), prepare_k, sizes)
         self.across.sizes = sizes
         with stage("head"):
-            loss, logs = self.loss(q, k, self.moco.queue, part.labels, self.moco.queue_labels)
+            loss, logs = self.loss(q, k, self.moco.queue_for(key_view), part.labels, self.moco.queue_labels)
         # DDP averages over ranks; this weight makes it the mean over samples, and over directions
         weight = len(part.index) * world_size() / (total * len(self.directions))
         with stage("backward"):

@@ -35,10 +35,12 @@ class Watch:
         self.agreed = position.global_step
         self.left_out = 0
 
-    def numbers(self, at: Position, values: Mapping[str, float]) -> None:
-        """A step that was not applied is written down, and ends the run unless --max-bad-steps lets it pass. Waits for
-        the device."""
-        bad, first = self.step.guard.not_applied()
+    def numbers(self, at: Position, values: Mapping[str, float], report: tuple[int, int] | None = None) -> None:
+        """A step that was not applied is written down, and ends the run unless --max-bad-steps lets it pass.
+
+        report: what `not_applied` said after the step `at`; None asks it, which waits for the device.
+        """
+        bad, first = report or self.step.guard.not_applied()
         if not first:
             return
         options = self.options
@@ -53,9 +55,16 @@ class Watch:
             )
         self.warn(what, at)
 
-    def agreement(self, at: Position) -> None:
-        """NumericsError if the ranks do not hold the same bits any more."""
-        self.agreed = check_agreement(self.step.moco, self.agreed, at.global_step, self.step.loss_state.tensors())
+    def fingerprints(self) -> Tensor | None:
+        """What `agreement` takes, without a wait for the device. None for one rank."""
+        return gathered_fingerprints(self._must_agree())
+
+    def agreement(self, at: Position, of_ranks: Tensor | None) -> None:
+        """NumericsError if the ranks did not hold the same bits any more after the step `at`."""
+        self.agreed = compare(list(self._must_agree()), of_ranks, self.agreed, at.global_step)
+
+    def _must_agree(self) -> dict[str, Tensor]:
+        return must_agree(self.step.moco, self.step.loss_state.tensors())
 
     def collapse(self, at: Position, values: Mapping[str, float]) -> None:
         if message := collapse(values):
@@ -103,6 +112,8 @@ def must_agree(model: MoCo, of_loss: Mapping[str, Tensor] | None = None) -> dict
     BatchNorm's statistics are each rank's own.
     """
     queue = {"queue": model.queue, "queue_ptr": model.queue_ptr, "queue_labels": model.queue_labels}
+    if model.queue_of_view_0 is not None:
+        queue["queue_of_view_0"] = model.queue_of_view_0
     return {**dict(model.named_parameters()), **queue, **(of_loss or {})}
 
 
@@ -113,15 +124,25 @@ def check_agreement(model: MoCo, last_agreed: int, now: int, of_loss: Mapping[st
 
     Reads the weights once and exchanges a few hundred numbers: for every printed line, not for every step.
     """
-    if world_size() == 1:
-        return now
     tensors = must_agree(model, of_loss)
-    of_ranks = gather_rows(fingerprint(tensors)[None]).cpu()  # [ranks, tensors]
+    of_ranks = gathered_fingerprints(tensors)
+    return compare(list(tensors), None if of_ranks is None else of_ranks.cpu(), last_agreed, now)
+
+
+def gathered_fingerprints(tensors: Mapping[str, Tensor]) -> Tensor | None:
+    """int64 [ranks, len(tensors)], on the device; None for one rank."""
+    return gather_rows(fingerprint(tensors)[None]) if world_size() > 1 else None
+
+
+def compare(names: list[str], of_ranks: Tensor | None, last_agreed: int, now: int) -> int:
+    """`check_agreement`, of fingerprints on the CPU."""
+    if of_ranks is None:
+        return now
     usual = of_ranks.mode(dim=0).values
     odd_ranks = (of_ranks != usual).any(dim=1).nonzero().flatten().tolist()
     if not odd_ranks:
         return now
-    odd_names = [name for name, odd in zip(tensors, (of_ranks != usual).any(dim=0).tolist(), strict=True) if odd]
+    odd_names = [name for name, odd in zip(names, (of_ranks != usual).any(dim=0).tolist(), strict=True) if odd]
     more = f" and {len(odd_names) - 1} more" if len(odd_names) > 1 else ""
     # with two ranks nobody can say which is right
     who = "the ranks differ" if world_size() == 2 else f"rank {', '.join(map(str, odd_ranks))} differs from the others"

@@ -20,7 +20,6 @@ import torch
 
 from moco import distributed
 from moco.commands import end_with, run_command
-from moco.data.augment.recipes import find_recipe
 from moco.data.source import Source, check_same_classes, share_of_classes
 from moco.distributed.session import pick_device
 from moco.encoders.files import read_encoder
@@ -69,7 +68,7 @@ def probe(options: LinclsOptions, world: World, device: torch.device) -> int:
     protocol = protocol_of(options)
 
     # Data: crops and flips only, normalised as the encoder was pretrained.
-    recipe = find_recipe(options.recipe)
+    recipe = options.find_recipe(options.recipe)
     train, val = open_images(options)
     fit, held_out = protocol.split(train)
 

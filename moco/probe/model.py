@@ -18,13 +18,14 @@ from moco.evaluate.features import centre_crops, extract_features, settle_batchn
 from moco.evaluate.layers import OUTPUT, TRUNK, Layers, load_projection
 from moco.probe.options import LinclsOptions
 from moco.probe.training import Classifiers
+from moco.run.options import CommonOptions
 
 Rows = tuple[Tensor, Tensor]  # features [n, d], labels [n]
 
 
 @dataclass(frozen=True)
 class Model:
-    """`network`: images [N, 3, S, S] -> features [N, d], part of `encoder`. `note`: for the log."""
+    """`network`: images [N, C, S, S] -> features [N, d], part of `encoder`. `note`: for the log."""
 
     encoder: nn.Module
     network: nn.Module
@@ -48,14 +49,13 @@ def build(
     assert options.arch and options.image_size  # resolved
     which = options.features_from
     encoder = build_encoder(
-        options.arch, classes if which == TRUNK else 1, image_size=options.image_size, arguments=options.arch_arg
+        options.arch,
+        classes if which == TRUNK else 1,
+        image_size=options.image_size,
+        arguments=options.arch_arg,
+        channels=options.pixel_format.channels,
     )
-    loaded = load_trunk(encoder, origin) if origin else None
-    if which == OUTPUT and not (origin and load_projection(encoder, origin)):
-        raise InputError("--features-from output needs a checkpoint of pretraining: pass it as --pretrained")
-    encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    encoder.to(device).requires_grad_(False).eval()
-    note = f"no --pretrained: an untrained encoder, drawn from --seed {options.seed}"
+    note = load_frozen(encoder, options, options.image_size, origin, recipe, train, device, which == OUTPUT)
     if which == TRUNK:
         linear = encoder.get_submodule(classifier_name(encoder))
         assert isinstance(linear, nn.Linear)
@@ -66,12 +66,35 @@ def build(
     if linear.bias is not None:
         nn.init.zeros_(linear.bias)
     linear.requires_grad_(True)
-    if origin:
-        note = f"{origin.path}: {origin.layout}, {loaded}"
-    elif settle_batchnorm(encoder, train, recipe, options.image_size, options, device):
-        note += ", with the BatchNorm statistics of the training images"
     classifiers = Classifiers([linear, *(copy.deepcopy(linear) for _ in range(count - 1))])
     return Model(encoder, trunk(encoder) if which == TRUNK else layers, classifiers, note)
+
+
+def load_frozen(
+    encoder: nn.Module,
+    options: CommonOptions,
+    size: int,
+    origin: EncoderFile | None,
+    recipe: Recipe,
+    train: Source,
+    device: torch.device,
+    projection: bool = False,
+) -> str:
+    """Loads `origin` into the encoder, or settles its BatchNorm on `train`; freezes it. Returns a note for the log.
+
+    projection: with the head that pretraining used. InputError if `origin` has none, or does not fit.
+    """
+    loaded = load_trunk(encoder, origin) if origin else None
+    if projection and not (origin and load_projection(encoder, origin)):
+        raise InputError("--features-from output needs a checkpoint of pretraining: pass it as --pretrained")
+    encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    encoder.to(device).requires_grad_(False).eval()
+    if origin:
+        return f"{origin.path}: {origin.layout}, {loaded}"
+    note = f"no --pretrained: an untrained encoder, drawn from --seed {options.seed}"
+    if settle_batchnorm(encoder, train, recipe, size, options, device):
+        note += ", with the BatchNorm statistics of the training images"
+    return note
 
 
 @dataclass(frozen=True)

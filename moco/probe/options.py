@@ -38,6 +38,7 @@ class LinclsOptions(CommonOptions):
     schedule: list[int] = result([60, 80], "epochs at which the learning rate drops", nargs="*")
     lr_drop: float = result(0.1, "what it is multiplied by there (new)")
     momentum: float = result(0.9, "momentum of SGD")
+    adam_betas: list[float] = result([0.9, 0.999], "the two decay rates of Adam's means (new)", nargs="*")
     weight_decay: float = result(0.0, "weight decay", "--wd")
     recipe: str | None = result(
         None, "that of the pretraining: for flips and normalisation; default: the checkpoint's or data set's (new)",
@@ -77,12 +78,20 @@ def _unread(o: LinclsOptions) -> dict[str, str]:
         unread |= dict.fromkeys(("lr", "weight_decay"), "--sweep, which has --sweep-lrs and --sweep-wds")
     if o.optimizer == "adam":
         unread["momentum"] = "--optimizer adam"
+    else:
+        unread["adam_betas"] = f"--optimizer {o.optimizer}"
     if not o.solved:
         unread["folds"] = "a classifier that is trained by epochs, without --cached"
     elif not o.evaluate:
         trained = ("lr", "momentum", "weight_decay", "optimizer", "schedule", "lr_drop", "epochs")
         unread |= dict.fromkeys(trained, "--cached without --sweep, which solves for the optimum")
     return unread
+
+
+def check_betas(betas: list[float]) -> None:
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        given = " ".join(f"{beta:g}" for beta in betas)
+        raise InputError(f"--adam-betas takes two numbers from 0 to below 1, such as 0.9 0.999, not {given or 'none'}")
 
 
 def parse_lincls(argv: list[str] | None = None) -> LinclsOptions:
@@ -96,6 +105,7 @@ def parse_lincls(argv: list[str] | None = None) -> LinclsOptions:
         check_arch(o.arch, o.arch_arg)
     positive(o, "train_fraction", "held_out", "lr_drop", "trunk_lr", "head_lr")
     at_least(o, 2, "folds")
+    check_betas(o.adam_betas)
     for name, most in (("train_fraction", 1.0), ("held_out", 0.5), ("lr_drop", 1.0)):
         if getattr(o, name) > most:
             raise InputError(f"{flag(name)} must be at most {most:g}, not {getattr(o, name):g}")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from moco import distributed
 from moco.encoders import classifier_name
 from moco.encoders.files import EncoderFile, network_of, read_encoder
-from moco.encoders.preprocessing import suited
+from moco.encoders.preprocessing import suited, with_images_of
 from moco.errors import InputError, flag
 from moco.evaluate.layers import OUTPUT, TRUNK
 from moco.probe.options import LinclsOptions
@@ -71,6 +71,7 @@ def resolve(options: LinclsOptions, origin: EncoderFile | None, resumed: bool) -
                     f"{origin.path} was trained with {flag(name)} {before[name]}; pass the same,"
                     " or another --output-dir"
                 )
+    options = with_images_of(options, before)
     size, recipe = suited(options.dataset, before)
     seed = before.get("seed") if options.seed is None and resumed else options.seed
     seed = distributed.broadcast_object(random.SystemRandom().randrange(2**31) if seed is None else seed)

@@ -140,7 +140,7 @@ def make_optimizer(
         rates.append(scale * options.trunk_lr)
         groups.append({"params": list(trunk.parameters()), "lr": rates[-1], "weight_decay": options.weight_decay})
     if options.optimizer == "adam":
-        return torch.optim.Adam(groups), rates
+        return torch.optim.Adam(groups, betas=(options.adam_betas[0], options.adam_betas[1])), rates
     return torch.optim.SGD(groups, rates[0], momentum=options.momentum), rates
 
 

@@ -20,14 +20,15 @@ DEFAULTS = {field.name: field.default for field in dataclasses.fields(PretrainOp
 
 
 def accuracy_measure(encoders: Sequence[Encoder]) -> str | None:
-    """The accuracy of colours and correlations: of the linear probe, kNN, MR and CR the one that most encoders
-    have, the first of equal ones; None if none has any. They are never mixed."""
+    """The accuracy of colours and correlations: of the linear probe, kNN, MR, CR and depth's error the one that most
+    encoders have, the first of equal ones; None if none has any. They are never mixed."""
     count = Counter(name for one in encoders if one.compared for name in ACCURACIES if name in one.measured)
     return max(ACCURACIES, key=lambda name: count[name]) if count else None
 
 
 def predicts(encoders: Sequence[Encoder], *, collapsed: bool) -> RankCorrelation:
-    """Spearman's ρ of alignment + uniformity on validation images against accuracy, near -1 where the sum predicts it.
+    """Spearman's ρ of alignment + uniformity on validation images against accuracy, near -1 where the sum predicts it
+    (of depth's error: near 1).
 
     `collapsed`: with collapsed encoders, which lie far from all others in both and so raise |ρ|. InputError where there
     is none (too few encoders, all equal)."""
@@ -51,6 +52,27 @@ def correlations(encoders: Sequence[Encoder]) -> list[tuple[str, str]]:
 def sum_of(measured: Mapping[str, float]) -> float:
     """Alignment + uniformity."""
     return measured["val_alignment"] + measured["val_uniformity"]
+
+
+def published(encoders: Sequence[Encoder]) -> dict[str, list[Encoder]]:
+    """By measure: the comparable encoders that have a figure of their own and one that a paper printed for them."""
+    found = {
+        name: [one for one in encoders if one.compared and name in one.measured and name in one.published]
+        for name in LOGGED
+    }
+    return {name: some for name, some in found.items() if some}
+
+
+def against_published(measure: str, encoders: Sequence[Encoder]) -> str:
+    """The mean difference of the measured figures from those published, and the rank correlation, in words."""
+    ours = [one.measured[measure] for one in encoders]
+    theirs = [one.published[measure] for one in encoders]
+    shift = (sum(ours) - sum(theirs)) / len(ours)
+    words = f"measured less published, mean of {len(ours)}: {shift:+.{LOGGED[measure].digits}f}"
+    try:
+        return f"{words}; rank correlation {rank_correlation(theirs, ours)}"
+    except InputError as error:
+        return f"{words}; no rank correlation: {error}"
 
 
 def differing(encoders: Sequence[Encoder], names: Iterable[str]) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from moco.errors import InputError
 from moco.pretrain.options import PretrainOptions
 from moco.report import figures, page, similarities, sweep_figures
-from moco.report.comparison import accuracy_measure, temperature_curves
+from moco.report.comparison import accuracy_measure, published, temperature_curves
 from moco.report.neighbours import Row, grid
 from moco.report.runs import MEASURED, Encoder
 from moco.run.checkpoint import latest
@@ -34,6 +34,7 @@ def write(
         title,
         encoders,
         plane=[sweep_figures.plane(encoders, measure)] if any(one.state in MEASURED for one in encoders) else [],
+        published=[sweep_figures.published(name, some) for name, some in published(encoders).items()],
         temperatures=sweep_figures.temperatures(curves, against),
         together=together,
         losses=losses,

@@ -15,12 +15,11 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 
 from moco.data.augment import Augment
-from moco.data.augment.recipes import find_recipe
 from moco.data.hub import is_hub
 from moco.data.source import Source
 from moco.encoders import build_encoder, trunk
 from moco.encoders.files import load_trunk, network_of, read_encoder
-from moco.encoders.preprocessing import suited
+from moco.encoders.preprocessing import suited, with_images_of
 from moco.errors import InputError
 from moco.evaluate.features import centre_crops, extract_features
 from moco.plugins import is_outside
@@ -64,12 +63,14 @@ def grid(checkpoint: Path, options: Mapping[str, Any], queries: int, count: int 
         raise InputError(
             f"the run's images come from --dataset {dataset}, which is not imported; leave out --neighbours"
         )
-    where = DataOptions(data, dataset, list(options.get("dataset_arg") or []), skip_bad_images=True)
+    words = list(options.get("dataset_arg") or [])
+    given = DataOptions(data=data, dataset=dataset, dataset_arg=words, skip_bad_images=True)
+    where = with_images_of(given, options)
     source = where.open("val" if where.has("val") else "train", labels_required=False)
     size, recipe_name = suited(dataset, options)
-    recipe, file = find_recipe(recipe_name), read_encoder(checkpoint)
+    recipe, file = where.find_recipe(recipe_name), read_encoder(checkpoint)
     arch, arch_arg = network_of(file, None, [])
-    encoder = build_encoder(arch, 1, image_size=size, arguments=arch_arg)
+    encoder = build_encoder(arch, 1, image_size=size, arguments=arch_arg, channels=where.pixel_format.channels)
     load_trunk(encoder, file)
     images = centre_crops(source, recipe, size, where, torch.device("cpu"))
     x, _ = extract_features(trunk(encoder), images, Augment(recipe.for_evaluation(), 0))
@@ -84,9 +85,14 @@ def grid(checkpoint: Path, options: Mapping[str, Any], queries: int, count: int 
     return rows
 
 
+def _for_eyes(pixels: np.ndarray) -> np.ndarray:
+    """The first three channels as RGB, the first alone as grey where there are fewer."""
+    return pixels[..., :3] if pixels.shape[2] >= 3 else pixels[..., 0]
+
+
 def _shown(source: Source, index: int, similarity: float) -> Shown:
     label = int(source.labels[index])
-    picture = Image.fromarray(np.asarray(source.decode(index)))
+    picture = Image.fromarray(_for_eyes(np.asarray(source.decode(index))))
     packed = io.BytesIO()
     ImageOps.fit(picture, (THUMBNAIL, THUMBNAIL)).save(packed, "JPEG", quality=85)
     uri = f"data:image/jpeg;base64,{base64.b64encode(packed.getvalue()).decode()}"

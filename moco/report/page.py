@@ -19,7 +19,16 @@ from markupsafe import Markup
 
 from moco.metrics.table import LOGGED
 from moco.pretrain.options import PretrainOptions
-from moco.report.comparison import accuracy_measure, correlations, differing, sum_of, tip, written
+from moco.report.comparison import (
+    accuracy_measure,
+    against_published,
+    correlations,
+    differing,
+    published,
+    sum_of,
+    tip,
+    written,
+)
 from moco.report.correlation import FEWEST
 from moco.report.neighbours import Row
 from moco.report.plots import Plot
@@ -35,6 +44,7 @@ class Contents:
     title: str
     encoders: Sequence[Encoder]
     plane: Sequence[Plot]
+    published: Sequence[Plot]  # measured against published
     temperatures: Sequence[Plot]
     together: Sequence[Plot]  # curves of all runs in one figure
     losses: Sequence[Plot]
@@ -46,7 +56,7 @@ class Contents:
     @property
     def plots(self) -> list[Plot]:
         return [
-            *self.plane, *self.temperatures, *self.together, *self.losses, *self.penalties,
+            *self.plane, *self.published, *self.temperatures, *self.together, *self.losses, *self.penalties,
             *(plot for one in self.checkpoints for plot in one.plots),
         ]  # fmt: skip
 
@@ -65,6 +75,10 @@ def html(contents: Contents) -> str:
         about=about(contents.encoders),
         findings=findings(contents.encoders),
         verdict=verdict(contents.encoders),
+        compared=[
+            f"{LOGGED[name].heading}, {minus(against_published(name, some))}"
+            for name, some in published(contents.encoders).items()
+        ],
         table=table(contents.encoders),
         style=style,
         script=script,
@@ -98,18 +112,20 @@ def findings(encoders: Sequence[Encoder]) -> list[str]:
     lines = [f"{len(compared)} of {len(encoders)} runs are measured and comparable; {collapsed} collapsed."]
     rated = [one for one in compared if measure in one.measured]
     if measure and rated:
-        best = max(rated, key=lambda one: one.measured[measure])
-        worst = min(rated, key=lambda one: one.measured[measure])
         row = LOGGED[measure]
+        rated.sort(key=lambda one: one.measured[measure], reverse=row.better == "higher")
+        best, worst = rated[0], rated[-1]
+        first, last = ("Highest", "lowest") if row.better == "higher" else ("Lowest", "highest")
         ends = [f"{number(round(one.measured[measure], row.digits))} ({one.name})" for one in (best, worst)]
-        lowest = f"; lowest: {ends[1]}" if worst.measured[measure] < best.measured[measure] else ""
-        lines.append(f"Highest {row.heading}: {ends[0]}{lowest}.")
+        other = f"; {last}: {ends[1]}" if worst.measured[measure] != best.measured[measure] else ""
+        lines.append(f"{first} {row.heading}: {ends[0]}{other}.")
     else:
         lines.append("No run has an accuracy yet.")
     if len(compared) >= FEWEST:
         which, words = correlations(encoders)[-1]
         value = minus(words) if words.startswith("none") else f"ρ = {minus(words)}"
-        lines.append(f"Alignment + uniformity and accuracy, {which}: {value}.")
+        against = "accuracy" if measure is None or LOGGED[measure].better == "higher" else LOGGED[measure].title
+        lines.append(f"Alignment + uniformity and {against}, {which}: {value}.")
     else:
         lines.append(f"Too few runs for a rank correlation: {len(compared)} of the {FEWEST} that it needs.")
     return lines
@@ -131,12 +147,17 @@ def table(encoders: Sequence[Encoder]) -> dict[str, Any]:
     options = differing(encoders, result_options(PretrainOptions))
     metrics = {name: row for name, row in LOGGED.items() if any(name in one.measured for one in encoders)}
     heads = [("encoder", ""), ("state", "")] + [(row.heading, row.direction) for row in metrics.values()]
-    heads += [("align. + unif.", "lower is better")] + [(name, "") for name in options]
+    heads += [("align. + unif.", "lower is better")]
+    printed = {name: row for name, row in LOGGED.items() if any(name in one.published for one in encoders)}
+    heads += [(f"published {row.heading}", row.direction) for row in printed.values()]
+    heads += [(name, "") for name in options]
     rows = []
     for one in encoders:
         cells = [_cell(one.measured.get(name), row.digits) for name, row in metrics.items()]
         total = _cell(sum_of(one.measured) if one.measured else None, 3)
-        rows.append(dict(encoder=one, tip=tip(one), cells=[*cells, total, *(_option(one.option(o)) for o in options)]))
+        theirs = [_cell(one.published.get(name), row.digits) for name, row in printed.items()]
+        chosen = [_option(one.option(name)) for name in options]
+        rows.append(dict(encoder=one, tip=tip(one), cells=[*cells, total, *theirs, *chosen]))
     return dict(heads=heads, rows=rows)
 
 

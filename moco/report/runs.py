@@ -1,6 +1,7 @@
 """Reads runs from disk: one `Encoder` for each, with its measures, or with the reason why it has none.
 
-A folder is a run of main_moco.py (log.jsonl in it, perhaps lincls/lincls.json of its probe) or a sweep of
+A folder is a run of main_moco.py (log.jsonl in it, perhaps lincls/lincls.json or
+depth/depth.json of its probe) or a sweep of
 launch/sweep.py (sweep.json and elements/). Measures are read from the last epoch alone: a number of a half-trained
 encoder is never shown as that of a trained one.
 """
@@ -30,10 +31,12 @@ COMPARED = (DONE, COLLAPSE)  # and those that a correlation may use
 
 PROBE, KNN = "lincls_top1", "knn_top1"
 MR, CR = "val_mr_acc1", "val_cr_acc1"  # of moco/sentences
-ACCURACIES = (PROBE, KNN, MR, CR)
+DEPTH = "depth_mse"  # of moco/probe/depth; an error, so lower is better
+ACCURACIES = (PROBE, KNN, MR, CR, DEPTH)
 # An option says nothing where the weight of its term is 0
 IDLE_WITHOUT = {
     "moco_t": "moco_contr_w",
+    "in_batch": "moco_contr_w",
     "moco_align_alpha": "moco_align_w",
     "moco_unif_t": "moco_unif_w",
     "moco_unif_no_intra_batch": "moco_unif_w",
@@ -42,16 +45,17 @@ IDLE_WITHOUT = {
 OF_HEADS = {name for row in LOSSES.values() for name in row.settings.values()} | IDLE_WITHOUT.keys()
 # What must be alike for two probes to measure the same
 PROBE_SETTINGS = (
-    "features_from", "epochs", "batch_size", "optimizer", "lr", "schedule", "lr_drop", "momentum", "weight_decay",
-    "train_fraction", "sweep", "sweep_lrs", "sweep_wds", "held_out", "cached",
+    "features_from", "epochs", "batch_size", "optimizer", "lr", "schedule", "lr_drop", "momentum", "adam_betas",
+    "weight_decay", "train_fraction", "sweep", "sweep_lrs", "sweep_wds", "held_out", "cached",
 )  # fmt: skip
+_OF_EARLIER = {"adam_betas": [0.9, 0.999]}  # settings of probes that were trained before there was an option
 COLLAPSE_RULE = f"collapsed: uniformity (t = 2) of the validation outputs above {COLLAPSED:g}; 0 is a single point"
 
 
 @dataclass
 class Encoder:
     """One run: a row of the table. `measured` has the keys of LOGGED that exist, and is empty unless `state` is in
-    MEASURED; `why` says what a state means here."""
+    MEASURED; `why` says what a state means here. `published`: a paper's figures for this encoder, by the same keys."""
 
     name: str
     folder: Path  # of its run
@@ -63,6 +67,7 @@ class Encoder:
     measured: dict[str, float] = field(default_factory=dict)
     commits: tuple[str, ...] = ()
     probe: str = ""  # how its linear probe was trained
+    published: dict[str, float] = field(default_factory=dict)
 
     @property
     def compared(self) -> bool:
@@ -110,11 +115,15 @@ def _run(folder: Path) -> Encoder:
         raise InputError(f"there is neither a run nor a sweep in {folder}: it holds no log.jsonl and no sweep.json")
     encoder = Encoder(folder.resolve().name, folder, records=read_log(folder / "log.jsonl"))
     options: dict[str, Any] = next((r["options"] for r in encoder.records if isinstance(r.get("options"), dict)), {})
-    if not encoder.trained or "pretrained" in options:  # an option of main_lincls.py
+    if not encoder.trained or "pretrained" in options:  # an option of the probes
         raise InputError(f"the log of {folder} holds no training step; give the folder of a run of main_moco.py")
-    probe = folder / "lincls"
+    probe = _folder_of_probe(folder)
     _judge(encoder, probe if probe.exists() else None)
     return encoder
+
+
+def _folder_of_probe(place: Path) -> Path:
+    return place / "depth" if (place / "depth").exists() else place / "lincls"
 
 
 def _sweep(folder: Path) -> list[Encoder]:
@@ -139,8 +148,11 @@ def _element(place: Path, id: str, sweep: str) -> Encoder:
         if encoder.state != FAILED:
             begun = (encoder.folder / "log.jsonl").exists()
             encoder.state, encoder.why = (FAILED, str(error)) if begun else (UNFINISHED, "has not begun")
-    probed = len(_json(place / "element.json").get("steps", ())) > 1
-    _judge(encoder, place / "lincls" if probed else None)
+    described = _json(place / "element.json")
+    figures = described.get("published", {})
+    encoder.published = {name: float(value) for name, value in figures.items() if name in LOGGED and _number(value)}
+    probed = len(described.get("steps", ())) > 1
+    _judge(encoder, _folder_of_probe(place) if probed else None)
     if encoder.state != FAILED and encoder.trained and not (place / "row.json").exists():
         encoder.measured, encoder.state = {}, UNFINISHED
         encoder.why = encoder.why or "the sweep has not finished this element"
@@ -181,18 +193,24 @@ def _judge(encoder: Encoder, probe: Path | None) -> None:
 
 
 def _probe(encoder: Encoder, values: dict[str, Any], probe: Path, epochs: int) -> str:
-    """Adds the probe's accuracy to the values if it is one of the last checkpoint; else returns why it is not."""
-    found = _json(probe / "lincls.json")
-    if not _number(found.get("top1")):
-        written = (probe / "lincls.json").exists()
-        return "its lincls.json is damaged: no number stands for top1" if written else "its linear probe has not ended"
+    """Adds the probe's measures to the values if it is one of the last checkpoint; else returns why it is not."""
+    kind = "depth" if probe.name == "depth" else "linear"
+    file, measure = ("depth.json", DEPTH) if kind == "depth" else ("lincls.json", "top1")
+    found = _json(probe / file)
+    if not _number(found.get(measure)):
+        if not (probe / file).exists():
+            return f"its {kind} probe has not ended"
+        return f"its {file} is damaged: no number stands for {measure}"
     if Path(str(found.get("pretrained"))).name != f"checkpoint_{epochs - 1:04d}.pth.tar":
-        return "its linear probe is not of the last checkpoint"
+        return f"its {kind} probe is not of the last checkpoint"
     settings = found["options"] if isinstance(found.get("options"), dict) else {}
     if settings.get("finetune"):
         return "its classifier was trained together with the encoder, which is no linear probe"
-    encoder.probe = json.dumps([settings.get(name) for name in PROBE_SETTINGS])
-    values[PROBE] = found["top1"]
+    encoder.probe = json.dumps([settings.get(name, _OF_EARLIER.get(name)) for name in PROBE_SETTINGS])
+    if kind == "depth":
+        values.update({name: found[name] for name in LOGGED if name.startswith("depth_") and _number(found.get(name))})
+    else:
+        values[PROBE] = found["top1"]
     return ""
 
 
@@ -211,12 +229,13 @@ def mark_odd_ones(encoders: Sequence[Encoder]) -> None:
                 shown = " then ".join(str(value)[:12] for value in values[one.name])
                 one.why = "; ".join(filter(None, (one.why, f"another {what} than most: {shown}")))
                 one.state = OTHER
-    probed = [one for one in measured if PROBE in one.measured]
-    usual_probe = Counter(one.probe for one in probed).most_common(1)
-    for one in probed:
-        if one.probe != usual_probe[0][0]:
-            del one.measured[PROBE]
-            one.why = "; ".join(filter(None, (one.why, "its linear probe has other settings than most")))
+    for measure, kind in ((PROBE, "linear"), (DEPTH, "depth")):
+        probed = [one for one in measured if measure in one.measured]
+        usual_probe = Counter(one.probe for one in probed).most_common(1)
+        for one in probed:
+            if one.probe != usual_probe[0][0]:
+                del one.measured[measure]
+                one.why = "; ".join(filter(None, (one.why, f"its {kind} probe has other settings than most")))
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -35,10 +35,7 @@ def plane(encoders: Sequence[Encoder], measure: str | None) -> Plot:
         at = one.measured["val_alignment"], one.measured["val_uniformity"]
         look: dict[str, Any] = dict(s=62, marker=MARKERS[one.state], edgecolors=INK, linewidths=1, zorder=3)
         axes.scatter(*at, facecolors=fills.get(one.name, "none"), gid=f"dot-{number}", **look)
-        marks[f"dot-{number}"] = {
-            "class": "dot", "tabindex": "0", "role": "img", "aria-label": f"{one.name}: {one.state}",
-            "data-name": one.name, "data-tip": tip(one),
-        }  # fmt: skip
+        marks[f"dot-{number}"] = _dot(one)
     for state in MARKERS:
         if any(one.state == state for one in shown):
             fill = "none" if state == OTHER else FAINT
@@ -59,6 +56,29 @@ def plane(encoders: Sequence[Encoder], measure: str | None) -> Plot:
         for part in bar.ax.collections:
             part.set_edgecolor("face")  # no gaps between its colours
     return Plot("alignment-uniformity", drawn, "alignment against uniformity", marks)
+
+
+def _dot(one: Encoder) -> dict[str, str]:
+    """What the page needs to show an encoder's options when its dot is pointed at."""
+    return {
+        "class": "dot", "tabindex": "0", "role": "img", "aria-label": f"{one.name}: {one.state}",
+        "data-name": one.name, "data-tip": tip(one),
+    }  # fmt: skip
+
+
+def published(measure: str, encoders: Sequence[Encoder]) -> Plot:
+    """The measured figure of each encoder against the one that a paper printed; on the line they would be equal."""
+    drawn, axes = figure(4.4, 4.2)
+    marks = {}
+    for number, one in enumerate(encoders):
+        at = one.published[measure], one.measured[measure]
+        axes.scatter(*at, s=46, marker=MARKERS[one.state], color=RUN_COLOURS[0], zorder=3, gid=f"pair-{number}")
+        marks[f"pair-{number}"] = _dot(one)
+    ends = [of[measure] for one in encoders for of in (one.published, one.measured)]
+    axes.plot([min(ends), max(ends)], [min(ends), max(ends)], color=FAINT, linewidth=1, label="equal")
+    plain_axes(axes, LOGGED[measure].heading, "published", "measured")
+    legend(axes)
+    return Plot(f"published-{measure}", drawn, f"{LOGGED[measure].heading}: measured against published", marks)
 
 
 def temperatures(curves: Sequence[TemperatureCurve], measures: Sequence[str]) -> list[Plot]:

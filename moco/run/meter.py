@@ -41,12 +41,25 @@ class Meter:
 
     def read(self) -> dict[str, float]:
         """The means; empties the meter. Waits for the device; all ranks must call it together."""
+        names, totals = self.totals()
+        return means(names, totals)
+
+    def totals(self) -> tuple[list[str], Tensor | None]:
+        """What `means` takes, without a wait; empties the meter. All ranks must call it together."""
         if not self._sums:
-            return {}
+            return [], None
         names, values = list(self._sums), list(self._sums.values())
-        total = all_reduce_sum(torch.stack([*values, torch.full_like(values[0], self._samples)])).tolist()
+        total = all_reduce_sum(torch.stack([*values, torch.full_like(values[0], self._samples)]))
         self._sums, self._samples = {}, 0
-        return {name: value / total[-1] for name, value in zip(names, total, strict=False)}
+        return names, total
+
+
+def means(names: list[str], totals: Tensor | None) -> dict[str, float]:
+    """Each name's mean. totals: sums over samples and ranks, in that order, and the number of samples."""
+    if totals is None:
+        return {}
+    *sums, samples = totals.tolist()
+    return {name: value / samples for name, value in zip(names, sums, strict=True)}
 
 
 class Clock:
@@ -58,7 +71,7 @@ class Clock:
     def __init__(self, unit: str = "images") -> None:
         self._unit = unit
         self._start = time.perf_counter()
-        self._waited = timeline.totals()["data wait"]
+        self._waited = timeline.finished()["data wait"]
         self._samples = 0
         self._steps = 0
 
@@ -69,9 +82,9 @@ class Clock:
     def lap(self, device: torch.device, steps_left: int) -> dict[str, float]:
         """Samples/s over all ranks, share of the time spent waiting for data, peak memory in GB, seconds to the end.
 
-        Waits for the device.
+        Does not wait for the device: what it has not done yet counts in the next lap.
         """
-        waited = timeline.totals()["data wait"]
+        waited = timeline.finished()["data wait"]
         now = time.perf_counter()
         elapsed = max(now - self._start, 1e-9)
         if device.type == "cuda":

@@ -13,13 +13,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from moco.data.augment.recipes import Recipe, find_recipe
+from moco.data.channels import PixelFormat, pixel_format, statistics
 from moco.data.datasets import DATASETS, LOADERS, has_split, open_split
 from moco.data.hub import check_hub, is_hub
 from moco.data.source import CACHES, Source
 from moco.errors import InputError, flag
 from moco.plugins import check_unused, find, is_outside, known_or_outside
 from moco.run import flags
-from moco.schedules import curve_points
+from moco.schedules import values_of
 
 RESULTS, EVALUATION, RUNNING = "changes results", "evaluation", "does not change results"
 
@@ -43,6 +45,18 @@ class DataOptions:
         action="append", metavar="NAME=VALUE",
     )
     image_size: int | None = result(None, "side of the square crops in pixels; default: the data set's usual one (new)")
+    channels: int | None = result(
+        None, "channels of the images: grey 1, RGB 3, bands of a satellite; default: the checkpoint's, else 3 (new)"
+    )
+    value_range: str | None = result(
+        None, "values of more than 8 bits that become black and white, with = if LOW is negative; default: each file's"
+        " own (new)",
+        metavar="LOW,HIGH",
+    )  # fmt: skip
+    mean: str | None = result(
+        None, "mean of each channel, for values of 0 to 1; default: the recipe's (new)", metavar="M,M,..."
+    )
+    std: str | None = result(None, "standard deviation of each channel; default: the recipe's (new)", metavar="S,S,...")
     skip_bad_images: bool = result(False, "leave out images that cannot be read, and count them (new)")
     workers: int | None = running(
         None, "decoding threads of a node, capped to the CPUs it may use; default: as many as these", "-j"
@@ -63,7 +77,18 @@ class DataOptions:
             cache=self.cache,
             labels_required=labels_required,
             arguments=self.dataset_arg,
+            pixels=self.pixel_format,
         )
+
+    @property
+    def pixel_format(self) -> PixelFormat:
+        """The format that every image is given."""
+        return pixel_format(self.channels, self.value_range)
+
+    def find_recipe(self, name: str, crop_min: float | None = None) -> Recipe:
+        """The recipe `name` for these channels, with their mean and standard deviation. InputError as `find_recipe`."""
+        channels = self.pixel_format.channels
+        return find_recipe(name, crop_min, channels, *statistics(channels, self.mean, self.std))
 
     def has(self, split: str) -> bool:
         """Whether there is such a split."""
@@ -72,10 +97,12 @@ class DataOptions:
 
 def check_data(o: DataOptions) -> None:
     """InputError if the options name no images."""
-    if o.dataset in ("folder", "imagenet100") and o.data is None:
+    if o.dataset in ("folder", "imagenet100", "nyu-depth") and o.data is None:
         raise InputError(
             "say where the images are: a folder with train/ and val/, or --dataset digits for the embedded data"
         )
+    pixel_format(o.channels, o.value_range)
+    statistics(o.channels, o.mean, o.std)
     check_unused("--dataset", o.dataset, o.dataset_arg)
     if is_hub(o.dataset):
         check_hub(o.dataset, o.data, o.dataset_arg)
@@ -107,8 +134,12 @@ def check_common(o: Any) -> None:
     check_seed(o.seed)
     if o.start_epoch >= o.epochs:
         raise InputError(f"--start-epoch {o.start_epoch} is past the last of {o.epochs} epochs; raise --epochs")
-    if any(not 0 <= epoch < MOST for epoch in o.schedule):
-        raise InputError(f"--schedule takes epochs from 0 on, not {' '.join(map(str, o.schedule))}")
+    check_schedule(o.schedule)
+
+
+def check_schedule(schedule: list[int]) -> None:
+    if any(not 0 <= epoch < MOST for epoch in schedule):
+        raise InputError(f"--schedule takes epochs from 0 on, not {' '.join(map(str, schedule))}")
 
 
 def check_seed(seed: int | None) -> None:
@@ -149,8 +180,7 @@ def at_least(o: Any, least: float, *names: str) -> None:
 
 def positive(o: Any, *names: str) -> None:
     for name in names:
-        setting = getattr(o, name)
-        for value in [value for _, value in curve_points(setting)] if isinstance(setting, str) else [setting]:
+        for value in values_of(getattr(o, name)):
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise InputError(f"{flag(name)} must be greater than 0, not {value:g}")
 

@@ -57,7 +57,7 @@ class Every:
     `wish` is '500' (steps), '30m' (minutes) or None (never). InputError for another.
 
     By steps it is the same on all ranks. By minutes each rank has its own clock, so the ranks must vote
-    (`distributed.any_rank`).
+    (`distributed.LateVote`).
     """
 
     def __init__(self, wish: str | None):
@@ -69,6 +69,10 @@ class Every:
             if not self.steps and not self.seconds:
                 raise InputError(f"--save-every takes steps, as in 500, or minutes, as in 30m; {wish!r} is neither")
         self.saved()
+
+    @property
+    def by_clock(self) -> bool:
+        return self.seconds > 0
 
     def due(self, global_step: int) -> bool:
         if self.seconds:

@@ -48,6 +48,7 @@ class Saves:
         self.options, self.log, self.preemption = options, log, preemption
         self.snapshot, self.check = snapshot, check
         self.every = Every(options.save_every)
+        self.vote = distributed.LateVote()
         self.stalled = 0.0  # seconds that saves have held up the steps since `stall` was read
         self.saver = None
         if distributed.rank() == 0:
@@ -56,11 +57,14 @@ class Saves:
     def inside_epoch(self, position: Position, steps: int) -> bool:
         """Saves after a step if any rank wants it. True if the run is preempted, and is saved.
 
-        steps: of the whole epoch.
+        steps: of the whole epoch. What one of several ranks alone knows, a signal or its clock, the others obey after
+        the next step, or at once after the epoch's last.
         """
-        wanted = self.every.due(position.global_step) and position.step < steps
-        preempted, due = distributed.any_rank(bool(self.preemption), wanted)
-        if preempted or due:
+        ended = position.step == steps
+        wanted = self.every.due(position.global_step)
+        alone = wanted and self.every.by_clock
+        preempted, due = self.vote(bool(self.preemption), alone, now=ended)
+        if preempted or ((due or (wanted and not alone)) and not ended):
             self.check()
             self._save(checkpoint_name(position.epoch, position.step))
         if preempted:

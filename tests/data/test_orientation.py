@@ -93,6 +93,7 @@ def test_the_reference_is_right() -> None:
 @pytest.mark.parametrize("orientation", [2, 6, 8])
 def test_grey_of_16_bits_is_upright_at_a_fraction(tmp_path: Path, orientation: int) -> None:
     grey = np.asarray(make_photo(3, 300, 100).convert("L")).astype(np.uint16) * 257
+    grey[0, 0], grey[0, 1] = 0, 65535  # the whole range, so that no value is moved
     pixels = decode(open_image(packed("PNG", grey, orientation)), 4)
     expected = np.asarray(Image.fromarray((grey >> 8).astype(np.uint8)).reduce(4))
     assert pixels.shape == (25, 75, 3)

@@ -98,7 +98,7 @@ def test_one_process_is_the_identity() -> None:
         assert reduce(x).equal(x)
     assert distributed.broadcast_object(thing) is thing and distributed.gather_objects(thing) == [thing]
     assert distributed.on_rank_0(lambda: thing) is thing
-    assert distributed.any_rank(True, False) == [True, False]
+    assert distributed.LateVote()(True, False) == [True, False]
     assert distributed.exchange_rows(x, [3], [3]) is x
     assert distributed.share(5) == slice(0, 5)
     distributed.barrier()

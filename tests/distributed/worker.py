@@ -10,6 +10,7 @@ launcher's variables out of sight (`one_process`). A check that fails on a rank 
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import json
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -34,12 +36,14 @@ from moco.distributed import rank, shares, world_size
 from moco.distributed.global_batch import GlobalBatch
 from moco.distributed.shuffle import RowShuffle
 from moco.encoders import build_encoder
+from moco.encoders.batchnorm import isolate_batchnorm
 from moco.errors import InputError
 from moco.evaluate.online import OnlineEvaluator
 from moco.losses import LossOutput, WeightedLoss, align_loss, contrastive_loss, uniform_loss
 from moco.losses.debiased import DebiasedLoss
+from moco.losses.decoupled import DecoupledLoss, InBatchDecoupledLoss
 from moco.losses.hard import HardContrastiveLoss, SimpleLoss
-from moco.losses.in_batch import InBatchLoss
+from moco.losses.in_batch import CONTRASTIVE, InBatchLoss
 from moco.losses.supcon import SupConLoss
 from moco.pretrain.reference import ReferenceMoCo
 from moco.pretrain.step import TrainingStep
@@ -137,6 +141,37 @@ def shuffle_within_a_rank_stays_there() -> None:
 
 
 @check
+def a_vote_is_answered_one_call_later() -> None:
+    me, last = rank(), rank() == world_size() - 1
+    vote = distributed.LateVote()
+    assert vote(False, False) == [False, False]
+    assert vote(last, False) == [False, False], "raised in this call"
+    # other collectives may come between a vote and its answer
+    assert distributed.gather_objects(me) == list(range(world_size()))
+    assert vote(last, me == 0) == [True, False], "nothing is under way now"
+    assert vote(last, me == 0) == [False, False]
+    assert vote(False, False, now=True) == [True, True]
+    assert vote(False, False) == [False, False]
+    assert vote(False, False) == [False, False]
+    assert vote(False, last, now=True) == [False, True]
+    assert vote(False, False, now=True) == [False, False]
+
+
+@check
+def a_vote_waits_for_no_rank() -> None:
+    """Rank 1 votes after rank 0 has returned from its vote; if a call waited for the other, none would end."""
+    store = dist.distributed_c10d._get_default_store()
+    vote = distributed.LateVote()
+    for number in range(3):
+        if rank() == 1:
+            store.wait([f"voted {number}"])
+        assert vote(rank() == 0 and number == 1) == [number == 2]
+        if rank() == 0:
+            store.set(f"voted {number}", "yes")
+        distributed.barrier()
+
+
+@check
 def sums_flags_and_objects() -> None:
     world, me = world_size(), rank()
     x = torch.tensor([me + 1.0, -me])
@@ -144,7 +179,6 @@ def sums_flags_and_objects() -> None:
     assert distributed.all_reduce_sum(x).tolist() == [total + world, -total]
     assert distributed.all_reduce_max(x).tolist() == [world, 0]
     assert x.tolist() == [me + 1.0, -me], "the argument must stay as it was"
-    assert distributed.any_rank(False, me == world - 1, True, me == 0) == [False, True, True, True]
     assert distributed.broadcast_object({"from": me}) == {"from": 0}
     assert distributed.gather_objects(("rank", me)) == [("rank", r) for r in range(world)]
     assert distributed.shares(world + 1, world) == [2] + [1] * (world - 1)
@@ -280,10 +314,23 @@ def losses_without_a_queue_equal_one_process() -> None:
     """Negatives and pairs on other ranks included, with gradients to both ends, and uneven shares."""
     for sizes in batches():
         for w in ((1.0, 0.0, 0.0), (0.0, 3.0, 1.0), (0.5, 1.0, 2.0)):
-            alone = InBatchLoss(w[0], 0.2, w[1], 1.5, w[2], 2.0)
-            several = dataclasses.replace(alone, across=GlobalBatch(sizes))
-            one = joined(lambda q, k, queue, alone=alone: alone(q, k, queue).loss, sizes)
-            torch.testing.assert_close(spread(several, sizes), one, **EXACT)
+            for negatives in CONTRASTIVE:
+                alone = InBatchLoss(w[0], 0.2, w[1], 1.5, w[2], 2.0, negatives=negatives)
+                several = dataclasses.replace(alone, across=GlobalBatch(sizes))
+                one = joined(lambda q, k, queue, alone=alone: alone(q, k, queue).loss, sizes)
+                torch.testing.assert_close(spread(several, sizes), one, **EXACT)
+
+
+@check
+def decoupled_losses_equal_one_process() -> None:
+    """The weights' mean is over all ranks' pairs, and has a gradient to all of them."""
+    for sizes in batches():
+        for kind in (DecoupledLoss, InBatchDecoupledLoss):
+            for sigma in (None, 0.5):
+                alone = kind(0.2, sigma)
+                several = dataclasses.replace(alone, across=GlobalBatch(sizes))
+                one = joined(lambda q, k, queue, alone=alone: alone(q, k, queue).loss, sizes)
+                torch.testing.assert_close(spread(several, sizes), one, **EXACT)
 
 
 @check
@@ -324,10 +371,12 @@ def training_step(
     encoder: nn.Module | None = None,
     kind: type[MoCo] = MoCo,
     K: int = 7,
+    queue_per_view: bool = False,
     **arguments: Any,
 ) -> TrainingStep:
     torch.manual_seed(11)
-    model = kind(encoder or Net(), dim=DIM, K=K, m=0.5, bn=bn, bn_group_size=2, seed=3)
+    more = {"queue_per_view": queue_per_view}
+    model = kind(encoder or Net(), dim=DIM, K=K, m=0.5, bn=bn, bn_group_size=2, seed=3, **more)
     optimizer = torch.optim.SGD(model.parameters(), 0.3, momentum=0.9, weight_decay=1e-2, fused=True)
     return TrainingStep(distributed.data_parallel(model, CPU), loss, optimizer, augment, across, **arguments)
 
@@ -387,6 +436,26 @@ def training_with_infonce_equals_one_process() -> None:
         assert_equal_training(several, one, rounds())
 
 
+@check
+def split_batchnorm_has_the_gradients_of_the_groups_of_all_ranks() -> None:
+    """Two groups a rank, in either memory format: one process on the joined batch has the same groups."""
+    n, world = 8 * world_size(), world_size()
+    generator = torch.Generator().manual_seed(7)
+    images = torch.randn(n, 3, 5, 5, generator=generator) + torch.arange(n).view(-1, 1, 1, 1)
+    target = torch.randn(n, 4, generator=generator)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(5)
+        net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(True), nn.AvgPool2d(3), nn.Flatten())
+        one = isolate_batchnorm(net, "split", 4, CPU).to(memory_format=layout)
+        several = distributed.data_parallel(copy.deepcopy(one), CPU)
+        part = mine(shares(n, world))
+        (several(images[part].to(memory_format=layout)) * target[part]).sum(1).mean().backward()
+        (one(images.to(memory_format=layout)) * target).sum(1).mean().backward()
+        for a, b in zip(several.parameters(), one.parameters(), strict=True):
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-5)
+        assert one[1].weight.grad.abs().min() > 1e-3  # type: ignore[union-attr, operator]
+
+
 class Learned(nn.Module):
     """A loss with a trained temperature, and the mean similarity of its samples as a buffer."""
 
@@ -436,7 +505,22 @@ def symmetric_training_equals_one_process() -> None:
 
 
 @check
+def a_queue_for_each_view_equals_one_process() -> None:
+    sizes = [shares(n, world_size()) for n in (2 * world_size() + 1, 3 * world_size() - 1)] * 2
+    several = training_step(SupConLoss(0.2), GlobalBatch(), "shuffle", symmetric=True, queue_per_view=True)
+    with one_process():
+        one = training_step(SupConLoss(0.2), GlobalBatch(), "local", symmetric=True, queue_per_view=True)
+    assert_equal_training(several, one, sizes)
+    torch.testing.assert_close(several.moco.queue_for(0), one.moco.queue_for(0), **CLOSE)
+
+
+@check
 def training_without_a_queue_equals_one_process() -> None:
+    across = GlobalBatch()
+    several = training_step(InBatchDecoupledLoss(0.2, 0.5, across), across, K=0)
+    with one_process():
+        one = training_step(InBatchDecoupledLoss(0.2, 0.5), GlobalBatch(), K=0)
+    assert_equal_training(several, one, rounds())
     for w in ((1.0, 0.0, 0.0), (0.0, 3.0, 1.0)):
         across = GlobalBatch()
         several = training_step(InBatchLoss(w[0], 0.2, w[1], 2.0, w[2], 2.0, across=across), across, K=0)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torchvision import models
 
-from moco.encoders import available, build_encoder, classifier_name, feature_dim, trunk
+from moco.encoders import Projector, available, build_encoder, classifier_name, feature_dim, trunk
 from moco.errors import InputError
 
 CASES = [
@@ -46,6 +46,37 @@ def test_shapes_and_trunk(arch: str, size: int, name: str, dim: int, mlp: bool) 
     assert output.abs().sum() > 0, "a classifier that starts at zero gives vectors without a direction"
     if mlp:
         assert [type(layer).__name__ for layer in head.children()] == ["Linear", "ReLU", "Linear"]
+
+
+def test_projectors_are_those_of_mocov3_and_solo_learn() -> None:
+    """moco-v3's `_build_mlp`: no biases, BatchNorm after each layer, the last without scale and shift."""
+    v3 = build_encoder("resnet18", 256, projector=Projector(3, 4096, bn=True)).fc
+    kinds = [type(layer).__name__ for layer in v3]  # type: ignore[union-attr, arg-type]
+    assert kinds == ["Linear", "BatchNorm1d", "ReLU"] * 2 + ["Linear", "BatchNorm1d"]
+    shapes = {name: tuple(p.shape) for name, p in v3.named_parameters()}  # type: ignore[union-attr]
+    assert shapes == {
+        "0.weight": (4096, 512), "1.weight": (4096,), "1.bias": (4096,),
+        "3.weight": (4096, 4096), "4.weight": (4096,), "4.bias": (4096,), "6.weight": (256, 4096),
+    }  # fmt: skip
+    solo = build_encoder("resnet18_small", 256, projector=Projector(2, 2048)).fc
+    assert {name: tuple(p.shape) for name, p in solo.named_parameters()} == {  # type: ignore[union-attr]
+        "0.weight": (2048, 512), "0.bias": (2048,), "2.weight": (256, 2048), "2.bias": (256,)
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("arch", ["smallcnn", "timm:vit_tiny_patch16_224"])
+def test_a_projector_changes_no_name_of_the_trunk(arch: str) -> None:
+    plain, shaped = (build_encoder(arch, 6, image_size=32, projector=p).eval() for p in (None, Projector(2, 5, True)))
+    head = classifier_name(plain)
+    assert classifier_name(shaped) == head and feature_dim(shaped) == feature_dim(plain)
+    assert {k for k in shaped.state_dict() if not k.startswith(head)} == {
+        k for k in plain.state_dict() if not k.startswith(head)
+    }
+    images = torch.randn(4, 3, 32, 32)
+    torch.testing.assert_close(shaped.get_submodule(head)(trunk(shaped)(images)), shaped(images))
+    two = build_encoder(arch, 6, mlp=True).state_dict()
+    assert build_encoder(arch, 6, projector=Projector(2)).state_dict().keys() == two.keys()
+    assert build_encoder(arch, 6, projector=Projector(1)).state_dict().keys() == plain.state_dict().keys()
 
 
 def test_keys_are_torchvisions() -> None:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from moco.encoders import build_encoder, trunk
+from moco.encoders import Projector, build_encoder, trunk
 from moco.encoders.files import EncoderFile
 from moco.errors import InputError
 from moco.evaluate.layers import Layers, load_projection
 
 
-def encoder(arch: str = "smallcnn", mlp: bool = False) -> nn.Module:
+def encoder(arch: str = "smallcnn", **head: Any) -> nn.Module:
     torch.manual_seed(0)
-    return build_encoder(arch, 6, mlp).eval()
+    return build_encoder(arch, 6, **head).eval()
 
 
 def file_of(network: nn.Module, layout: str = "MoCo", **options: str) -> EncoderFile:
@@ -53,17 +54,30 @@ def test_modes_and_statistics_stay() -> None:
     assert all(torch.equal(buffer, before[name]) for name, buffer in network.named_buffers())
 
 
-@pytest.mark.parametrize(("name", "says"), [("feature.3", "near: features.3"), ("fc", "no such layer")])
+@pytest.mark.parametrize(("name", "says"), [("feature.3", "did you mean features.3"), ("fc", "no such layer")])
 def test_a_layer_that_is_not_there(name: str, says: str) -> None:
     with pytest.raises(InputError, match=says):
         Layers(encoder(), [name], 8)
 
 
-@pytest.mark.parametrize("mlp", [False, True])
-def test_the_projection_head_comes_from_the_file(mlp: bool) -> None:
-    wanted, network, images = encoder(mlp=mlp), build_encoder("smallcnn", 1).eval(), torch.randn(4, 3, 8, 8)
+HEADS: list[dict[str, Any]] = [
+    {"mlp": False},
+    {"mlp": True},
+    {"projector": Projector(3, 7)},
+    {"projector": Projector(2, 9, bn=True)},
+    {"projector": Projector(1, bn=True)},
+]
+
+
+@pytest.mark.parametrize("shape", HEADS, ids=str)
+def test_the_projection_head_comes_from_the_file(shape: dict[str, Any]) -> None:
+    wanted, network, images = encoder(**shape), build_encoder("smallcnn", 1).eval(), torch.randn(4, 3, 8, 8)
+    for name, buffer in wanted.fc.named_buffers():  # type: ignore[union-attr]
+        if "running" in name:
+            buffer.uniform_(0.5, 2)
     network.load_state_dict({k: v for k, v in wanted.state_dict().items() if not k.startswith("fc")}, strict=False)
     assert load_projection(network, file_of(wanted))
+    network.eval()
     torch.testing.assert_close(network(images), wanted(images))
     assert network.state_dict().keys() == wanted.state_dict().keys()
 

@@ -19,6 +19,13 @@ from moco.distributed.global_batch import GlobalBatch
 from moco.errors import InputError, flag
 from moco.losses import WeightedLoss, contrastive_loss, hard as hardness, supcon, table
 from moco.losses.debiased import DebiasedLoss, debiased_loss
+from moco.losses.decoupled import (
+    DecoupledLoss,
+    InBatchDecoupledLoss,
+    decoupled_loss,
+    in_batch_decoupled_loss,
+    positive_weights,
+)
 from moco.losses.hard import HardContrastiveLoss, SimpleLoss, hard_contrastive_loss, hard_count, simple_loss
 from moco.losses.in_batch import InBatchLoss
 from moco.losses.supcon import SupConLoss, supcon_loss
@@ -96,6 +103,29 @@ def test_supcon_is_the_formula(shape: tuple[int, int, int], seed: int, temperatu
     )  # fmt: skip
 
 
+@given(
+    shape=sizes,
+    seed=seeds,
+    temperature=st.sampled_from([0.07, 0.3, 1.0]),
+    sigma=st.sampled_from([None, 0.2, 0.5, 2.0]),
+)
+@settings(max_examples=40)
+def test_decoupled_is_the_formula(
+    shape: tuple[int, int, int], seed: int, temperature: float, sigma: float | None
+) -> None:
+    assert_same_value_and_gradients(
+        lambda q, k, queue: decoupled_loss(q, k, queue, temperature, sigma),
+        lambda q, k, queue: oracles.decoupled(q, k, queue, temperature, sigma),
+        *shape, seed,
+    )  # fmt: skip
+    if shape[0] > 1:
+        assert_same_value_and_gradients(
+            lambda q, k, queue: in_batch_decoupled_loss(q, k, temperature, sigma),
+            lambda q, k, queue: oracles.in_batch_decoupled(q, k, temperature, sigma),
+            *shape, seed,
+        )  # fmt: skip
+
+
 HEADS_AS_CALLED: dict[str, Callable[..., Tensor]] = {
     "infonce": lambda q, k, queue, y, z: oracles.contrastive(q, k, queue, 0.07),
     "align-uniform": lambda q, k, queue, y, z: 3 * oracles.align(q, k, 2) + oracles.uniform(q, queue, 3, True),
@@ -104,6 +134,8 @@ HEADS_AS_CALLED: dict[str, Callable[..., Tensor]] = {
     "hard-simple": lambda q, k, queue, y, z: oracles.simple(q, k, queue, 1, 0.0819),
     "debiased": lambda q, k, queue, y, z: oracles.hcl(q, k, queue, 0.5, 0.1, 0),
     "hcl": lambda q, k, queue, y, z: oracles.hcl(q, k, queue, 0.5, 0.1, 1),
+    "dcl": lambda q, k, queue, y, z: oracles.decoupled(q, k, queue, 0.1, None),
+    "dclw": lambda q, k, queue, y, z: oracles.decoupled(q, k, queue, 0.1, 0.5),
     "supcon": lambda q, k, queue, y, z: oracles.supcon(q, k, queue, y.tolist(), z.tolist(), 0.07),
 }
 
@@ -307,6 +339,37 @@ def test_the_edge_of_the_bound_has_finite_gradients() -> None:
         assert value.isfinite() and torch.autograd.grad(value, q)[0].isfinite().all()
 
 
+# -- decoupled ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_positive_that_is_told_apart_still_pulls() -> None:
+    """InfoNCE's gradient dies with the negatives' share of the denominator; DCL's gradient to the key is q/T whatever
+    the negatives are."""
+    q = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    leaf = q.clone().requires_grad_()
+    far = torch.tensor([[-1.0], [0.0]], dtype=torch.float64)
+    (pull,) = torch.autograd.grad(decoupled_loss(q, leaf, far, 0.1), leaf)
+    torch.testing.assert_close(pull, -q / 0.1, **EXACT)
+    assert torch.autograd.grad(contrastive_loss(q, leaf, far, 0.1), leaf)[0].norm() < 1e-6
+
+
+def test_weights_of_pairs() -> None:
+    """Equal pairs weigh 1, the mean of the weights is 1, and the farthest pair weighs most."""
+    assert positive_weights(torch.full((4,), 0.3), 0.5, None).tolist() == pytest.approx([1] * 4)  # type: ignore[union-attr]
+    weights = positive_weights(torch.tensor([0.9, 0.5, -0.2]), 0.5, None)
+    assert weights.mean().item() == pytest.approx(1) and weights.argmax() == 2  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("loss", ["dcl", "dclw"])
+def test_decoupled_without_a_queue(loss: str) -> None:
+    ranks = GlobalBatch()
+    made = make_loss(parse_pretrain(["folder", "--moco-k", "0", "--loss", loss, "--moco-t", "0.3"]), ranks)
+    assert made == InBatchDecoupledLoss(0.3, None if loss == "dcl" else 0.5, ranks)
+    q, k, _ = features(4, 1, 3)
+    expected = oracles.in_batch_decoupled(q, k, 0.3, made.sigma)
+    torch.testing.assert_close(made(q, k, torch.empty(3, 0, dtype=q.dtype)).loss, expected, **EXACT)
+
+
 # -- SupCon ------------------------------------------------------------------------------------------------------------
 
 
@@ -458,7 +521,7 @@ def test_what_has_no_meaning_is_refused_in_one_sentence(words: str, told: str) -
 
 
 @pytest.mark.parametrize("bad", [0.0, -0.07, math.nan, math.inf])
-@pytest.mark.parametrize("loss", [HardContrastiveLoss, DebiasedLoss, SupConLoss, InBatchLoss])
+@pytest.mark.parametrize("loss", [HardContrastiveLoss, DebiasedLoss, SupConLoss, InBatchLoss, DecoupledLoss])
 def test_temperatures_must_be_positive(loss: type, bad: float) -> None:
     with pytest.raises(InputError, match="the temperature must be a positive number"):
         loss(temperature=bad)

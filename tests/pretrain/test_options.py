@@ -20,6 +20,7 @@ from moco.errors import InputError
 from moco.losses import OneProcess, WeightedLoss
 from moco.losses.table import make_loss
 from moco.pretrain.options import PretrainOptions, parse_pretrain
+from moco.probe.depth.options import DepthOptions
 from moco.probe.options import LinclsOptions, parse_lincls
 from moco.run.flags import build_parser
 from moco.run.options import as_dict, as_json, result_options
@@ -32,9 +33,11 @@ PARSERS: dict[str, Callable[[list[str]], Any]] = {"main_moco.py": parse_pretrain
 
 
 def flags() -> list[str]:
-    """One line per flag of both mains: names, default, and whether it changes results."""
+    """One line per flag of the mains and the depth probe: names, default, and whether it changes results."""
     lines = []
-    for main, options in (("main_moco.py", PretrainOptions), ("main_lincls.py", LinclsOptions)):
+    for main, options in (
+        ("main_moco.py", PretrainOptions), ("main_lincls.py", LinclsOptions), ("moco.probe.depth", DepthOptions),
+    ):  # fmt: skip
         fields = {f.name: f for f in dataclasses.fields(options)}
         for action in build_parser(options, "")._actions:
             if action.dest != "help":
@@ -237,7 +240,11 @@ def test_unknown_flags_show_near_ones(words: str, told: str) -> None:
         ("--moco-align-alpha 0", "--moco-align-alpha must be greater than 0"),
         ("--moco-unif-t -3", "--moco-unif-t must be greater than 0"),
         ("--moco-m 1.5", "--moco-m must lie between 0 and 1, not 1.5"),
-        ("--moco-m -0.5", "--moco-m must be at least 0"),
+        ("--moco-m -0.5", "--moco-m must lie between 0 and 1, not -0.5"),
+        ("--moco-m nan", "--moco-m must lie between 0 and 1, not nan"),
+        ("--moco-m 0:0.9,5:1.5", "--moco-m must lie between 0 and 1, not 1.5"),
+        ("--moco-m 5:0.9,0:0.99", "is neither a number nor a curve of rising epochs"),
+        ("--lr-per-step", "--lr-per-step is for a warm-up or a cosine: pass --cos or --warmup-epochs too"),
         ("--moco-dim 0", "--moco-dim must be at least 1"),
         ("--epochs 0", "--epochs must be at least 1"),
         ("--batch-size 0", "--batch-size must be at least 1"),

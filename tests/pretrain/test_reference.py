@@ -74,6 +74,16 @@ def test_the_trainers_slow_paths_equal_its_fast_ones(bn: str, weights: tuple[flo
     assert not any(torch.allclose(value.float(), start[name].float()) for name, value in state(fast).items())
 
 
+def test_a_queue_for_each_view() -> None:
+    fast, slow = (model(net(), dim=DIM, K=K, bn="local", queue_per_view=True) for model in (MoCo, ReferenceMoCo))
+    for number in range(3):
+        keys = torch.randn(2, 5, DIM, generator=torch.Generator().manual_seed(number))
+        for model in (fast, slow):
+            model.enqueue(keys[1], None, keys[0])
+        assert all(fast.queue_for(view).equal(slow.queue_for(view)) for view in (0, 1))
+    assert not fast.queue_for(0).equal(fast.queue_for(1)) and fast.queue_ptr.equal(slow.queue_ptr)
+
+
 def test_momentum_update() -> None:
     """One rounding apart, for any momentum."""
     for m in (0.0, 0.5, 0.999, 1.0):

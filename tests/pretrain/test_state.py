@@ -18,6 +18,7 @@ from moco.encoders import build_encoder
 from moco.errors import InputError
 from moco.losses.table import LOSSES, make_loss
 from moco.pretrain import state as resume
+from moco.pretrain.__main__ import projector_of
 from moco.pretrain.optimiser import make_optimizer
 from moco.pretrain.options import PretrainOptions, parse_pretrain
 from moco.pretrain.state import Position, find, restore, snapshot
@@ -64,8 +65,11 @@ class Noisy(nn.Module):
 
 def training_step(o: PretrainOptions, seed: int = 0, noisy: bool = False) -> TrainingStep:
     torch.manual_seed(seed)
-    encoder = build_encoder(o.arch, o.moco_dim, o.mlp)
-    model = MoCo(Noisy(encoder) if noisy else encoder, o.moco_dim, o.moco_k, o.moco_m, o.bn, 4, seed=o.seed or 0)
+    encoder = build_encoder(o.arch, o.moco_dim, o.mlp, projector=projector_of(o))
+    model = MoCo(
+        Noisy(encoder) if noisy else encoder, o.moco_dim, o.moco_k, o.moco_m, o.bn, 4, seed=o.seed or 0,
+        queue_per_view=o.queue_per_view,
+    )  # fmt: skip
     optimizer = make_optimizer(model, [], o)
     optimizer.param_groups[0]["lr"] = 0.1
     more: dict[str, Any] = {"amp": o.amp, "symmetric": o.symmetric, "accum_steps": o.accum_steps}
@@ -88,7 +92,7 @@ def run(step: TrainingStep, meters: list[Meter], steps: range) -> list[Tensor]:
 def everything(step: TrainingStep) -> dict[str, Tensor]:
     states = step.optimizer.state_dict()["state"].items()
     velocity = {f"{name}{i}": value for i, state in states for name, value in state.items()}
-    return {**step.moco.state_dict(), **velocity, "labels": step.moco.queue_labels, "filled": step.moco.filled}
+    return {**step.moco.state_dict(), **velocity, **step.moco.queue_state(), "step": torch.tensor(step.moco.step)}
 
 
 def same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
@@ -98,7 +102,7 @@ def same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 # -- there and back ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lars"])
 @pytest.mark.parametrize("amp", ["off", "fp16"])
 def test_goes_on_with_the_same_bits(tmp_path: Path, amp: str, optimizer: str) -> None:
     """Through a file, into a model that began elsewhere: weights, both encoders' statistics, momentum, queue, labels,
@@ -130,6 +134,8 @@ def test_goes_on_with_the_same_bits(tmp_path: Path, amp: str, optimizer: str) ->
         *(f"--loss {loss}" for loss in LOSSES),
         *(f"--symmetric --loss {loss}" for loss in ("infonce", "supcon", "hard")),
         "--symmetric --accum-steps 2 --loss hcl --bn local",
+        "--symmetric --queue-per-view --loss supcon",
+        "--moco-mlp-layers 3 --moco-mlp-dim 6 --moco-mlp-bn --optimizer lars",
         "--moco-k 0",
         "--moco-k 0 --loss align-uniform",
     ],
@@ -189,7 +195,7 @@ def test_a_file_of_mocos_goes_on_at_its_next_epoch(tmp_path: Path) -> None:
     assert len(notes) == 1 and "not written by this project" in notes[0]
     before = everything(step)
     now = everything(other)
-    assert all(now[name].equal(before[name]) for name in before if name not in ("labels", "filled"))
+    assert all(now[name].equal(before[name]) for name in before if name not in ("labels", "filled", "step"))
 
     del theirs["optimizer"]
     _, notes = restore(theirs, tmp_path / "moco.pth.tar", training_step(o, seed=1), [Meter()], o)
@@ -281,12 +287,20 @@ def refuse(state: dict[str, Any], o: PretrainOptions, told: str) -> None:
         (["-a", "resnet18_small"], r"holds a smallcnn, not a resnet18_small; pass --arch smallcnn"),
         (["--moco-dim", "16"], r"--moco-dim 8 --moco-k 11; pass the same"),
         (["--moco-k", "12"], r"--moco-dim 8 --moco-k 11; pass the same"),
-        (["--mlp"], r"does not fit this model \(arch, --mlp\?\): \d+ entries differ, the first is encoder_k\.fc"),
+        (["--mlp"], r"does not fit this model \(arch, .*\?\): \d+ entries differ, the first is encoder_k\.fc"),
+        (["--moco-mlp-layers", "2", "--moco-mlp-bn"], r"--moco-mlp-layers\?\): \d+ entries differ, the first is"),
+        (["--symmetric", "--queue-per-view"], r"with one queue for both views: leave out --queue-per-view"),
     ],
 )
 def test_another_models_checkpoint_is_refused(words: list[str], told: str) -> None:
     state = snapshot(training_step(options()), [], Position(), options())
     refuse(state, options(*words), told)
+
+
+def test_two_queues_are_resumed_as_two() -> None:
+    words = ("--symmetric", "--queue-per-view")
+    state = snapshot(training_step(options(*words)), [], Position(), options(*words))
+    refuse(state, options("--symmetric"), "with a queue for each view: pass --queue-per-view to resume it")
 
 
 @pytest.mark.parametrize("word", ["-b", "--seed"])

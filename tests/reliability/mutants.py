@@ -31,7 +31,7 @@ LOGS, PREEMPTION, STEP, HEALTH = (
 )
 RESUME, DISTRIBUTED, BEGIN = "moco/pretrain/state.py", "moco/distributed/collectives.py", "moco/run/resume.py"
 OPTIMISER = "moco/pretrain/optimiser.py"
-LOOP, FILES = "moco/pretrain/loop.py", "moco/run/files.py"
+LOOP, LINE, FILES = "moco/pretrain/loop.py", "moco/pretrain/line.py", "moco/run/files.py"
 KILLS = "tests/reliability/test_kills.py"
 FP16 = f"{KILLS} -k fp16-0"
 
@@ -78,7 +78,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     (OPTIMISER, "torch.empty_like(parameter, dtype=value.dtype).copy_(value)", "value", "tests/pretrain/test_optimiser.py"),
     (OPTIMISER, "        group.update(asked)", "        pass", "tests/pretrain/test_optimiser.py"),
     (SAVER, "memory_format=torch.preserve_format", "memory_format=torch.contiguous_format", "tests/run/test_saver.py"),
-    (OPTIMISER, "buffer.copy_(torch.where(bad, before, buffer))", "pass", "tests/pretrain/test_bad_steps.py"),
+    (OPTIMISER, "self._kept.put_back(bad)", "pass", "tests/pretrain/test_bad_steps.py"),
     (HEALTH, "    if not odd_ranks:\n", "    if True:\n", "tests/pretrain/test_watch.py"),
     (HEALTH, "    if not spread > COLLAPSED:\n", "    if True:\n", "tests/pretrain/test_watch.py"),
     (OPTIMISER, "            self.scaler.load_state_dict(state[\"scaler\"])\n", "            pass\n", FP16),
@@ -86,7 +86,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     (RESUME, '"meters": [meter.state() for meter in meters]', '"meters": [{"sums": {}, "samples": 0} for _ in meters]', KILLS),
     (BEGIN, "log.cut_back(position.global_step)", "log.cut_back(10**9)", KILLS),
     (BEGIN, "checkpoint.set_aside(log.folder, after=(position.epoch, position.step))", "[]", "tests/reliability/test_files.py"),
-    (LOOP, "self.watch.agreement(position)", "pass",
+    (LINE, "self.watch.agreement(self.position, of_ranks)", "pass",
      "tests/reliability/test_ranks.py -k differ"),
     (LOOP, "self.watch.numbers(self.position, self.printed)", "pass", "tests/reliability/test_numbers.py"),
 ]  # fmt: skip

@@ -29,7 +29,7 @@ ROWS: dict[str, tuple[str, str, str]] = {
     "signal": (
         "SIGTERM, SIGUSR1, SIGUSR2",
         "sent to one rank at a random moment",
-        "all ranks save at the next step boundary and exit with 75; the resumed run ends bit-identical",
+        "all ranks save after that step or the next one and exit with 75; the resumed run ends bit-identical",
     ),
     "signal during the save": (
         "more signals during the save",

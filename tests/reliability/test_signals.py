@@ -1,4 +1,4 @@
-"""SIGTERM, SIGUSR1, SIGUSR2: saved at the next step boundary, exit code 75; the next start ends as if undisturbed."""
+"""SIGTERM, SIGUSR1, SIGUSR2: saved after that step or the next, exit code 75; the next start ends as if undisturbed."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def test_names_of_files_and_classes_are_text() -> None:
 
 def page(grids: dict[str, list[Row]] | None = None, encoders: Sequence[Encoder] = ()) -> str:
     """Only what these say."""
-    return html(Contents("a title", encoders, [], [], [], [], [], measured(encoders), grids or {}))
+    return html(Contents("a title", encoders, [], [], [], [], [], [], measured(encoders), grids or {}))
 
 
 def measures(histogram: Any, schema: int = SCHEMA) -> dict[str, Any]:

@@ -11,7 +11,8 @@ import pytest
 from moco.errors import InputError
 from moco.report.comparison import accuracy_measure, differing, predicts, temperature_curves
 from moco.report.correlation import spearman
-from moco.report.runs import COLLAPSE, DONE, FAILED, KNN, OTHER, PROBE, UNFINISHED, UNMEASURED, Encoder, read
+from moco.report.page import findings
+from moco.report.runs import COLLAPSE, DEPTH, DONE, FAILED, KNN, OTHER, PROBE, UNFINISHED, UNMEASURED, Encoder, read
 from tests.report.made_runs import run, sweep, write
 
 
@@ -219,6 +220,32 @@ def test_a_damaged_probe_is_told_from_one_that_has_not_ended(tmp_path: Path) -> 
     (tmp_path / "a" / "lincls" / "lincls.json").write_text('{"top1": "x"}')
     (one,) = read([tmp_path / "a"])
     assert "lincls.json is damaged" in one.why and "lincls_top1" not in one.measured
+
+
+def test_a_depth_probe_is_read_from_its_folder(tmp_path: Path) -> None:
+    """Its error stands where the accuracy does, for which less is better; other settings than most leave it out."""
+    uniformities = {"a": -3.0, "b": -2.5, "c": -2.0, "d": -1.5}
+    folders = [run(tmp_path / name, uniformity=value) for name, value in uniformities.items()]
+    for folder, mse in zip(folders, (0.5, 0.6, 0.8, 0.7), strict=True):
+        found = {"depth_mse": mse, "depth_rmse": mse**0.5, "pretrained": "checkpoint_0001.pth.tar"}
+        write(folder / "depth" / "depth.json", {**found, "options": {"features_from": "conv5"}})
+        log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        for record in log:
+            record.pop("knn_top1", None)
+        (folder / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in log))
+    encoders = read(folders)
+    assert [one.measured[DEPTH] for one in encoders] == [0.5, 0.6, 0.8, 0.7] and encoders[0].measured["depth_rmse"]
+    assert accuracy_measure(encoders) == DEPTH
+    assert predicts(encoders + read(folders[:1]), collapsed=True).rho > 0.5
+    told = findings(encoders)
+    assert told[1] == "Lowest depth MSE [m²]: 0.5 (a); highest: 0.8 (c)."
+    write(folders[0] / "depth" / "depth.json", {"depth_mse": "x"})
+    assert read(folders)[0].why == "its depth.json is damaged: no number stands for depth_mse"
+    other = {"depth_mse": 0.1, "pretrained": "checkpoint_0001.pth.tar", "options": {"features_from": "conv4"}}
+    write(folders[0] / "depth" / "depth.json", other)
+    assert read(folders)[0].why == "its depth probe has other settings than most"
+    write(folders[0] / "depth" / "depth.json", {**other, "pretrained": "checkpoint_0000.pth.tar"})
+    assert read(folders)[0].why == "its depth probe is not of the last checkpoint"
 
 
 def test_a_probes_folder_is_no_run(tmp_path: Path) -> None:

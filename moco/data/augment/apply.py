@@ -7,7 +7,7 @@ Results equal torchvision's functional operations on float images, sample by sam
 
 There are two ways to the same numbers, to rounding. On an accelerator `everywhere` runs every operation on every sample
 and selects, because to choose samples would mean to wait for the device. On a CPU `moco.data.augment.samplewise` runs
-on each sample only what was drawn for it.
+on each sample only what was drawn for it; images that are not RGB take the first way there too.
 """
 
 from __future__ import annotations
@@ -16,16 +16,19 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from moco.data.augment import batched as pixels
-from moco.data.augment.parameters import CONTRAST, HUE, NO_JITTER, SATURATION, Parameters, draw
+from moco.data.augment.on_device import everywhere
+from moco.data.augment.parameters import MOST_DRAWS, NO_JITTER, Parameters, draw, stream_keys
 from moco.data.augment.recipes import RECIPES, Recipe, View, find_recipe
 from moco.data.compiled import compiled
 from moco.errors import InputError
+from moco.randomness import column_steps, key_tensor
 
 __all__ = ["RECIPES", "Augment", "Parameters", "Recipe", "View", "draw", "find_recipe"]
 
@@ -35,49 +38,63 @@ SAMPLES_PER_TASK = 4  # of a CPU thread: few enough that threads end together, e
 class Augment:
     """augment(crops, index, epoch, view) -> images.
 
-    crops: uint8 [n, S, S, 3]; index: int64 [n], the samples' numbers in the data set, on the crops' device.
-    Returns `dtype` [n, 3, S, S] in channels_last memory format, normalised by the recipe's mean and std. Arithmetic
+    crops: uint8 [n, S, S, C]; index: int64 [n], the samples' numbers in the data set, on the crops' device.
+    Returns `dtype` [n, C, S, S] in channels_last memory format, normalised by the recipe's mean and std. Arithmetic
     is float32 throughout, whatever `dtype` and autocast say; only the result is rounded. `compile` fuses the passes
     on an accelerator; where that fails, and on a CPU, it changes nothing. InputError for crops that are not uint8 [n,
-    S, S, 3].
+    S, S, C] with the C of the recipe's mean.
     """
 
     def __init__(self, recipe: Recipe, seed: int, *, compile: bool = False, dtype: torch.dtype = torch.float32) -> None:
         self.recipe = recipe
         self.seed = seed
         self.dtype = dtype
-        self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._constants: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
+        self._keys: dict[int, tuple[tuple[int, torch.device], Tensor]] = {}  # of each view, the last that were used
         self._everywhere = _compiled() if compile else everywhere
 
     @torch.no_grad()
     def __call__(self, crops: Tensor, index: Tensor, epoch: int, view: int = 0) -> Tensor:
-        _check(crops, index)
+        _check(crops, index, len(self.recipe.mean))
         if not len(crops):
             return torch.empty(crops.shape, dtype=self.dtype, device=crops.device).permute(0, 3, 1, 2)
         operations = self.recipe.view(view)
-        parameters = draw(operations, self.seed, epoch, index, view)
-        scale, shift = self._normalisation(crops.device)
-        kernel = _kernel() if crops.device.type == "cpu" else None
+        scale, shift, steps = self._on(crops.device)
+        kernel = _kernel() if crops.device.type == "cpu" and crops.shape[-1] == 3 else None
         if kernel is not None:
+            parameters = draw(operations, self.seed, epoch, index, view)
             out = _one_by_one(kernel, crops, parameters, operations, scale, shift).to(self.dtype)
-        else:
-            with torch.autocast(crops.device.type, enabled=False):
-                x = self._everywhere(crops, parameters, operations)
-                out = (x * scale[:, None] + shift[:, None]).to(self.dtype).transpose(2, 3).contiguous()
-        return out.permute(0, 3, 1, 2)
+            return out.permute(0, 3, 1, 2)
+        keys = self._stream_keys(epoch, view, crops.device)
+        with torch.autocast(crops.device.type, enabled=False):
+            return self._everywhere(crops, index, keys, steps, scale, shift, operations, self.dtype)
 
-    def _normalisation(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """scale, shift [3]: bytes * scale + shift are normalised. Kept per device: sending them there is a wait."""
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """scale, shift [C]: bytes * scale + shift are normalised; the columns' steps of `uniform`.
+
+        Kept per device: sending them there is a wait.
+        """
         if device not in self._constants:
             std = torch.tensor(self.recipe.std)
             scale, shift = 1 / (pixels.WHITE * std), -torch.tensor(self.recipe.mean) / std
-            self._constants[device] = scale.to(device), shift.to(device)
+            self._constants[device] = scale.to(device), shift.to(device), column_steps(MOST_DRAWS).to(device)
         return self._constants[device]
 
+    def _stream_keys(self, epoch: int, view: int, device: torch.device) -> Tensor:
+        """int64 [purposes]; sent once an epoch, without a wait."""
+        where, keys = self._keys.get(view, (None, None))
+        if where != (epoch, device) or keys is None:
+            keys = key_tensor(stream_keys(self.seed, epoch, view))
+            if device.type == "cuda":
+                keys = keys.pin_memory().to(device, non_blocking=True)
+            self._keys[view] = (epoch, device), keys
+        return keys
 
-def _check(crops: Tensor, index: Tensor) -> None:
-    if crops.dtype != torch.uint8 or crops.ndim != 4 or crops.shape[-1] != 3 or crops.shape[1] != crops.shape[2]:
-        raise InputError(f"augmentation takes uint8 crops [n, S, S, 3], not {crops.dtype} {list(crops.shape)}")
+
+def _check(crops: Tensor, index: Tensor, channels: int) -> None:
+    square = crops.ndim == 4 and crops.shape[1] == crops.shape[2]
+    if crops.dtype != torch.uint8 or not square or crops.shape[-1] != channels:
+        raise InputError(f"augmentation takes uint8 crops [n, S, S, {channels}], not {crops.dtype} {list(crops.shape)}")
     if index.shape != crops.shape[:1]:
         raise InputError(f"augmentation takes one index per crop, not {list(index.shape)} for {crops.shape[0]} crops")
 
@@ -85,47 +102,17 @@ def _check(crops: Tensor, index: Tensor) -> None:
 # On an accelerator --------------------------------------------------------------------------------
 
 
-def everywhere(crops: Tensor, p: Parameters, view: View) -> Tensor:
-    """uint8 [n, S, S, 3] -> float32 [n, S, 3, S] in [0, 255]; no value is read back from the device."""
-    if p.flip is not None:
-        crops = torch.where(pixels.per_sample(p.flip), crops.flip(2), crops)
-    x = crops.transpose(2, 3).to(torch.float32, memory_format=torch.contiguous_format)
-    if p.degrees is not None:
-        x = pixels.rotate(x, _mirrored(p.degrees, p.flip))
-    if p.grayscale is not None and view.grayscale_first:
-        x = torch.where(pixels.per_sample(p.grayscale), pixels.luma(x), x)
-    if p.order is not None and p.factors is not None:
-        x = _jitter(x, p.order, p.factors)
-    if p.grayscale is not None and not view.grayscale_first:
-        x = torch.where(pixels.per_sample(p.grayscale), pixels.luma(x), x)
-    if p.sigma is not None:
-        x = pixels.blur(x, p.sigma, pixels.blur_radius(view.sigma[1], x.shape[1]))
-    if p.solarize is not None:
-        x = torch.where(pixels.per_sample(p.solarize), pixels.solarize(x), x)
-    return x
-
-
-def _jitter(x: Tensor, order: Tensor, factors: Tensor) -> Tensor:
-    """Four rounds; in each, every sample undergoes the operation that its order puts there."""
-    for which in order.unbind(1):
-        due = pixels.per_sample(which)
-        grey = pixels.luma(x)
-        flat = torch.where(due == CONTRAST, grey.mean((1, 2, 3), keepdim=True), 0.0)
-        blended = pixels.blend(x, torch.where(due == SATURATION, grey, flat), factors.gather(1, which[:, None]))
-        x = torch.where(due == HUE, pixels.shift_hue(x, factors[:, HUE]), blended)
-    return x
-
-
 @cache
-def _compiled() -> Callable[[Tensor, Parameters, View], Tensor]:
-    """`everywhere`, compiled once for the process."""
-    return compiled(everywhere, "augmentations", dynamic=False)
+def _compiled() -> Callable[..., Tensor]:
+    """`everywhere`, compiled once for the process: a graph for each view that differs, for any number of samples."""
+    fused = compiled(everywhere, "augmentations")
 
+    def run(crops: Tensor, index: Tensor, *more: Any) -> Tensor:
+        for tensor in (crops, index):  # the last batch of an evaluation is smaller
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)  # type: ignore[no-untyped-call, unused-ignore]
+        return fused(crops, index, *more)
 
-def _mirrored(degrees: Tensor, flip: Tensor | None) -> Tensor:
-    """The flip runs first, on bytes, though the view puts it last: it commutes with all but the rotation, whose sense
-    it turns."""
-    return degrees if flip is None else torch.where(flip, -degrees, degrees)
+    return run
 
 
 # On a CPU -----------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
-"""The arithmetic of the augmentations on whole batches, float32 in [0, 255], laid out as [n, H, 3, W].
+"""The arithmetic of the augmentations on whole batches, float32 in [0, 255], each channel a plane [n, H, W].
 
-That layout, rows of one channel side by side, makes both passes of a separable blur plain matrix products, [H, H] @
-[H, 3W] and [3H, W] @ [W, W]. Staying in [0, 255] saves a division: every operation scales with its input, and the
-normalisation at the end absorbs the factor.
+Planes apart, an operation that mixes channels needs no copy that joins them, and a compiler can fuse all of them.
+Staying in [0, 255] saves a division: every operation scales with its input, and the normalisation at the end absorbs
+the factor.
 
 Every function takes one parameter per sample and equals the torchvision function of that name applied sample by
 sample. None waits for the device: no value is read back, no shape depends on data.
@@ -16,30 +16,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Planes = list[Tensor]  # float32 [n, H, W] of each channel; of RGB: red, green, blue
+
 WHITE = 255.0
 LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601-2, rounded as torchvision rounds it
 BLUR_REACH = 3.5  # standard deviations kept on each side of the blur kernel; see `blur_radius`
 
 
 def per_sample(values: Tensor) -> Tensor:
-    """[n] -> [n, 1, 1, 1]"""
-    return values.view(-1, 1, 1, 1)
+    """[n] -> [n, 1, 1]"""
+    return values.view(-1, 1, 1)
 
 
-def luma(x: Tensor) -> Tensor:
-    """Grey value of each pixel: [n, H, 3, W] -> [n, H, 1, W]."""
-    r, g, b = x.split(1, dim=2)
+def luma(planes: Planes) -> Tensor:
+    """Grey value of each pixel: [n, H, W]."""
+    r, g, b = planes
     return LUMA[0] * r + LUMA[1] * g + LUMA[2] * b
 
 
-def blend(x: Tensor, base: Tensor, factor: Tensor) -> Tensor:
-    """factor * x + (1 - factor) * base, clamped; factor [n]. Brightness (base: black), contrast (base: the image's mean
-    grey) and saturation (base: the pixel's grey) are this one formula."""
+def blend(x: Tensor, base: Tensor | float, factor: Tensor) -> Tensor:
+    """factor * x + (1 - factor) * base, clamped; a plane, factor [n]. Brightness (base: black), contrast (base: the
+    image's mean grey) and saturation (base: the pixel's grey) are this one formula."""
     factor = per_sample(factor)
     return (factor * x + (1 - factor) * base).clamp(0, WHITE)
 
 
-def shift_hue(x: Tensor, turns: Tensor) -> Tensor:
+def shift_hue(planes: Planes, turns: Tensor) -> Planes:
     """Rotate the hue by `turns` [n], each in [-0.5, 0.5], at constant HSV value and saturation.
 
     With M, m and C = M - m the largest channel, the smallest and their difference, the hue in sixths of a turn from
@@ -50,18 +52,18 @@ def shift_hue(x: Tensor, turns: Tensor) -> Tensor:
     Multiplied by C no division is left (so no case for grey pixels, C = 0), and neither sectors nor saturation are
     ever formed.
     """
-    r, g, b = x.unbind(2)
+    r, g, b = planes
     high = torch.maximum(torch.maximum(r, g), b)
     low = torch.minimum(torch.minimum(r, g), b)
     chroma = high - low
     hue = torch.copysign(g + b - r + high - 2 * low, g - b)
-    channels = []
+    shifted = []
     for own in (0.0, 2.0, -2.0):
         away = 6 * turns - own
         away = (away - 6 * torch.round(away / 6)).view(-1, 1, 1)
         channel = ((hue + chroma * away).abs() - 3 * chroma).abs() - chroma + low
-        channels.append(torch.minimum(torch.maximum(channel, low), high))
-    return torch.stack(channels, 2)
+        shifted.append(torch.minimum(torch.maximum(channel, low), high))
+    return shifted
 
 
 def solarize(x: Tensor) -> Tensor:
@@ -80,46 +82,37 @@ def blur_radius(sigma: float, size: int) -> int:
     return min(math.ceil(BLUR_REACH * sigma), size - 1)
 
 
-def blur_matrices(sigma: Tensor, radius: int, size: int) -> Tensor:
-    """A [n, size, size] of sigma [n]: A @ column is the column blurred, mirrored at its ends.
-
-    A sigma of 0 gives the identity.
-    """
-    offset = torch.arange(-radius, radius + 1, device=sigma.device, dtype=sigma.dtype)
-    taps = torch.exp(-0.5 * (offset / sigma.clamp(min=0.01)[:, None]) ** 2)  # at 0.01 only the centre is above 0
-    taps = taps * (taps > 1e-12)  # subnormal numbers add nothing and slow multiplications down
-    taps = taps / taps.sum(1, keepdim=True)
-    # For a padded column first: row i holds the taps from i to i + 2 * radius, a window that moves on by one per row.
-    wide = size + 2 * radius
-    padded = sigma.new_zeros(len(sigma), size, wide)
-    padded.as_strided((len(sigma), size, len(offset)), (size * wide, wide + 1, 1)).copy_(taps[:, None])
-    # Then what the padding weighs goes to the pixels that the border mirrors there.
-    matrices = padded[..., radius : radius + size].clone()
-    matrices[..., 1 : radius + 1] += padded[..., :radius].flip(-1)
-    matrices[..., size - 1 - radius : size - 1] += padded[..., radius + size :].flip(-1)
-    return matrices
+def blur_taps(sigma: Tensor, radius: int) -> list[Tensor]:
+    """2 · radius + 1 weights [n] of sigma [n]; a sigma of 0 gives the identity."""
+    squares = -0.5 / sigma.clamp(min=0.01) ** 2  # at 0.01 only the centre is above 0
+    taps = [torch.exp(squares * offset**2) for offset in range(radius + 1)]
+    total = taps[0] + 2 * sum(taps[1:], torch.zeros_like(sigma))
+    return [taps[abs(offset)] / total for offset in range(-radius, radius + 1)]
 
 
 def blur(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
-    """Separable Gaussian blur, mirrored at the borders (torchvision's `gaussian_blur`); sigma [n], 0 leaves a sample
-    as it is.
+    """Separable Gaussian blur of [n, C, H, W], mirrored at the borders (torchvision's `gaussian_blur`); sigma [n], 0
+    leaves a sample as it is."""
+    taps = [tap.view(-1, 1, 1, 1) for tap in blur_taps(sigma, radius)]
+    for dimension in (2, 3):
+        size = x.shape[dimension]
+        at = torch.arange(size, device=x.device)
+        parts = [tap * x.index_select(dimension, _reflected(at + k - radius, size)) for k, tap in enumerate(taps)]
+        x = sum(parts[1:], parts[0])
+    return x
 
-    As products with matrices that are mostly zeros: twenty times the additions, and still the quickest on hardware
-    for products.
-    """
-    n, height, _, width = x.shape
-    matrices = blur_matrices(sigma, radius, height)
-    columns = torch.bmm(matrices, x.reshape(n, height, 3 * width))
-    return torch.bmm(columns.view(n, 3 * height, width), matrices.mT).view_as(x)
+
+def _reflected(at: Tensor, size: int) -> Tensor:
+    """Positions in [0, size) that a mirror at both ends shows at positions less than a length away."""
+    at = at.abs()
+    return torch.where(at < size, at, 2 * (size - 1) - at)
 
 
 def rotate(x: Tensor, degrees: Tensor) -> Tensor:
-    """Rotate square images counter-clockwise about the centre, bilinear, black outside; degrees [n]."""
+    """Rotate square images [n, C, S, S] counter-clockwise about the centre, bilinear, black outside; degrees [n]."""
     angle = torch.deg2rad(degrees)
     cos, sin, zero = torch.cos(angle), torch.sin(angle), torch.zeros_like(angle)
     # From output to input; y runs down, hence the signs.
     theta = torch.stack([cos, -sin, zero, sin, cos, zero], 1).view(-1, 2, 3)
-    planar = x.transpose(1, 2)
-    grid = F.affine_grid(theta, list(planar.shape), align_corners=False)
-    rotated = F.grid_sample(planar, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    return rotated.transpose(1, 2).contiguous()
+    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

@@ -5,6 +5,7 @@ They are functions of (seed, epoch, sample index, view).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,20 +34,35 @@ class Parameters:
     flip: Tensor | None = None  # bool [n]
 
 
+PURPOSES = (Purpose.JITTER, Purpose.GRAYSCALE, Purpose.BLUR, Purpose.SOLARIZE, Purpose.ROTATION, Purpose.FLIP)
+MOST_DRAWS = 9  # numbers of one purpose for a sample
+
+
+def stream_keys(seed: int, epoch: int, number: int) -> list[int]:
+    """The keys of view `number`, one of each of PURPOSES."""
+    return [stream_key(seed, epoch, purpose, number) for purpose in PURPOSES]
+
+
 def draw(view: View, seed: int, epoch: int, index: Tensor, number: int) -> Parameters:
     """The parameters of view `number` for the samples `index` (int64 [n]), on its device."""
+    return draw_with(view, stream_keys(seed, epoch, number), index)
+
+
+def draw_with(view: View, keys: Sequence[int | Tensor], index: Tensor, steps: Tensor | None = None) -> Parameters:
+    """`draw` with the view's `stream_keys`. steps: see `moco.randomness.uniform`."""
+    key_of = dict(zip(PURPOSES, keys, strict=True))
 
     def numbers(purpose: Purpose, count: int) -> Tensor:
-        return uniform(stream_key(seed, epoch, purpose, number), index, count)
+        return uniform(key_of[purpose], index, count, steps)
 
     def happens(purpose: Purpose, odds: float) -> Tensor | None:
         return numbers(purpose, 1)[:, 0] < odds if odds > 0 else None
 
     order = factors = sigma = degrees = None
     if view.jitter is not None:
-        u = numbers(Purpose.JITTER, 9)  # applied?, 4 sort keys of the order, 4 strengths
+        u = numbers(Purpose.JITTER, MOST_DRAWS)  # applied?, 4 sort keys of the order, 4 strengths
         applied = u[:, 0] < view.jitter.p
-        order = torch.argsort(u[:, 1:5], dim=1, stable=True)
+        order = _argsort(u[:, 1:5])
         strengths = [_within(u[:, 5 + k], bounds) for k, bounds in enumerate(view.jitter.ranges())]
         columns = [torch.where(applied, strength, none) for strength, none in zip(strengths, NO_JITTER, strict=True)]
         factors = torch.stack(columns, 1)
@@ -64,6 +80,18 @@ def draw(view: View, seed: int, epoch: int, index: Tensor, number: int) -> Param
         degrees=degrees,
         flip=happens(Purpose.FLIP, view.flip),
     )
+
+
+def _argsort(values: Tensor) -> Tensor:
+    """Stable argsort along the second of two short dimensions, by comparisons, which a compiler fuses."""
+    columns = values.unbind(1)
+    ranks = []
+    for k, own in enumerate(columns):
+        smaller = [(v <= own if j < k else v < own).long() for j, v in enumerate(columns) if j != k]
+        ranks.append(sum(smaller[1:], smaller[0]))
+    places = range(len(columns))
+    at = [sum(((ranks[k] == place) * k for k in places[1:]), torch.zeros_like(ranks[0])) for place in places]
+    return torch.stack(at, 1)
 
 
 def _within(u: Tensor, bounds: Range) -> Tensor:

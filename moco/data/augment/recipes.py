@@ -8,22 +8,22 @@ stands are the same function and need no field for it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 
-from moco.errors import InputError
+from moco.errors import InputError, did_you_mean
 
-Triple = tuple[float, float, float]
+PerChannel = tuple[float, ...]
 Range = tuple[float, float]
 
-IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
-IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
-CIFAR_MEAN: Triple = (0.4914, 0.4822, 0.4465)
-CIFAR_STD: Triple = (0.2023, 0.1994, 0.2010)
-STL10_MEAN: Triple = (0.44087801806139126, 0.42790631331699347, 0.3867879370752931)
-STL10_STD: Triple = (0.26826768628079806, 0.2610450402318512, 0.26866836876860795)
-DIGITS_MEAN: Triple = (0.306, 0.306, 0.306)  # of the 1,797 scans after the enlargement to 32 x 32
-DIGITS_STD: Triple = (0.324, 0.324, 0.324)
+IMAGENET_MEAN: PerChannel = (0.485, 0.456, 0.406)
+IMAGENET_STD: PerChannel = (0.229, 0.224, 0.225)
+CIFAR_MEAN: PerChannel = (0.4914, 0.4822, 0.4465)
+CIFAR_STD: PerChannel = (0.2023, 0.1994, 0.2010)
+STL10_MEAN: PerChannel = (0.44087801806139126, 0.42790631331699347, 0.3867879370752931)
+STL10_STD: PerChannel = (0.26826768628079806, 0.2610450402318512, 0.26866836876860795)
+DIGITS_MEAN: PerChannel = (0.306, 0.306, 0.306)  # of the 1,797 scans after the enlargement to 32 x 32
+DIGITS_STD: PerChannel = (0.324, 0.324, 0.324)
 
 
 @dataclass(frozen=True)
@@ -75,19 +75,29 @@ class View:
         if not 0 < self.sigma[0] <= self.sigma[1]:
             raise InputError(f"blur sigmas {self.sigma} must be two numbers above 0, the smaller first")
 
+    def without_colour(self) -> View:
+        """The view without hue, saturation and grey, which only RGB has."""
+        jitter = replace(self.jitter, saturation=0.0, hue=0.0) if self.jitter else None
+        return replace(self, jitter=jitter, grayscale=0.0, grayscale_first=False)
+
 
 @dataclass(frozen=True)
 class Recipe:
-    """A named set of views; `scale` and `ratio` (area share and aspect of the random crop) are for the loader."""
+    """A named set of views.
+
+    scale, ratio: area share and aspect of the loader's random crop. probe_scale: that share for a probe. centre: the
+    central square of an evaluation, as a share of the shorter side; by default that of 224 in 256 px.
+    """
 
     name: str
     source: str
     views: tuple[View, ...]
     scale: Range = (0.2, 1.0)
     ratio: Range = (3 / 4, 4 / 3)
-    mean: Triple = IMAGENET_MEAN
-    std: Triple = IMAGENET_STD
+    mean: PerChannel = IMAGENET_MEAN
+    std: PerChannel = IMAGENET_STD
     probe_scale: Range = (0.08, 1.0)
+    centre: float = 0.875
 
     def view(self, number: int) -> View:
         return self.views[number % len(self.views)]
@@ -101,13 +111,28 @@ class Recipe:
             (View(flip=flip),),
             scale=self.probe_scale,
             ratio=self.ratio,
+            centre=self.centre,
             mean=self.mean,
             std=self.std,
         )
 
     def for_evaluation(self) -> Recipe:
         """Normalisation alone, with this recipe's statistics."""
-        return replace(RECIPES["eval"], name=f"eval ({self.name})", mean=self.mean, std=self.std)
+        return replace(RECIPES["eval"], name=f"eval ({self.name})", mean=self.mean, std=self.std, centre=self.centre)
+
+    def for_channels(self, channels: int, mean: Sequence[float] = (), std: Sequence[float] = ()) -> Recipe:
+        """This recipe for images of `channels`, with the `mean` and `std` of their values / 255.
+
+        Without these it is the recipe's own for three channels, and for another number where its three are equal (grey
+        scans); else 0.5 and 0.5. The views of other images than RGB are those of `View.without_colour`.
+        """
+        recipe = self
+        if channels != 3:
+            grey = len(set(self.mean)) == len(set(self.std)) == 1
+            usual = (self.mean[0], self.std[0]) if grey else (0.5, 0.5)
+            views = tuple(view.without_colour() for view in self.views)
+            recipe = replace(self, views=views, mean=(usual[0],) * channels, std=(usual[1],) * channels)
+        return replace(recipe, mean=tuple(mean), std=tuple(std)) if mean or std else recipe
 
 
 def _check_odds(p: float) -> None:
@@ -115,13 +140,22 @@ def _check_odds(p: float) -> None:
         raise InputError(f"a probability of {p} is outside [0, 1]")
 
 
-def find_recipe(name: str) -> Recipe:
-    """The recipe called `name`; InputError with the known names otherwise."""
+def find_recipe(
+    name: str,
+    crop_min: float | None = None,
+    channels: int = 3,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+) -> Recipe:
+    """The recipe called `name`, `for_channels`; InputError with the known names if there is none.
+
+    crop_min: smallest area share of the random crop, in place of the recipe's.
+    """
     if name not in RECIPES:
-        near = get_close_matches(name, RECIPES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise InputError(f"unknown augmentation recipe {name!r}{hint} Known: {', '.join(sorted(RECIPES))}.")
-    return RECIPES[name]
+        hint = did_you_mean(name, RECIPES, 1)
+        raise InputError(f"unknown augmentation recipe {name!r}{hint}; take one of {', '.join(sorted(RECIPES))}")
+    recipe = RECIPES[name].for_channels(channels, mean, std)
+    return recipe if crop_min is None else replace(recipe, scale=(crop_min, max(crop_min, recipe.scale[1])))
 
 
 _MILD = Jitter(0.4, 0.4, 0.4, 0.1, p=0.8)
@@ -168,6 +202,7 @@ RECIPES: dict[str, Recipe] = {
             scale=(0.08, 1.0),
             mean=STL10_MEAN,
             std=STL10_STD,
+            centre=64 / 70,  # resized to 70 px, of which 64 are cut
         ),
         Recipe(
             "cifar",
@@ -176,6 +211,7 @@ RECIPES: dict[str, Recipe] = {
             scale=(0.08, 1.0),
             mean=CIFAR_MEAN,
             std=CIFAR_STD,
+            centre=1.0,  # pictures made to size are shown whole
         ),
         Recipe(
             "digits",
@@ -185,6 +221,7 @@ RECIPES: dict[str, Recipe] = {
             mean=DIGITS_MEAN,
             std=DIGITS_STD,
             probe_scale=(0.8, 1.0),
+            centre=1.0,
         ),
         Recipe(
             "lincls", "MoCo's linear probe (facebookresearch/moco main_lincls.py)", (View(flip=0.5),), scale=(0.08, 1.0)

@@ -20,6 +20,7 @@ import numpy as np
 from moco.commands import Parser, end_with, number, run_command
 from moco.data.beton.file import JPEG, BetonFile, BetonSource, require_ffcv
 from moco.data.beton.writer import MODES, progress_bar, write_beton
+from moco.data.channels import RGB, PixelFormat, pixel_format
 from moco.data.datasets import DATASETS, SPLITS, find_beton, has_split, open_split, subset_classes
 from moco.data.decode import BadImage
 from moco.data.folder import FolderSource
@@ -31,19 +32,20 @@ SHOWN = 20
 
 
 def sources(
-    data: str, dataset: str, subset: str | None, split: str | None, out: Path
+    data: str, dataset: str, subset: str | None, split: str | None, out: Path, pixels: PixelFormat = RGB
 ) -> list[tuple[str, Source, Path]]:
     """(split, source, file) for everything that `write` is to write."""
     if split is not None:
-        return [(split, open_split(data, dataset, split, subset=subset, labels_required=False), out)]
+        return [(split, open_split(data, dataset, split, subset=subset, labels_required=False, pixels=pixels), out)]
     there = [name for name in SPLITS if has_split(data, dataset, name)]
     if not there and dataset == "folder":
-        return [("images", FolderSource(data, subset=subset_classes(subset), labels_required=False), out)]
+        images = FolderSource(data, subset=subset_classes(subset), labels_required=False, pixels=pixels)
+        return [("images", images, out)]
     found = []
     for name in there or SPLITS:
         path = find_beton(str(out), name)
         assert path is not None
-        found.append((name, open_split(data, dataset, name, subset=subset, labels_required=False), path))
+        found.append((name, open_split(data, dataset, name, subset=subset, labels_required=False, pixels=pixels), path))
     if len(found) == len(SPLITS):
         check_same_classes(found[0][1], found[1][1])
     return found
@@ -54,7 +56,8 @@ def write(options: argparse.Namespace) -> int:
     out = Path(options.out)
     if out.suffix != ".beton":
         raise InputError(f"{out} must end in .beton: that is how the trainer tells such files from folders")
-    todo = sources(options.src, options.dataset, options.subset, options.split, out)
+    pixels = pixel_format(3, options.value_range)
+    todo = sources(options.src, options.dataset, options.subset, options.split, out, pixels)
     for _, _, path in todo:
         if path.exists() and not options.force:
             raise InputError(f"{path} exists: choose another name, or pass --force to replace it")
@@ -85,7 +88,7 @@ def write(options: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-_KEPT = ("dataset", "subset", "mode", "quality", "max_resolution", "proportion")
+_KEPT = ("dataset", "subset", "mode", "quality", "max_resolution", "proportion", "value_range")
 
 
 def info(options: argparse.Namespace) -> int:
@@ -191,6 +194,9 @@ def parser() -> argparse.ArgumentParser:
     )
     one.add_argument(
         "--max-resolution", type=number(int, 1), help="shrink so that the longer side is at most this (256, 400, 500)"
+    )
+    one.add_argument(
+        "--value-range", metavar="LOW,HIGH", help="values of more than 8 bits that become black and white (each file's)"
     )
     one.add_argument("--skip-bad-images", action="store_true", help="leave out images that cannot be read; count them")
     one.add_argument("--force", action="store_true", help="replace files that exist")

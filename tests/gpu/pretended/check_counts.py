@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from benchmarks import launches
 from moco.builder import MoCo
+from moco.encoders.batchnorm import isolate_batchnorm
+from tests.gpu.pretended import trainer
 from tests.gpu.pretended.counting import Count, count, multi_tensor
 from tests.gpu.pretended.gpu import Gpu
 
@@ -49,6 +52,37 @@ def test_one_more_kernel_is_seen(patch: pytest.MonkeyPatch, tmp_path: Path) -> N
     patch.setattr(MoCo, "update_key_encoder", update_key_encoder)
     found = excess(count(SMALL, tmp_path / "more", images=8), budget)
     assert len(found) == 2 and all(line.startswith("EMA: ") for line in found)
+
+
+def test_max_bad_steps_adds_a_few_kernels(tmp_path: Path) -> None:
+    """Not some for each of the eighty statistics."""
+    words = f"{SMALL} -a resnet18 --image-size 32 --bn local"
+    plain, guarded = (
+        sum(count(f"{words} {more}", tmp_path / str(len(more)), images=4).kernels.values())
+        for more in ("", "--max-bad-steps 3")
+    )
+    assert 0 < guarded - plain <= 8
+
+
+@pytest.mark.parametrize("samples", [64, 70])
+def test_split_batchnorm_moves_no_more_than_the_plain_one(samples: int, patch: pytest.MonkeyPatch) -> None:
+    """In NHWC, forward and backward: no copy of the batch, nor anything that grows with the number of groups."""
+    trainer.prepare(patch)
+    counted = {}
+    for mode in ("local", "split"):
+        counts = counted[mode] = Count()
+        layer = isolate_batchnorm(nn.Sequential(nn.BatchNorm2d(32)), mode, 8, torch.device("cuda"))
+        with Gpu(torch.device("cuda", 3)) as gpu:
+            layer.to(gpu.device)
+            x = torch.zeros((samples, 32, 28, 28), dtype=torch.bfloat16, device=gpu.device)
+            x = x.to(memory_format=torch.channels_last).requires_grad_()
+            gpu.waits.clear()
+            gpu.listeners.append(counts)
+            out = layer(x)
+            out.backward(torch.ones_like(out))
+        assert gpu.faults == gpu.waits == []
+        assert out.is_contiguous(memory_format=torch.channels_last)
+    assert sum(counted["split"].bytes.values()) <= 1.1 * sum(counted["local"].bytes.values())
 
 
 def listened(work: Any) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,9 @@ from moco.data.loader import Loader
 from moco.data.sampler import Sampler
 from moco.encoders import build_encoder
 from moco.evaluate.features import encode
+from moco.pretrain.step import TrainingStep
 from moco.run.checkpoint import checkpoints
+from moco.run.log import read_log
 from tests.gpu.pretended import trainer
 
 RUN = "--recipe lincls --moco-k 16 --amp bf16 --print-freq 100"
@@ -61,6 +64,48 @@ def test_waits_do_not_grow_with_the_number_of_steps(patch: pytest.MonkeyPatch, t
     few = waits_of(trainer.pretrain, f"{words} -b 13", tmp_path / "two steps", patch)
     many = waits_of(trainer.pretrain, f"{words} -b 6", tmp_path / "four steps", patch)
     assert many - few == Counter()
+
+
+@pytest.mark.parametrize("world", [1, 8])
+def test_a_printed_line_is_one_wait_and_a_step_late(world: int, patch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """When it is waited for, the GPU has been given the step after it, but for the last of an epoch."""
+    before: list[list[str]] = []  # for each step, the waits until it began
+    with trainer.on_gpu(patch, world, 0) as (gpu, _):
+        real = TrainingStep.__call__
+
+        def step(self: TrainingStep, *args: Any, **how: Any) -> Any:
+            before.append(list(gpu.waits))
+            return real(self, *args, **how)
+
+        patch.setattr(TrainingStep, "__call__", step)
+        assert trainer.pretrain(f"{RUN} --epochs 1 -b 8 --eval-freq 0 --print-freq 1", tmp_path) == 0
+    assert gpu.faults == []
+    lines = [sum("run/late.py" in wait for wait in waits) for waits in (*before, gpu.waits)]
+    assert lines == [0, 0, 1, 3]
+    assert len(before[2]) == len(before[1]) + 1, "nothing but that line is waited for"
+    assert [r["step"] for r in read_log(tmp_path / "log.jsonl") if r["kind"] == "train"] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("arrived", "lines"), [(True, [1, 2]), (False, [1])])
+def test_a_line_that_has_arrived_is_not_lost_with_the_run(
+    arrived: bool, lines: list[int], patch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A rank that fails does not wait for a device that may itself wait for ever."""
+    steps = []
+    with trainer.on_gpu(patch) as (gpu, _):
+        real = TrainingStep.__call__
+
+        def step(self: TrainingStep, *args: Any, **how: Any) -> Any:
+            steps.append(len(gpu.waits))
+            if len(steps) == 3:
+                patch.setattr(torch.cuda.Event, "query", lambda _: arrived)
+                raise ZeroDivisionError
+            return real(self, *args, **how)
+
+        patch.setattr(TrainingStep, "__call__", step)
+        with pytest.raises(ZeroDivisionError):
+            trainer.pretrain(f"{RUN} --epochs 1 -b 8 --eval-freq 0 --print-freq 1", tmp_path)
+    assert [r["step"] for r in read_log(tmp_path / "log.jsonl") if r["kind"] == "train"] == lines
 
 
 FORMS = ["--sweep", "--cached --sweep", "--finetune", "--optimizer adam", "--features-from output"]

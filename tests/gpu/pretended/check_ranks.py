@@ -53,25 +53,30 @@ def test_also_when_a_step_is_not_applied(patch: pytest.MonkeyPatch, tmp_path: Pa
     assert disagreements(calls) == []
 
 
-def test_also_when_one_rank_is_preempted(patch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The signal reaches rank 1 alone; the votes of the others come over gloo."""
+@pytest.mark.parametrize(("signalled_at", "saved_at"), [(1, 2), (2, 3), (3, 3), (4, 5)])
+def test_also_when_one_rank_is_preempted(
+    signalled_at: int, saved_at: int, patch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The signal reaches rank 1 alone, in one of the three steps of an epoch; the votes of the others come over gloo.
+
+    All save after the next step, or at once in the last step of an epoch, which evaluations follow."""
     asked = []
 
     def signalled(_: Preemption) -> bool:
         asked.append(os.environ["RANK"])
-        return os.environ["RANK"] == "1" and asked.count("1") == 1
+        return os.environ["RANK"] == "1" and asked.count("1") >= signalled_at
 
     def all_reduce(x: torch.Tensor, *args: Any, **how: Any) -> Any:
         done = real(x, *args, **how)
-        if not x.is_cuda and asked.count(os.environ["RANK"]) == 1:
+        if not x.is_cuda and asked.count(os.environ["RANK"]) >= signalled_at:
             x[0] = 1  # rank 1's vote
         return done
 
     patch.setattr(Preemption, "__bool__", signalled)
     real = dist.all_reduce
     patch.setattr(dist, "all_reduce", all_reduce)
-    calls = of_both_ranks("--epochs 2 --eval-freq 0", tmp_path, patch, expected=EXIT_PREEMPTED)
-    assert sum(call.name == "all_to_all_single" for call in calls[0]) == 3
+    calls = of_both_ranks("-b 8 --epochs 9 --eval-freq 1", tmp_path, patch, expected=EXIT_PREEMPTED)
+    assert sum(call.name == "all_to_all_single" for call in calls[0]) == 3 * saved_at
     assert disagreements(calls) == []
 
 

@@ -4,6 +4,7 @@ A program runs on it as it is: `with Gpu(torch.device("cuda", 3)) as gpu: main([
 read back are made up. Written down are
   faults  what must never be: a tensor of another device, a copy said to be non-blocking from memory that is not pinned,
           fused kernels given unequal layouts. A tensor of the host that meets one of the GPU raises, as on a GPU.
+  nondeterministic  operations that have no deterministic kernel, which --deterministic would refuse;
   waits   where the host waits for the device: numbers read, shapes that depend on values, blocking copies.
 Not seen: wrong values, races between streams, how long anything takes.
 """
@@ -29,6 +30,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from tests.gpu.pretended import stand_ins
 from tests.gpu.pretended.missing_kernels import KERNELS, keeps_channels_last
+from tests.gpu.pretended.nondeterministic import without_deterministic_kernel
 
 ROOT = Path(__file__).resolve().parents[3]
 Listener = Callable[[Any, Any, Any, Any], Any]  # (operation, args, kwargs, result)
@@ -47,6 +49,7 @@ class Gpu(TorchDispatchMode):
         self.device = device
         self.faults: list[str] = []
         self.waits: list[str] = []
+        self.nondeterministic: list[str] = []
         self.listeners: list[Listener] = []  # called after each operation on the device
         self._fake = _FakeMode(allow_non_fake_inputs=False)
         self._lock = threading.RLock()  # FakeTensorMode is not made for several threads
@@ -103,6 +106,8 @@ class Gpu(TorchDispatchMode):
         if wanted and torch.device(wanted) == torch.device("cuda"):  # else FakeTensorMode remembers another thread's
             kwargs = {**kwargs, "device": torch.device("cuda", stand_ins.current_device())}
         name = func._schema.name.removeprefix("aten::")
+        if without_deterministic_kernel(name, args, kwargs):
+            self.nondeterministic.append(f"{name} at {place()}")
         with self._lock:
             out = self._on_device(func, name, args, kwargs)
             for x in tensors_in((out,)):

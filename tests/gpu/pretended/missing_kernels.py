@@ -32,6 +32,29 @@ def _per_channel(x: Tensor) -> Tensor:
     return x.new_empty(x.shape[1], dtype=torch.float32)
 
 
+torch.library.define("pretended::compiled", "(Tensor(a!) into, Tensor?[] others) -> ()")
+
+
+def compiled_values(into: Tensor, *others: Any) -> None:
+    """Stands in for a compiled function, which reads its arguments once and writes `into` once."""
+    torch.ops.pretended.compiled(into, [other for other in others if isinstance(other, Tensor)])
+
+
+def compiled_gradients(into: Tensor, grad: Tensor, x: Tensor, statistics: Tensor, *others: Any) -> Tensor:
+    compiled_values(into, grad, x, statistics, *others)
+    return torch.empty_like(statistics[:, 0])
+
+
+def gru_cell(gpu: Any, of_input: Tensor, of_hidden: Tensor, hidden: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(hidden), hidden.new_empty(len(hidden), 5 * hidden.shape[1])
+
+
+def gru_cell_backward(gpu: Any, grad: Tensor, workspace: Tensor, has_bias: bool) -> tuple[Tensor | None, ...]:
+    gates = (3 * grad.shape[1],)
+    biases = (grad.new_empty(gates), grad.new_empty(gates)) if has_bias else (None, None)
+    return grad.new_empty(len(grad), *gates), grad.new_empty(len(grad), *gates), torch.empty_like(grad), *biases
+
+
 KERNELS: dict[str, Callable[..., Any]] = {
     "_fused_sgd_": fused,
     "_fused_adam_": fused,
@@ -42,6 +65,9 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "batch_norm_elemt": lambda gpu, x, *_: torch.empty_like(x),
     "batch_norm_backward_reduce": lambda gpu, grad, x, *_: tuple(_per_channel(x) for _ in range(4)),
     "batch_norm_backward_elemt": lambda gpu, grad, x, *_: torch.empty_like(x),
+    "_thnn_fused_gru_cell": gru_cell,
+    "_thnn_fused_gru_cell_backward": gru_cell_backward,
+    "pretended::compiled": lambda gpu, into, *_: None,
 }
 _CUDNN = ("convolution", "convolution_backward", "native_batch_norm", "native_batch_norm_backward")
 

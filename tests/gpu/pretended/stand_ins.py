@@ -105,8 +105,9 @@ def stream(wanted: Stream) -> Iterator[None]:
 def install() -> None:
     fixed: dict[str, Any] = {
         "is_available": True, "is_initialized": True, "is_bf16_supported": True, "device_count": 8, "_lazy_init": None,
-        "is_current_stream_capturing": False, "max_memory_allocated": 0, "memory_allocated": 0, "manual_seed_all": None,
-        "manual_seed": None, "set_rng_state": None, "empty_cache": None, "reset_peak_memory_stats": None,
+        "is_current_stream_capturing": False, "max_memory_allocated": 2**20, "memory_allocated": 0,
+        "manual_seed_all": None, "manual_seed": None, "set_rng_state": None, "empty_cache": None,
+        "reset_peak_memory_stats": None,
         "get_device_name": "pretended GPU", "get_device_capability": (9, 0), "set_sync_debug_mode": None,
         "get_device_properties": SimpleNamespace(name="pretended GPU", major=9, minor=0, multi_processor_count=132),
     }  # fmt: skip

@@ -11,15 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 import moco.data.augment.apply as augmentations
 import moco.pretrain.__main__ as pretraining
 import moco.probe.__main__ as probing
+from moco.data.augment import Augment
 from moco.data.source import ArraySource
+from moco.encoders import split_batchnorm
 from moco.pretrain import optimiser, state
 from moco.pretrain.step import TrainingStep
 from moco.timing import timeline
 from tests.gpu.pretended.gpu import Gpu, Listener
+from tests.gpu.pretended.missing_kernels import compiled_gradients, compiled_values
 from tests.gpu.pretended.world import Call, rank_of
 
 IMAGES, SIDE, CLASSES = 26, 8, 3
@@ -44,6 +48,7 @@ def prepare(patch: pytest.MonkeyPatch, images: int = IMAGES) -> None:
         if name.startswith("moco.") and hasattr(module, "open_split"):
             patch.setattr(module, "open_split", lambda *_, **__: source(images))
     patch.setattr(augmentations, "_compiled", lambda: augmentations.everywhere)
+    patch.setattr(split_batchnorm, "kernels", lambda: (compiled_values, compiled_gradients))
 
 
 def pretrain(words: str, folder: Path) -> int:
@@ -88,6 +93,15 @@ def on_gpu(patch: pytest.MonkeyPatch, world: int = 1, rank: int = 0) -> Iterator
         yield gpu, calls
 
 
+def leave_augmentations_out(patch: pytest.MonkeyPatch) -> None:
+    """A quarter of a small step's operations: for checks of something else."""
+
+    def augment(self: Augment, crops: Tensor, *_: Any) -> Tensor:
+        return crops.permute(0, 3, 1, 2).float()
+
+    patch.setattr(augmentations.Augment, "__call__", augment)
+
+
 def two_steps(
     words: str, folder: Path, patch: pytest.MonkeyPatch, *, world: int = 1, batch: int = 8
 ) -> tuple[Gpu, list[str]]:
@@ -106,7 +120,7 @@ def two_steps(
 
 def pretend_bad_step(patch: pytest.MonkeyPatch, number: int) -> None:
     """When the run asks, step `number` was not applied, because its gradient was not finite."""
-    patch.setattr(optimiser.GuardedOptimizer, "not_applied", lambda _: (1, number))
+    patch.setattr(optimiser.GuardedOptimizer, "report", lambda _: torch.tensor([1, number]))
 
 
 def load_momentum_contiguous(patch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,135 @@
+"""InfoNCE against align + uniform, both tuned on held-out training images: the table of docs/results.md.
+
+    python -m benchmarks.tuned_heads split CIFAR/train HELD_OUT
+    python -m launch.sweep launch/recipes/sweep_cifar10_tuning.yaml --cluster local --parallel 2 -- HELD_OUT
+    python -m benchmarks.tuned_heads choose runs/sweeps/cifar10-tuning
+    python -m launch.sweep launch/recipes/sweep_cifar10_tuned.yaml --cluster local --parallel 2 -- CIFAR
+    python -m benchmarks.tuned_heads report runs/sweeps/cifar10-tuned
+
+`split` links a tenth of each class as validation images, the rest as training images.
+The real validation images stay unseen.
+`choose` takes for each loss the setting of the highest linear accuracy.
+It writes the recipe of the second sweep: those settings with five seeds.
+`report` writes benchmarks/results/cifar10_tuned.json and the table between its two marks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from scipy.stats import ttest_rel
+
+from benchmarks.results_page import COLUMNS, PAGE, RESULTS, measured_where, name_of, put, spread
+from moco.commands import run_command
+from moco.errors import InputError
+from moco.report.runs import DONE, KNN, PROBE, Encoder, read
+from moco.run.files import write_json
+
+RECIPES = Path(__file__).resolve().parent.parent / "launch" / "recipes"
+TUNING, TUNED = RECIPES / "sweep_cifar10_tuning.yaml", RECIPES / "sweep_cifar10_tuned.yaml"
+LOSSES = ("infonce", "align-uniform")
+SEEDS = 5
+HELD_OUT = 10  # one of so many images of a class
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("split", help="hold a tenth of the training images out")
+    one.add_argument("images", type=Path, help="folder with a folder for each class")
+    one.add_argument("folder", type=Path, help="gets train/ and val/ of links")
+    commands.add_parser("choose", help="write the second sweep's recipe").add_argument("sweep", type=Path)
+    commands.add_parser("report", help="write the table").add_argument("sweep", type=Path)
+    o = parser.parse_args()
+    if o.command == "split":
+        hold_out(o.images, o.folder)
+    elif o.command == "choose":
+        TUNED.write_text(tuned_recipe([best(read([o.sweep]), loss) for loss in LOSSES]))
+        print(f"wrote {TUNED}")
+    else:
+        report(read([o.sweep]))
+    return 0
+
+
+def hold_out(images: Path, folder: Path) -> None:
+    """Links every tenth image of a class, by name, into val/, and the others into train/."""
+    classes = sorted(path for path in images.iterdir() if path.is_dir())
+    if not classes:
+        raise InputError(f"{images} has no folders of classes")
+    for of_class in classes:
+        for i, image in enumerate(sorted(of_class.iterdir())):
+            target = folder / ("val" if i % HELD_OUT == 0 else "train") / of_class.name / image.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.symlink_to(image.resolve())
+
+
+def best(encoders: Sequence[Encoder], loss: str) -> Encoder:
+    """The encoder of that loss with the highest linear accuracy on the held-out training images."""
+    its = [one for one in encoders if one.options["loss"] == loss]
+    unfinished = [one.name for one in its if not one.measured]
+    if unfinished or not its:
+        raise InputError(f"the sweep has not ended for {loss}: {len(unfinished)} of {len(its)} encoders are missing")
+    return max(its, key=lambda one: one.measured[PROBE])
+
+
+def tuned_recipe(chosen: Sequence[Encoder]) -> str:
+    """The recipe of the second sweep: the tuning's own text, with the chosen settings and five seeds as its parts."""
+    spec = yaml.safe_load(TUNING.read_text())
+    grids = {part["set"]["loss"]: part["grid"] for part in spec["parts"]}
+    parts = []
+    for one in chosen:
+        loss = one.options["loss"]
+        settings = {name: one.options[name] for name in grids[loss]}
+        parts.append({"set": {"loss": loss, **settings}, "grid": {"seed": list(range(SEEDS))}})
+    spec["name"] = "cifar10-tuned"
+    del spec["set"]["seed"]
+    head = [
+        "# InfoNCE and align + uniform on CIFAR-10, each as tuned by sweep_cifar10_tuning.yaml, with five seeds.",
+        "#",
+        "# paper      Wang & Isola, ICML 2020 (https://arxiv.org/abs/2005.10242), table of ImageNet-100",
+        "# command    python -m launch.sweep launch/recipes/sweep_cifar10_tuned.yaml --cluster local -- CIFAR",
+        "# hardware   two CPU cores, one thread for each encoder",
+        "# hours      not measured",
+        "# accuracy   docs/results.md",
+        "# written    by python -m benchmarks.tuned_heads choose",
+    ]
+    text = yaml.safe_dump({**spec, "parts": parts}, sort_keys=False)
+    return "\n".join([*head, text])
+
+
+def report(encoders: Sequence[Encoder]) -> None:
+    runs = {loss: sorted(by_loss(encoders, loss), key=lambda one: one.options["seed"]) for loss in LOSSES}
+    seeds = [[one.options["seed"] for one in its] for its in runs.values()]
+    if seeds[0] != seeds[1] or len(seeds[0]) < 2:
+        raise InputError(f"the losses have the seeds {seeds[0]} and {seeds[1]}: a paired test needs the same ones")
+    lines = [f"| head | seeds | {' | '.join(COLUMNS.values())} |", "|---|---:|" + "---:|" * len(COLUMNS)]
+    for its in runs.values():
+        cells = [spread([one.measured[column] for one in its], 1 if "top1" in column else 3) for column in COLUMNS]
+        lines.append(f"| {name_of(its[0])} | {len(its)} | {' | '.join(cells)} |")
+    lines += ["", "| accuracy | align + uniform less InfoNCE, over seeds | paired t-test, p |", "|---|---:|---:|"]
+    found: dict[str, Any] = {}
+    for measure in (KNN, PROBE):
+        infonce, uniform = ([one.measured[measure] for one in runs[loss]] for loss in LOSSES)
+        differences = [b - a for a, b in zip(infonce, uniform, strict=True)]
+        p = float(ttest_rel(uniform, infonce).pvalue)
+        found[measure] = {"differences": differences, "p": p}
+        told = f"{statistics.fmean(differences):+.1f} ± {statistics.stdev(differences):.1f}"
+        lines.append(f"| {COLUMNS[measure]} | {told} | {p:.2g} |")
+    where = measured_where(encoders)
+    rows = {loss: [{name: one.measured[name] for name in COLUMNS} for one in its] for loss, its in runs.items()}
+    write_json(RESULTS / "cifar10_tuned.json", {"measured": where, "tests": found, "encoders": rows})
+    PAGE.write_text(put(PAGE.read_text(), "cifar10-tuned", [*lines, "", where]))
+
+
+def by_loss(encoders: Sequence[Encoder], loss: str) -> list[Encoder]:
+    return [one for one in encoders if one.options["loss"] == loss and one.state == DONE]
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,144 @@
+"""Images of any number of channels and of any depth: which values of a file become which bytes.
+
+Everything after this, from the crops to the normalisation, works on uint8 [H, W, C].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from moco.errors import InputError
+
+MOST_CHANNELS = 1024
+_LARGEST = 1e30  # of a number that is typed: differences of such numbers are still finite
+_TABLE_BITS = 16  # integers of this size are looked up
+
+
+class BadImage(InputError):
+    """One sample that cannot be read: named and fatal, or skipped and counted with --skip-bad-images."""
+
+
+@dataclass(frozen=True)
+class PixelFormat:
+    """The pixels that every image of a run has: uint8 [H, W, channels].
+
+    ranges: (low, high), the values that become 0 and 255; one pair, or one for each channel. Without it each channel
+    of each file has its own smallest and largest value there. Files of 8 bits are taken as they are.
+    """
+
+    channels: int = 3
+    ranges: tuple[tuple[float, float], ...] = ()
+
+
+RGB = PixelFormat()
+
+
+def pixel_format(channels: int | None, value_range: str | None) -> PixelFormat:
+    """Of --channels (None: not known yet, 3 so far) and --value-range. InputError if they have no meaning."""
+    known = channels is not None
+    channels = 3 if channels is None else channels
+    if not 1 <= channels <= MOST_CHANNELS:
+        raise InputError(f"--channels must lie between 1 and {MOST_CHANNELS}, not {channels}")
+    values = numbers("--value-range", value_range)
+    pairs = tuple(zip(values[::2], values[1::2], strict=False))
+    if values and len(values) not in (2, 2 * channels) and (known or len(values) % 2):
+        pair = "LOW,HIGH" if channels == 1 else f"LOW,HIGH, or {channels} such pairs in a row"
+        raise InputError(f"--value-range takes {pair}, not {len(values)} numbers")
+    if any(low >= high for low, high in pairs):
+        raise InputError(f"--value-range {value_range}: LOW must be below HIGH")
+    return PixelFormat(channels, pairs)
+
+
+def statistics(channels: int | None, mean: str | None, std: str | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The numbers of --mean and --std, both empty where none are given. InputError unless there is one a channel.
+
+    channels None: not known yet.
+    """
+    found = numbers("--mean", mean), numbers("--std", std)
+    if (mean is None) != (std is None):
+        raise InputError("--mean and --std belong together: pass both, or neither")
+    for name, values in zip(("--mean", "--std"), found, strict=True):
+        if values and channels is not None and len(values) != channels:
+            raise InputError(f"{name} has {len(values)} numbers for {channels} channels: give one for each")
+    if any(value <= 0 for value in found[1]):
+        raise InputError(f"--std {std}: a standard deviation is greater than 0; leave constant channels out")
+    return found
+
+
+def numbers(option: str, text: str | None) -> tuple[float, ...]:
+    """The numbers in a list such as "0.1,0.2"; none for None. InputError, naming the option."""
+    if text is None:
+        return ()
+    try:
+        values = tuple(float(word) for word in text.split(","))
+    except ValueError:
+        raise InputError(f"{option} takes numbers with commas between them, as in 0.1,0.2, not {text!r}") from None
+    if not all(math.isfinite(value) and abs(value) < _LARGEST for value in values):
+        raise InputError(f"{option} takes finite numbers, not {text}")
+    return values
+
+
+def to_format(values: np.ndarray, wanted: PixelFormat) -> np.ndarray:
+    """uint8 [H, W, C] of values [H, W, C]; grey is repeated where three channels are wanted. Raises BadImage."""
+    there = values.shape[2]
+    grey = there == 1 and wanted.channels == 3
+    if there != wanted.channels and not grey:
+        raise other_count(there, wanted)
+    if grey and len(wanted.ranges) < 2:
+        return np.repeat(to_bytes(values, wanted.ranges), 3, axis=2)
+    return to_bytes(np.repeat(values, 3, axis=2) if grey else values, wanted.ranges)
+
+
+def other_count(there: int, wanted: PixelFormat) -> BadImage:
+    """The error for a file of another number of channels."""
+    return BadImage(f"it has {there} channel{'s' * (there != 1)}, and --channels is {wanted.channels}")
+
+
+def to_bytes(values: np.ndarray, ranges: Sequence[tuple[float, float]] = ()) -> np.ndarray:
+    """uint8 of values [H, W, C]: each channel's (low, high) becomes 0 ... 255, rounded; what lies outside is clipped.
+
+    ranges: see `PixelFormat`. uint8 stays as it is, False and True become 0 and 255. Raises BadImage for numbers that
+    are not finite or not real, and for floating-point numbers without a range.
+    """
+    kind = values.dtype.kind
+    if values.dtype == np.uint8:
+        return values
+    if kind == "b":
+        return values.astype(np.uint8) * np.uint8(255)
+    if kind not in "iuf":
+        raise BadImage(f"its values are {values.dtype}, which are no pixels: save integers or floating-point numbers")
+    if kind == "f":
+        if bad := values.size - int(np.isfinite(values).sum()):
+            raise BadImage(f"{bad} of its values are not finite (nan or inf): replace them")
+        if not ranges:
+            raise BadImage(
+                "floating-point pixels have no range to map to 8 bits: pass --value-range LOW,HIGH, or convert the file"
+            )
+    out = np.empty(values.shape, np.uint8)
+    for channel in range(values.shape[2]):
+        of_channel = values[..., channel]
+        if ranges:
+            low, high = ranges[channel if len(ranges) > 1 else 0]
+        else:
+            low, high = float(of_channel.min()), float(of_channel.max())
+        out[..., channel] = _scaled(of_channel, low, high)
+    return out
+
+
+def _scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """uint8 [H, W]; all 0 where low = high."""
+    if values.dtype.kind in "iu" and values.dtype.itemsize * 8 <= _TABLE_BITS:
+        least, most = int(values.min()), int(values.max())
+        table = _levels(np.arange(least, most + 1, dtype=np.float64), low, high)
+        return table[values.astype(np.int64) - least]
+    return _levels(values.astype(np.float64), low, high)
+
+
+def _levels(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    if low == high:
+        return np.zeros(values.shape, np.uint8)
+    return ((values.clip(low, high) - low) * (255 / (high - low)) + 0.5).astype(np.uint8)

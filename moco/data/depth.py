@@ -1,0 +1,217 @@
+"""Colour images with their depth: NYU-Depth-V2, or folders of pairs.
+
+Depth is in whole millimetres, 0 where it is missing, as cameras write it.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from moco.data.boxes import Size
+from moco.data.decode import BadImage
+from moco.data.folder import FolderPicture, open_picture
+from moco.data.listing import entries, says_what_cannot_be_read
+from moco.data.source import ArrayPicture, Picture, Source
+from moco.errors import InputError
+
+LABELLED, SPLIT_FILE = "nyu_depth_v2_labeled.mat", "splits.mat"
+_INDEX = {"train": "trainNdxs", "val": "testNdxs"}
+_COLOUR, _DEPTH = (".color.jpg", ".color.jpeg", ".color.png"), ".depth.png"
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+_MOST, _NONE = 65_534, 65_535  # millimetres that 16 bits hold, and what Kinects write where they see nothing
+
+
+class DepthSource(Source, Protocol):
+    """A source whose images have a depth."""
+
+    def depth(self, index: int) -> np.ndarray:
+        """uint16 [H, W] in millimetres, 0 where it is missing. Raises BadImage."""
+
+
+class _Unlabelled:
+    """What is the same for sources without labels."""
+
+    classes: list[str]
+    notes: list[str]
+
+    def __init__(self, count: int) -> None:
+        self.labels = np.full(count, -1, dtype=np.int64)
+        self.classes, self.notes = [], []
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class NyuDepth(_Unlabelled):
+    """Frames of NYU-Depth-V2's labelled file, MATLAB v7.3 = HDF5, read one at a time (Silberman et al., ECCV 2012).
+
+    images [n, 3, W, H] uint8 and depths [n, W, H] in metres, as h5py shows them. index: frames of the split, from 0.
+    """
+
+    def __init__(self, path: Path, index: np.ndarray) -> None:
+        super().__init__(len(index))
+        self.path, self.index = path, index
+        images, depths = self._entries
+        if images.ndim != 4 or images.shape[1] != 3 or depths.shape != (len(images), *images.shape[2:]):
+            raise InputError(
+                f"{path} holds images {list(images.shape)} and depths {list(depths.shape)}, not [n, 3, W, H] and"
+                " [n, W, H]: download it again"
+            )
+        if not len(index) or index.min() < 0 or index.max() >= len(images):
+            raise InputError(
+                f"{path.parent / SPLIT_FILE} names frames {index.min(initial=0) + 1} to {index.max(initial=-1) + 1} of"
+                f" {len(images)} in {path.name}: download both again"
+            )
+
+    @cached_property
+    def _entries(self) -> tuple[Any, Any]:
+        file = _hdf5(self.path)
+        if not {"images", "depths"} <= file.keys():
+            raise InputError(f"{self.path} lacks `images` or `depths`: give NYU-Depth-V2's {LABELLED}")
+        return file["images"], file["depths"]
+
+    def name(self, index: int) -> str:
+        return f"{self.path}, frame {self.index[index] + 1}"
+
+    def size(self, index: int) -> Size:
+        return self._entries[0].shape[3], self._entries[0].shape[2]
+
+    def open(self, index: int) -> Picture:
+        return ArrayPicture(self.decode(index))
+
+    def decode(self, index: int) -> np.ndarray:
+        return np.ascontiguousarray(self._read(0, index).transpose(2, 1, 0))
+
+    def depth(self, index: int) -> np.ndarray:
+        metres = np.nan_to_num(self._read(1, index).T.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+        return np.rint(1000 * metres).clip(0, _MOST).astype(np.uint16)
+
+    def _read(self, entry: int, index: int) -> np.ndarray:
+        try:
+            return self._entries[entry][int(self.index[index])]
+        except OSError as problem:
+            raise BadImage(f"the file is damaged: {problem}") from None
+
+
+class PairFolder(_Unlabelled):
+    """NAME.color.jpg or .png with NAME.depth.png, 16-bit millimetres, in one folder, sorted by name.
+
+    Depth is missing where the PNG has 0 or 65,535.
+    """
+
+    @says_what_cannot_be_read
+    def __init__(self, root: Path) -> None:
+        files = set(entries(root).files)
+        colours = sorted(name for name in files if name.lower().endswith(_COLOUR))
+        if not colours:
+            raise InputError(f"there are no pairs NAME.color.jpg and NAME.depth.png in {root}: check the path")
+        self.pairs = [(root / name, root / f"{name.rpartition('.color.')[0]}{_DEPTH}") for name in colours]
+        alone = [colour.name for colour, depth in self.pairs if depth.name not in files]
+        if alone:
+            raise InputError(
+                f"{len(alone)} images in {root} have no depth, the first is {alone[0]}: add"
+                f" {alone[0].rpartition('.color.')[0]}{_DEPTH}, or remove the image"
+            )
+        super().__init__(len(self.pairs))
+
+    def name(self, index: int) -> str:
+        return str(self.pairs[index][0])
+
+    def size(self, index: int) -> Size:
+        return self.open(index).size
+
+    def open(self, index: int) -> FolderPicture:
+        return open_picture(self.pairs[index][0])
+
+    def decode(self, index: int) -> np.ndarray:
+        return self.open(index).decode().array
+
+    def depth(self, index: int) -> np.ndarray:
+        path = self.pairs[index][1]
+        try:
+            with Image.open(path) as image:
+                image.load()
+                values, mode = np.asarray(image), image.mode
+        except Exception as problem:  # Pillow raises many kinds for a damaged file
+            raise BadImage(f"its depth {path.name}: {problem}") from None
+        if not mode.startswith("I") or values.min() < 0 or values.max() > _NONE:
+            raise BadImage(f"its depth {path.name} is no grey PNG of 16 bits, in millimetres")
+        return np.where(values == _NONE, 0, values).astype(np.uint16)
+
+
+def open_depth(data: str | None, split: str, labels_required: bool = False) -> DepthSource:
+    """The pairs of 'train' or 'val' (NYU's test frames). InputError with the fix if they are not there.
+
+    data: the labelled file or the folder that holds it, with splits.mat beside it; or a folder of pairs, which is the
+    training split, or has one in train/ and one in val/.
+    """
+    if data is None:
+        raise InputError(f"--dataset nyu-depth needs the folder that holds {LABELLED} and {SPLIT_FILE}")
+    if labels_required:
+        raise InputError("--dataset nyu-depth has no classes to tell apart: measure it with python -m moco.probe.depth")
+    if (file := _labelled_file(Path(data))) is not None:
+        return NyuDepth(file, _frames(file.parent / SPLIT_FILE, split))
+    folder = _pair_folder(Path(data), split)
+    if folder is None:
+        raise InputError(
+            f"there is neither {LABELLED} nor a folder {split} of pairs NAME.color.jpg and NAME.depth.png in {data}"
+        )
+    return PairFolder(folder)
+
+
+def has_depth(data: str | None, split: str) -> bool:
+    """Whether there is such a split; a broken one counts as there."""
+    return data is not None and (_labelled_file(Path(data)) or _pair_folder(Path(data), split)) is not None
+
+
+def _labelled_file(data: Path) -> Path | None:
+    if data.suffix == ".mat":
+        return data
+    return data / LABELLED if (data / LABELLED).is_file() else None
+
+
+def _pair_folder(data: Path, split: str) -> Path | None:
+    """DATA/split, or DATA itself, which is all for training."""
+    if (data / split).is_dir():
+        return data / split
+    alone = data.is_dir() and not any((data / other).is_dir() for other in _INDEX)
+    return data if alone and split == "train" else None
+
+
+def _hdf5(path: Path) -> Any:
+    try:
+        import h5py
+    except ImportError as error:
+        raise InputError(
+            f"{path} is read by h5py, which is not installed; pip install 'momentum-contrast[depth]'"
+        ) from error
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        if not path.is_file():
+            raise InputError(f"there is no file {path}: check the path of the data") from error
+        raise InputError(f"{path} is damaged, or no MATLAB file of version 7.3: download it again") from error
+
+
+def _frames(path: Path, split: str) -> np.ndarray:
+    """int64 [n], from 0: the frames of a split. The file is of either of MATLAB's formats."""
+    if not path.is_file():
+        raise InputError(f"there is no {path}: NYU-Depth-V2's {SPLIT_FILE} says which frames are for training")
+    try:
+        head = path.read_bytes()[:520]
+        if _HDF5 in (head[:8], head[512:]):  # MATLAB writes a header of its own before it
+            numbers = _hdf5(path)[_INDEX[split]][()]
+        else:
+            from scipy.io import loadmat
+
+            numbers = loadmat(str(path))[_INDEX[split]]
+        return np.asarray(numbers).ravel().astype(np.int64) - 1
+    except InputError:
+        raise
+    except Exception as error:  # loadmat raises many kinds for a damaged file
+        raise InputError(f"{path} does not hold {_INDEX[split]}: download it again") from error

@@ -1,0 +1,71 @@
+"""TIFF files with several channels in a page, such as a satellite's bands: read where tifffile is installed.
+
+Pillow refuses most of them, and of others it gives the first channels or the upper eight bits without a word.
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image, TiffImagePlugin
+
+from moco.data.channels import BadImage
+
+ADVICE = (
+    "a TIFF file with several channels in a page needs `pip install tifffile imagecodecs`; or save its channels as"
+    " pages, or as a .npy array"
+)
+_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_SAMPLES, _BITS, _PHOTOMETRIC, _ORIENTATION = 277, 258, 262, 274  # tags
+_PLAIN = (0, 1, 2)  # photometric interpretations whose channels are what was measured: grey and RGB
+
+
+def is_tiff(data: bytes) -> bool:
+    return data.startswith(_MAGIC)
+
+
+def read_bands(data: bytes) -> np.ndarray | None:
+    """[H, W, C] of the first page, where it has several channels and Pillow does not give all of them; else None.
+
+    Raises BadImage, with advice where tifffile is missing.
+    """
+    if _pillow_gives_all(data):
+        return None
+    try:
+        import tifffile
+    except ImportError:
+        raise BadImage(ADVICE) from None
+    try:
+        with tifffile.TiffFile(io.BytesIO(data)) as file:
+            page = file.pages[0]
+            if page.samplesperpixel < 2 or int(page.photometric) not in _PLAIN:
+                return None
+            height, width = page.imagelength, page.imagewidth
+            if height * width > 2 * (Image.MAX_IMAGE_PIXELS or height * width):  # as Pillow
+                raise BadImage(f"its header gives it a size of {width}×{height} pixels")
+            if page.tags.valueof(_ORIENTATION, 1) != 1:
+                raise BadImage("it is turned by its orientation tag, which is not read here: save it upright")
+            values = page.asarray()
+    except BadImage:
+        raise
+    except Exception as problem:  # a damaged file raises many kinds
+        reason = " ".join(str(problem).split()) or type(problem).__name__
+        raise BadImage(f"tifffile cannot read it ({reason})") from None
+    if values.ndim != 3:
+        raise BadImage(f"its first page has the shape {list(values.shape)}, which is no picture")
+    return values if values.shape[:2] == (height, width) else np.moveaxis(values, 0, 2)
+
+
+def _pillow_gives_all(data: bytes) -> bool:
+    """Whether Pillow opens the file, and either with one channel, or with all channels of 8 bits."""
+    try:
+        image = Image.open(io.BytesIO(data))
+    except Exception:  # unidentified, or damaged: tifffile says it better
+        return False
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return True
+    samples, bits = image.tag_v2.get(_SAMPLES, 1), image.tag_v2.get(_BITS, (1,))
+    if image.tag_v2.get(_PHOTOMETRIC) not in _PLAIN:
+        return True
+    return samples == 1 or (samples == len(image.getbands()) and max(bits) <= 8)

@@ -1,0 +1,41 @@
+"""The network that is exported, and what is known about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from moco.encoders import trunk
+from moco.encoders.preprocessing import Preprocessing
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The exported network, in evaluation mode: the trunk alone, unless `classes` names the classifier's classes."""
+
+    arch: str
+    encoder: nn.Module
+    classes: list[str] | None
+    preprocessing: Preprocessing
+    about: dict[str, Any]  # the metadata
+    arch_arg: list[str] = field(default_factory=list)  # of a network from outside
+
+    @property
+    def network(self) -> nn.Module:
+        return self.encoder if self.classes else trunk(self.encoder)
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """The network's tensors under their library's names."""
+        return {key: value.contiguous() for key, value in self.network.state_dict().items()}
+
+    @property
+    def channels(self) -> int:
+        """Channels of its images."""
+        return len(self.preprocessing.mean)
+
+    @property
+    def outputs(self) -> int:
+        return len(self.classes or ())

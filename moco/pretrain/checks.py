@@ -1,0 +1,102 @@
+"""The checks of main_moco.py's options: values out of range, settings that exclude each other, options nothing reads.
+
+`o` is a `ResolvedPretrainOptions` throughout. Each problem is an InputError of one sentence that names the flag.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from moco.encoders import check_arch
+from moco.errors import InputError, flag
+from moco.losses import PRESET_WEIGHTS
+from moco.losses.table import LOSSES, check_loss
+from moco.run.options import at_least, check_common, check_unread, positive, unread_saves
+from moco.run.saver import Every
+from moco.schedules import values_of
+
+
+def check(o: Any, typed: set[str], bn: str | None, world_size: int) -> None:
+    """InputError unless the options describe a run.
+
+    typed: the options on the command line. bn: --bn as it was typed. world_size: the number of ranks.
+    """
+    check_common(o)
+    _check_ranges(o)
+    if o.lr_per_step and not (o.cos or o.warmup_epochs):
+        raise InputError("--lr-per-step is for a warm-up or a cosine: pass --cos or --warmup-epochs too")
+    if o.batch_size < world_size * o.accum_steps:
+        raise InputError(
+            f"--batch-size {o.batch_size} leaves some of {world_size} ranks ×"
+            f" {o.accum_steps} accumulation steps without an image; raise it"
+        )
+    check_loss(o)
+    at_least(o, 0, "moco_tau_plus", "moco_beta")
+    positive(o, "moco_hard_alpha", "moco_simple_w")
+    for name in ("moco_tau_plus", "moco_hard_alpha"):
+        if getattr(o, name) > 1:
+            raise InputError(f"{flag(name)} is a share, at most 1, not {getattr(o, name):g}")
+    check_unread(typed, _unread(o, bn))
+    check_arch(o.arch, o.arch_arg)
+    if not o.moco_k:
+        _check_without_queue(o)
+    elif o.queue_per_view and not o.symmetric:
+        raise InputError("--queue-per-view needs --symmetric: without it the keys of one view alone are queued")
+    Every(o.save_every)
+
+
+def _check_ranges(o: Any) -> None:
+    at_least(o, 1, "moco_dim", "moco_mlp_layers", "moco_mlp_dim")
+    at_least(o, 1, "accum_steps", "save_freq", "knn_k", "bn_group_size")
+    at_least(o, 0, "warmup_epochs", "moco_k", "eval_freq", "max_bad_steps", "keep_last", "keep_every")
+    positive(o, "moco_t", "moco_align_alpha", "moco_unif_t", "grad_clip", "knn_t", "rank_timeout")
+    positive(o, "crop_min", "init_std")
+    if o.crop_min is not None and o.crop_min > 1:
+        raise InputError(f"--crop-min is a share of the image, at most 1, not {o.crop_min:g}")
+    for m in values_of(o.moco_m):
+        if not 0 <= m <= 1:
+            raise InputError(f"--moco-m must lie between 0 and 1, not {m:g}")
+
+
+def _unread(o: Any, bn: str | None) -> dict[str, str]:
+    """Options that these settings leave without effect: option -> the setting. bn: --bn as it was typed."""
+    of_losses = {name for row in LOSSES.values() for name in row.settings.values()}
+    read_by_loss = set(LOSSES[o.loss].settings.values()) if o.loss in LOSSES else set()
+    if o.loss not in PRESET_WEIGHTS:
+        of_losses |= {"moco_unif_no_intra_batch", "unif_global"}
+    unread = dict.fromkeys(of_losses - read_by_loss, f"--loss {o.loss}")
+    if o.optimizer == "adamw":
+        unread["momentum"] = f"--optimizer {o.optimizer}"
+    if o.moco_k or o.loss not in PRESET_WEIGHTS:
+        unread["in_batch"] = f"--moco-k {o.moco_k}" if o.moco_k else f"--loss {o.loss}"
+    if o.cos:
+        unread["schedule"] = "--cos"
+    if o.aug_plus and o.recipe != "v2":
+        unread["aug_plus"] = f"--recipe {o.recipe}"
+    if bn not in (None, "split"):  # the default depends on the number of ranks, a command should not
+        unread["bn_group_size"] = f"--bn {bn}"
+    unread |= _unread_of_projector(o)
+    if o.eval_freq == 0:
+        unread |= dict.fromkeys(("knn_k", "knn_t"), "--eval-freq 0")
+    return unread | unread_saves(o.keep_last)
+
+
+def _unread_of_projector(o: Any) -> dict[str, str]:
+    if o.moco_mlp_layers is None:
+        return dict.fromkeys(("moco_mlp_dim", "moco_mlp_bn"), "the default of --moco-mlp-layers")
+    head = f"--moco-mlp-layers {o.moco_mlp_layers}"
+    return dict.fromkeys(("mlp", "moco_mlp_dim") if o.moco_mlp_layers == 1 else ("mlp",), head)
+
+
+def _check_without_queue(o: Any) -> None:
+    if o.symmetric:
+        raise InputError("--symmetric has no meaning with --moco-k 0, where both views are queries: leave it out")
+    if o.queue_per_view:
+        raise InputError("--queue-per-view has no meaning with --moco-k 0, where there is no queue: leave it out")
+    if o.accum_steps > 1:
+        raise InputError(
+            "--accum-steps would leave parts of a batch to compare with, and with --moco-k 0 the batch is all there is:"
+            " lower --batch-size instead, or take a queue"
+        )
+    if o.batch_size < 2:
+        raise InputError("--moco-k 0 compares the images of a batch: --batch-size must be at least 2")

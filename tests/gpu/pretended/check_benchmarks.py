@@ -1,0 +1,52 @@
+"""`make bench-gpu`, rehearsed: every script's path for CUDA runs to its end."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from benchmarks import measuring
+from tests.gpu.pretended import trainer
+from tests.gpu.pretended.gpu import ROOT
+
+SCRIPTS = ["loss_head", "training_step", "momentum_update", "sentence_step", "photographs"]
+
+
+@pytest.fixture(autouse=True)
+def results(patch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Where results are written. The clock goes on by a second each time it is read."""
+    seconds = itertools.count()
+    patch.setattr(measuring, "time", SimpleNamespace(perf_counter=lambda: float(next(seconds))))
+    patch.setattr(measuring, "RESULTS", tmp_path)
+    patch.setattr(torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
+    return tmp_path
+
+
+def test_no_script_is_left_out() -> None:
+    line = re.search(r"^bench-gpu:.*?for topic in ([a-z_ ]+);", (ROOT / "Makefile").read_text(), re.M | re.S)
+    assert line is not None and line[1].split() == SCRIPTS
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_runs_to_its_end(script: str, patch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with trainer.on_gpu(patch) as (gpu, _):
+        few = ["--number", "4"] if script == "photographs" else []
+        import_module(f"benchmarks.{script}").main(["--device", "cuda", "--trial", "--rounds", "1", *few])
+    assert gpu.faults == []
+    assert "| what | against | measured | target | met |" in capsys.readouterr().out
+
+
+def test_a_result_is_written_at_the_real_size(results: Path, patch: pytest.MonkeyPatch) -> None:
+    with trainer.on_gpu(patch) as (gpu, _):
+        import_module("benchmarks.loss_head").main(["--device", "cuda", "--rounds", "2"])
+    assert gpu.faults == []
+    found = json.loads((results / "loss_head-cuda.json").read_text())
+    assert found["K"] == 65536 and found["device"] == "cuda"
+    assert all(len(seconds) == 2 for seconds in found["seconds"].values())
