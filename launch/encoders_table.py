@@ -50,7 +50,9 @@ def read(path: Path) -> list[Row]:
         if not any(cell.strip() for cell in cells):
             continue
         if len(cells) != len(header):
-            raise InputError(f"{path}: row {number} has {len(cells)} cells and the header {len(header)}")
+            raise InputError(
+                f"{path}: row {number} has {len(cells)} cells, but the header has {len(header)}: make them equal"
+            )
         filled = {name: cell.strip() for name, cell in zip(header, cells, strict=True) if cell.strip()}
         options = {name: _value(cell) for name, cell in filled.items() if name not in measures}
         published = {
@@ -59,7 +61,7 @@ def read(path: Path) -> list[Row]:
         }  # fmt: skip
         rows.append(Row(number, options, published))
     if not rows:
-        raise InputError(f"{path} has column names and no encoder: give it a row for each")
+        raise InputError(f"{path} has column names but no rows: add a row for each encoder")
     return rows
 
 
@@ -70,7 +72,7 @@ def _measure(column: str, path: Path) -> str:
     if measure not in LOGGED:
         known = [*_SHORT, *LOGGED]
         hint = did_you_mean(name, known) or f"; take one of {', '.join(known)}"
-        raise InputError(f"{path}: the column {column} is about no measure that is known here{hint}")
+        raise InputError(f"{path}: the column {column} names no known measure{hint}")
     return measure
 
 
@@ -87,5 +89,5 @@ def _figure(cell: str, where: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise InputError(f"{where}: {cell!r} is not a finite number; leave the cell empty where none is published")
+        raise InputError(f"{where}: {cell!r} is not a finite number; leave the cell empty if none is published")
     return value

@@ -101,13 +101,13 @@ def check(o: argparse.Namespace) -> None:
     """InputError if options make no sense together."""
     if o.signal_delay >= 60 * o.time:
         raise InputError(
-            f"--signal-delay {o.signal_delay} s leaves nothing of --time {o.time} min to train in; make it smaller"
+            f"--signal-delay {o.signal_delay} s must be shorter than --time {o.time} min; make it smaller"
         )
     for word in o.sbatch:
         if not re.fullmatch(r"-{0,2}[a-z][\w-]*(=.*)?", word, re.DOTALL):
             raise InputError(f"--sbatch {word} must have the form NAME=VALUE")
     if o.name is not None and not o.name.strip():
-        raise InputError("--name must not be empty; leave it out for that of the output folder")
+        raise InputError("--name must not be empty; leave it out to use the name of the output folder")
 
 
 def slurm_parameters(o: argparse.Namespace, name: str) -> dict[str, Any]:
@@ -178,7 +178,7 @@ def fresh_folder(parent: Path) -> Path:
             return folder
         except FileExistsError:
             continue
-    raise InputError(f"cannot make a folder for the job in {parent}")
+    raise InputError(f"cannot make a folder for the job in {parent}: remove old ones there")
 
 
 def submit(o: argparse.Namespace, pretrain_argv: list[str], probe_argv: list[str]) -> list[str]:

@@ -212,7 +212,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.add_argument("--output-dir", type=Path, help="of the sweep; default: runs/sweeps/NAME")
         o = parser.parse_args(mine)
         if o.cluster == "debug":
-            raise InputError("a sweep runs with --cluster slurm or --cluster local")
+            raise InputError("a sweep takes --cluster slurm or --cluster local; pass one of them")
         submitit_job.check(o)
         return run(o, words)
 

@@ -1,5 +1,6 @@
-"""MoCo's model: a query encoder, a key encoder that follows it as a moving average, and a queue of past keys.
+"""MoCo's model: query encoder, key encoder, queue.
 
+The key encoder is a moving average of the query encoder. The queue holds keys of past batches.
 He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR 2020, Algorithm 1. One training
 step is
 
@@ -28,12 +29,17 @@ from moco.errors import InputError
 from moco.randomness import Purpose, stream_key
 from moco.timing import stage
 
+KEYS = ("queue", "batch")
 
-def choose_bn(bn: str | None, K: int, world_size: int) -> str:
+
+def choose_bn(bn: str | None, K: int, world_size: int, keys: str = "queue") -> str:
     """Returns the BatchNorm isolation: `bn`, or the default if it is None.
 
-    The default is 'shuffle' on several ranks, 'split' on one, and 'local' for K 0. InputError if `bn` needs keys.
+    The default is 'shuffle' on several ranks, 'split' on one, and 'local' without a queue. InputError for 'shuffle' or
+    'split' with K 0.
     """
+    if keys == "batch":
+        return bn or "local"
     if K:
         return bn or ("shuffle" if world_size > 1 else "split")
     if bn in ("shuffle", "split"):
@@ -45,13 +51,17 @@ def choose_bn(bn: str | None, K: int, world_size: int) -> str:
 
 
 class MoCo(nn.Module):
-    """`encoder` maps images [N, 3, H, W] to features [N, dim]; its copy becomes the key encoder.
+    """Query encoder, key encoder and queue of one training.
 
+    encoder: images [N, 3, H, W] -> features [N, dim]; its copy becomes the key encoder.
     K: queue length; with 0 there is no queue, and both views are queries. m: momentum of the key encoder.
-    bn: how BatchNorm is kept from leaking (`moco.encoders.batchnorm`); None: `choose_bn` decides.
+    keys: 'batch' for MoCo v3, whose negatives are the batch's own keys: no queue, whatever K.
+    predictor: [N, dim] -> [N, dim], applied to the queries alone.
+    bn: how BatchNorm statistics are isolated (`moco.encoders.batchnorm`); None: `choose_bn` decides.
     seed: of the initial queue and of the shuffles.
     queue_per_view: keys of view 0 go to a second queue, `queue_of_view_0`, with the same pointer and labels.
-    `state_dict` has the keys of facebookresearch/moco; what is ours beside it is in `queue_state`.
+    `state_dict` has the keys of facebookresearch/moco; `queue_state` has the rest. InputError for K < 0 or m outside
+    [0, 1].
     """
 
     queue: Tensor
@@ -71,18 +81,26 @@ class MoCo(nn.Module):
         seed: int = 0,
         device: torch.device | str = "cpu",
         queue_per_view: bool = False,
+        keys: str = "queue",
+        predictor: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        K = 0 if keys == "batch" else K
         if K < 0:
-            raise InputError(f"a queue cannot hold {K} keys; --moco-k is at least 1, or 0 for none")
+            raise InputError(f"--moco-k must be at least 1, or 0 for no queue, not {K}")
         if not 0 <= m <= 1:
-            raise InputError(f"the key encoder's momentum lies between 0 and 1; --moco-m is {m:g}")
-        self.K, self.m, self.seed = K, m, seed
-        self.bn = choose_bn(bn, K, distributed.world_size())
+            raise InputError(f"--moco-m must be between 0 and 1, not {m:g}")
+        self.K = K
+        self.m = m
+        self.seed = seed
+        self.keys = keys
+        self.both_query = keys == "queue" and K == 0
+        self.bn = choose_bn(bn, K, distributed.world_size(), keys)
         device = torch.device(device)
         self.encoder_q = isolate_batchnorm(encoder, self.bn, bn_group_size, device)
         self.encoder_k = copy.deepcopy(self.encoder_q)
         self.encoder_k.requires_grad_(False)
+        self.predictor = predictor and isolate_batchnorm(predictor, self.bn, bn_group_size, device)
 
         generator = torch.Generator().manual_seed(seed)
         self.register_buffer("queue", F.normalize(torch.randn(dim, K, generator=generator), dim=0))
@@ -112,19 +130,22 @@ class MoCo(nn.Module):
         prepare_k: Callable[..., Tensor] | None = None,
         sizes: list[int] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Two views of the same images -> their features q, k: [N, dim], fp32, unit norm; k without gradient.
+        """Two views of the same images -> q, k [N, dim], fp32, unit norm.
 
-        `im_k` may be a tuple of per-sample tensors that `prepare_k` turns into images after the shuffle: uint8 crops
-        that are augmented where they are encoded cross the network at a quarter of the bytes. `sizes`: samples per
-        rank, where uneven. Without a queue both views go through the query encoder, in one pass, and k has a gradient.
+        k has no gradient. Without im_k, k is empty. Without a queue both views go through the query encoder at once,
+        and k has a gradient.
+        im_k: images, or a tuple of per-sample tensors that `prepare_k` turns into images after the shuffle. So uint8
+        crops cross the network, a quarter of the bytes, and are augmented on the rank that encodes them.
+        sizes: samples per rank, if uneven.
         """
-        if not self.K:
+        if im_k is None:
+            return self.queries(im_q), im_q.new_empty(0)
+        if self.both_query:
             second = prepare_k(*im_k) if prepare_k else im_k
             with stage("query"):
                 q, k = F.normalize(self.encoder_q(torch.cat([im_q, second])).float(), dim=1).chunk(2)
             return q, k
-        with stage("query"):
-            q = F.normalize(self.encoder_q(im_q).float(), dim=1)
+        q = self.queries(im_q)
         with stage("key"), torch.no_grad():
             parts = im_k if isinstance(im_k, tuple) else (im_k,)
             shuffle = self._shuffle_for(len(parts[0]), sizes)
@@ -136,6 +157,12 @@ class MoCo(nn.Module):
                 k = shuffle.unshuffle(k)
         return q, k
 
+    def queries(self, images: Tensor) -> Tensor:
+        """Images [N, 3, H, W] -> unit-norm fp32 queries [N, dim]."""
+        with stage("query"):
+            q = self.encoder_q(images)
+            return F.normalize((q if self.predictor is None else self.predictor(q)).float(), dim=1)
+
     def _shuffle_for(self, n: int, sizes: list[int] | None) -> RowShuffle | None:
         if not self.training or self.bn not in ("shuffle", "split"):
             return None
@@ -145,24 +172,25 @@ class MoCo(nn.Module):
         return RowShuffle(key, sizes or [n] * distributed.world_size())
 
     def queue_for(self, key_view: int) -> Tensor:
-        """The queue that queries are compared with whose own keys are of this view."""
+        """The queue for queries whose own keys are of view `key_view`."""
         return self.queue_of_view_0 if key_view == 0 and self.queue_of_view_0 is not None else self.queue
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor, labels: Tensor | None = None, keys_of_view_0: Tensor | None = None) -> None:
-        """First in, first out: the keys of all ranks [n, dim] replace the n oldest entries; of n > K the last K stay.
+        """Replaces the n oldest entries by the keys of all ranks [n, dim].
 
-        keys_of_view_0: those for the second queue, of the same images.
+        If n > K, the last K keys stay. labels: int64 [n], or None. keys_of_view_0: keys of the same images, for the
+        second queue. A batch with a key that is not finite changes nothing.
         Positions are computed on the device: no host-device synchronisation, and n need not divide K.
         """
         if not self.K:
             return
         n = len(keys)
         positions = (self.queue_ptr + torch.arange(n, device=keys.device)) % self.K
-        kept = slice(max(0, n - self.K), n)  # index_copy_ wants each position once
+        kept = slice(max(0, n - self.K), n)  # index_copy_ needs each position at most once
         positions = positions[kept]
         labels = torch.full_like(positions, -1) if labels is None else labels[kept]
-        # keys that are not finite would poison every later loss: such a batch leaves the queue as it was
+        # keys that are not finite would make every later loss not finite: such a batch does not change the queue
         good = keys.isfinite().all()
         pairs = [(self.queue, keys)]
         if keys_of_view_0 is not None and self.queue_of_view_0 is not None:
@@ -176,7 +204,7 @@ class MoCo(nn.Module):
         self.filled.copy_((self.filled + n * good).clamp_max(self.K))
 
     def queue_state(self) -> dict[str, Any]:
-        """The state of a resumed run for which MoCo's `state_dict` has no key."""
+        """State for a resume that MoCo's `state_dict` has no key for."""
         state = {"labels": self.queue_labels, "filled": self.filled, "step": self.step}
         return state if self.queue_of_view_0 is None else {**state, "queue_of_view_0": self.queue_of_view_0}
 
@@ -189,9 +217,9 @@ class MoCo(nn.Module):
 
 
 def compile_encoders(model: MoCo) -> None:
-    """torch.compile of both encoders, in place and under the same names; a part that cannot be compiled runs as it is.
+    """Compiles both encoders in place, under the same names.
 
-    Of the encoders alone: of the whole step torch.compile fails.
+    A part that cannot be compiled runs as it is. Only the encoders, because torch.compile fails on the whole step.
     """
     for part, encoder in (("query encoder", model.encoder_q), ("key encoder", model.encoder_k)):
         encoder._compiled_call_impl = compiled(encoder._call_impl, part)  # type: ignore[assignment, unused-ignore]

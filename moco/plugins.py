@@ -22,7 +22,7 @@ from moco.errors import InputError, did_you_mean
 
 
 def is_outside(name: str | None) -> bool:
-    """Whether `name` is of the form module:Name; timm:NAME is a library's network."""
+    """Whether `name` has the form module:Name; timm:NAME is no such name."""
     return name is not None and ":" in name and not name.startswith("timm:")
 
 
@@ -40,10 +40,10 @@ def known_or_outside(flag: str, known: Sequence[str]) -> Callable[[str], str]:
 
 
 def find(flag: str, name: str, words: Sequence[str], *given: Any) -> Callable[[], Any]:
-    """Imports module:Name and returns its call with `given` and the arguments in `words`.
+    """Imports module:Name; returns it with its arguments bound, not called yet.
 
-    words: of the form argument=value, as typed after `flag`-arg. Nothing is called yet. InputError if the module or
-    the name does not exist, or if the arguments do not fit the signature.
+    Arguments are `given` and those in `words`, each argument=value as typed after `flag`-arg. InputError if the module
+    or the name does not exist, or if the arguments do not fit the signature.
     """
     module_name, _, attribute = name.partition(":")
     module = _import(flag, name, module_name)
@@ -52,7 +52,7 @@ def find(flag: str, name: str, words: Sequence[str], *given: Any) -> Callable[[]
         public = [known for known in vars(module) if not known.startswith("_")]
         raise InputError(f"{flag} {name}: {_file(module)} defines no {attribute}{did_you_mean(attribute, public)}")
     if not callable(target):
-        raise InputError(f"{flag} {name} is a {type(target).__name__}; name a class or a function")
+        raise InputError(f"{flag} {name} is a {type(target).__name__}; it must be a class or a function")
     arguments = dict(_argument(flag, word) for word in words)
     try:
         signature = inspect.signature(target)
@@ -66,9 +66,11 @@ def find(flag: str, name: str, words: Sequence[str], *given: Any) -> Callable[[]
 
 
 def check_unused(flag: str, name: str | None, words: Sequence[str]) -> None:
-    """InputError if there are arguments for a built-in name, which takes none."""
+    """InputError if a built-in name is given arguments."""
     if words and not is_outside(name):
-        raise InputError(f"{flag}-arg {words[0]} goes with {flag} module:Name, not with the built-in {name}")
+        raise InputError(
+            f"{flag}-arg {words[0]} works only with {flag} module:Name, not with the built-in {name}; leave it out"
+        )
 
 
 def _import(flag: str, name: str, module_name: str) -> ModuleType:
@@ -98,7 +100,7 @@ def _file(module: ModuleType) -> str:
 
 
 def _argument(flag: str, word: str) -> tuple[str, Any]:
-    """(argument, value): a Python literal, true, false or else text."""
+    """(argument, value) of `argument=value`: a Python literal, true, false or text."""
     argument, equals, text = word.partition("=")
     if not equals or not argument.isidentifier():
         raise InputError(f"{flag}-arg {word} must have the form name=value")

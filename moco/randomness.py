@@ -1,9 +1,10 @@
-"""Randomness as a function of its key: (seed, epoch, purpose, view, sample index) -> numbers, with no state to save.
+"""Random numbers as a function, without state to save.
 
-PyTorch's and NumPy's generators are states that advance; what a sample gets from them depends on who asked before. Here
-every number is a hash of its coordinates, so it is the same in any loader, on any device, for any number of workers and
-ranks, and after a resume. The hash is the finaliser of splitmix64 (Steele, Lea & Flood, "Fast splittable pseudorandom
-number generators", OOPSLA 2014), whose arithmetic modulo 2**64 is the same in Python, NumPy and torch.
+(seed, epoch, purpose, view, sample index) -> numbers. The generators of PyTorch and NumPy have a state, so their
+numbers depend on all earlier calls. Here every number is a hash of its coordinates. It is the same in any loader, on
+any device, for any number of workers and ranks, and after a resume.
+The hash is the finaliser of splitmix64 (Steele, Lea & Flood, "Fast splittable pseudorandom number generators", OOPSLA
+2014). Its arithmetic modulo 2**64 is the same in Python, NumPy and torch.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ _MIX2 = 0x94D049BB133111EB
 
 
 class Purpose(IntEnum):
-    """One member per use, so that no two uses share numbers. Values are part of the stream: append, never renumber."""
+    """One member per use, so that no two uses share numbers.
+
+    Values are part of the stream: append, never renumber.
+    """
 
     ORDER = 0
     CROP = 1
@@ -48,7 +52,7 @@ def _mix(x: int) -> int:
 def stream_key(seed: int, epoch: int, purpose: Purpose, view: int = 0) -> int:
     """The 64-bit key of one stream of numbers.
 
-    The four arguments are folded in one after the other, and their order matters.
+    The four arguments are hashed one after the other; their order matters.
     """
     key = 0
     for part in (seed, epoch, int(purpose), view):
@@ -97,11 +101,11 @@ def uniform(key: int | Tensor, index: Tensor, draws: int, steps: Tensor | None =
 def uniform(
     key: int | Tensor, index: np.ndarray | Tensor, draws: int, steps: Tensor | None = None
 ) -> np.ndarray | Tensor:
-    """`draws` numbers in [0, 1) for each sample index: float32 [n, draws]; row i depends on `key` and `index[i]` alone.
+    """`draws` numbers in [0, 1) for each sample index: float32 [n, draws].
 
-    An int64 array gives NumPy, a LongTensor gives a tensor on its device; the bits are equal. The first columns do not
-    change with `draws`. 24 random bits each, so that float32 holds them exactly everywhere. steps: `column_steps` on
-    that device, at least `draws` of them.
+    index: int64 [n]. An array gives an array, a tensor gives a tensor on its device, with equal bits. Row i depends
+    only on `key` and `index[i]`; its first columns do not change with `draws`. Each number has 24 random bits, which
+    float32 holds exactly. steps: `column_steps` on that device, at least `draws` of them.
     """
     scale = 2.0**-24
     if isinstance(index, Tensor):
@@ -116,5 +120,8 @@ def uniform(
 
 
 def permutation(key: int, n: int) -> np.ndarray:
-    """A permutation of range(n): int64 [n], the order of n hashes (ties, of odds n²/2⁶⁵, go to the lower index)."""
+    """A permutation of range(n): int64 [n], the order of n hashes.
+
+    Ties, with probability n²/2⁶⁵, go to the lower index.
+    """
     return np.argsort(_hash_numpy(key, np.arange(n)), kind="stable")

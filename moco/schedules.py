@@ -17,9 +17,10 @@ def learning_rate(
     warmup_epochs: int = 0,
     drop: float = 0.1,
 ) -> float:
-    """MoCo's learning rate of a 0-based epoch: × `drop` at each milestone reached, or lr · ½(1 + cos(π·epoch/epochs)).
+    """MoCo's learning rate of a 0-based epoch.
 
-    `warmup_epochs` (an addition, 0 in MoCo) rises linearly to that curve: epoch e gets (e+1)/(warmup_epochs+1) of it.
+    × `drop` at each milestone of `schedule` that is reached, or with `cos` lr · ½(1 + cos(π·epoch/epochs)).
+    warmup_epochs (not in MoCo): epoch e of them gets (e+1)/(warmup_epochs+1) of that value.
     """
     if cos:
         rate = lr * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
@@ -38,10 +39,10 @@ def learning_rate_by_step(
     cos: bool = False,
     warmup_epochs: int = 0,
 ) -> float:
-    """moco-v3's learning rate of a step: from 0 up to lr in a straight line, then a half cosine down to 0.
+    """moco-v3's learning rate of a step: linear warm-up, then half a cosine.
 
-    position: epochs done, a fraction, before the step. The cosine spans the epochs after the warm-up. Without `cos` the
-    rate drops tenfold at each milestone of `schedule`.
+    It rises from 0 to lr over the warm-up and falls to 0 over the other epochs. Without `cos` it drops tenfold at each
+    milestone of `schedule` instead. position: epochs done before the step, with their fraction.
     """
     if position < warmup_epochs:
         return lr * position / warmup_epochs
@@ -51,10 +52,11 @@ def learning_rate_by_step(
 
 
 def key_momentum(setting: float | str, position: float, epochs: int, cos: bool = False) -> float:
-    """The key encoder's momentum for a step; position: epochs done, a fraction, before it.
+    """The key encoder's momentum for a step.
 
-    Without `cos` it is the setting's value in that epoch. With it, a number m rises to 1 as
-    1 - (1 - m)·½(1 + cos(π·position/epochs)) (BYOL, moco-v3); a curve is a half cosine between its points.
+    position: epochs done before the step, with their fraction. Without `cos` it is the setting's value in that epoch.
+    With `cos` a number m rises to 1 as 1 - (1 - m)·½(1 + cos(π·position/epochs)) (BYOL, moco-v3). A curve follows half
+    a cosine between its points.
     """
     if not cos:
         return value_at(setting, int(position))
@@ -66,12 +68,15 @@ def key_momentum(setting: float | str, position: float, epochs: int, cos: bool =
 
 
 def _half_cosine(start: float, end: float, share: float) -> float:
-    """From start (share 0) to end (share 1), level at both."""
+    """From start (share 0) to end (share 1), with slope 0 at both."""
     return end - (end - start) * 0.5 * (1 + math.cos(math.pi * share))
 
 
 def number_or_curve(text: str) -> float | str:
-    """A setting as typed: a number, or a curve `epoch:value,epoch:value,...`, which stays text once it is checked."""
+    """Parses a number, or checks a curve `epoch:value,epoch:value,...`, which stays text.
+
+    ArgumentTypeError for any other text.
+    """
     try:
         return float(text)
     except ValueError:
@@ -99,8 +104,10 @@ def curve_points(curve: str) -> list[tuple[int, float]]:
 
 
 def value_at(setting: float | str, epoch: int) -> float:
-    """A setting in a 0-based epoch: a number is always the same; a curve is straight between its points and level
-    before the first and after the last."""
+    """A setting's value in a 0-based epoch.
+
+    A curve is linear between its points and constant before the first and after the last.
+    """
     if not isinstance(setting, str):
         return setting
     points = curve_points(setting)

@@ -30,7 +30,7 @@ STAGES = (
     "key",
     "head",
     "backward",
-    "communication",  # but for the gradients': that goes on behind the backward pass, and is part of it here
+    "communication",  # not of gradients, which overlaps with the backward pass and is counted there
     "optimiser",
     "EMA",
     "queue",
@@ -39,7 +39,10 @@ OTHER = "other"
 
 
 class Timeline:
-    """Seconds per stage. `tracing`: the stages are ranges of the profiler's trace as well."""
+    """Measures seconds per stage.
+
+    tracing: whether the stages are also ranges of the profiler's trace.
+    """
 
     def __init__(self) -> None:
         self.running = self.on_gpu = self.tracing = False
@@ -49,7 +52,7 @@ class Timeline:
         self._unread: list[tuple[str, Any, Any]] = []  # stage, events of its begin and end
 
     def start(self, device: torch.device) -> None:
-        """From now on time is measured, on this device's clock."""
+        """Begins to measure, with this device's clock."""
         self.running, self.on_gpu = True, device.type == "cuda"
         self._stack, self._unread = [], []
         self._last = self._now()
@@ -69,7 +72,7 @@ class Timeline:
             self._stack.pop()
 
     def totals(self) -> Seconds:
-        """Seconds per stage since the process began, the rest as "other". Waits for the device."""
+        """Seconds per stage since the start; the rest is "other". Waits for the device."""
         self._change()
         if self._unread:
             self._last.synchronize()
@@ -111,7 +114,7 @@ stage = timeline.stage
 
 
 def waited_for(items: Iterable[T]) -> Iterator[T]:
-    """The same items; the time until each comes is "data wait"."""
+    """Yields the items; counts the wait for each as "data wait"."""
     iterator = iter(items)
     while True:
         with stage("data wait"):
@@ -122,7 +125,10 @@ def waited_for(items: Iterable[T]) -> Iterator[T]:
 
 
 def shares(before: Seconds, after: Seconds) -> dict[str, float]:
-    """Each stage's share of the time between two readings of `totals`, those that took any."""
+    """Each stage's share of the time between two readings of `totals`.
+
+    Stages that took no time are left out.
+    """
     seconds = {name: after[name] - before[name] for name in after}
     whole = sum(seconds.values())
     return {name: value / whole for name, value in seconds.items() if value > 0}
@@ -132,13 +138,14 @@ def as_line(of: dict[str, float]) -> str:
     return ", ".join(f"{name} {share:.1%}" for name, share in of.items())
 
 
-WARM_UP, STEPS = 3, 8  # the first steps choose kernels, and compile where that was asked for
+WARM_UP = 3  # the first steps choose kernels, and compile if wanted
+STEPS = 8
 
 
 class Profile:
     """Writes profile/trace.json (for chrome://tracing or Perfetto) and profile/table.txt in `folder`, once.
 
-    wanted: without it this does nothing. `step` is called after each training step, `say` with where the files are.
+    wanted: if False, nothing is profiled. say: prints the place of the files. Call `step` after each training step.
     """
 
     def __init__(self, folder: Path, device: torch.device, wanted: bool, say: Callable[[str], Any]) -> None:
@@ -180,7 +187,7 @@ class Profile:
         self._profiler.stop()
         self._profiler = None
         if self._done <= WARM_UP:
-            self.say(f"--profile: too few steps, there is no trace of a run of less than {WARM_UP + 1}")
+            self.say(f"--profile wrote nothing: it needs at least {WARM_UP + 1} training steps")
 
     def _write(self, profiler: Any) -> None:
         if self._done <= WARM_UP:

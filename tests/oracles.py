@@ -152,3 +152,26 @@ def in_batch_decoupled(q: Tensor, k: Tensor, temperature: float, sigma: float | 
         positive = (views[i] * views[(i + n) % (2 * n)]).sum() / temperature
         total = total - weights[i % n] * positive + torch.log(sum(others))
     return total / (2 * n)
+
+
+def moco_v3_ctr(q: Tensor, k: Tensor, temperature: float) -> Tensor:
+    """Chen, Xie & He 2021, Algorithm 1: 2T · cross-entropy of each query against all keys of the batch."""
+    total = q.new_zeros(())
+    for i in range(len(q)):
+        logits = [(q[i] * k[j]).sum() / temperature for j in range(len(k))]
+        total = total - logits[i] + torch.log(sum(torch.exp(logit) for logit in logits))
+    return 2 * temperature * total / len(q)
+
+
+def others_columns(k: Tensor, i: int) -> Tensor:
+    """The keys of all images but the i-th, as the columns of a queue: [C, N - 1]."""
+    return torch.stack([k[j] for j in range(len(k)) if j != i], dim=1)
+
+
+def batch_keys_uniform(q: Tensor, k: Tensor, t: float, intra_batch: bool) -> Tensor:
+    """Log mean e^{-t‖a-b‖²} over pairs of a query and another image's key and, intra_batch, of two queries."""
+    n = len(q)
+    pairs = [(q[i], k[j]) for i in range(n) for j in range(n) if i != j]
+    if intra_batch:
+        pairs += [(q[i], q[j]) for i in range(n) for j in range(i)]
+    return torch.log(sum(torch.exp(-t * squared_distance(a, b)) for a, b in pairs) / len(pairs))

@@ -71,8 +71,8 @@ def test_the_queue_starts_with_random_unit_columns_of_the_seed() -> None:
 @pytest.mark.parametrize(
     ("K", "m", "told"),
     [
-        (-3, 0.9, "a queue cannot hold -3 keys; --moco-k is at least 1, or 0 for none"),
-        (4, 1.1, "between 0 and 1; --moco-m is 1.1"),
+        (-3, 0.9, "--moco-k must be at least 1, or 0 for no queue, not -3"),
+        (4, 1.1, "--moco-m must be between 0 and 1, not 1.1"),
         (4, -0.1, "between 0 and 1"),
         (4, float("nan"), "between 0 and 1"),
     ],

@@ -186,6 +186,7 @@ def test_output_that_cannot_be_written_is_no_success() -> None:
 
 
 DIGITS = "--dataset digits -a smallcnn --epochs 1 --moco-k 64 --moco-dim 16 -b 64 --eval-freq 0"
+V3 = DIGITS.replace("--moco-k 64", "--keys batch")
 JOB = "--dry-run {} -- --dataset digits"
 LONG = "x" * 300
 REFUSED = [
@@ -193,9 +194,9 @@ REFUSED = [
     (pretrain, f"{DIGITS} --in-batch cross-view", "--in-batch is not read with --moco-k 64"),
     (pretrain, f"{DIGITS} --init-std 0", "--init-std must be greater than 0"),
     (pretrain, f"{DIGITS} -b 1441 --no-drop-last", "leave 1 for the last batch of an epoch"),
-    (pretrain, f"{DIGITS} --loss hcl --moco-tau-plus nan", "must be in [0, 1), not nan"),
+    (pretrain, f"{DIGITS} --loss hcl --moco-tau-plus nan", "must be at least 0 and less than 1, not nan"),
     (pretrain, f"{DIGITS} --loss hcl --moco-beta -5", "must be at least 0 and finite, not -5"),
-    (pretrain, f"{DIGITS} --loss hard --moco-hard-alpha 7", "must be above 0 and at most 1, not 7"),
+    (pretrain, f"{DIGITS} --loss hard --moco-hard-alpha 7", "must be greater than 0 and at most 1, not 7"),
     (
         pretrain,
         f"{DIGITS} --loss hard --moco-unif-no-intra-batch",
@@ -209,12 +210,18 @@ REFUSED = [
     (pretrain, f"{DIGITS} --mlp --moco-mlp-bn", "--moco-mlp-bn is not read with the default of --moco-mlp-layers"),
     (pretrain, f"{DIGITS} --mlp --moco-mlp-layers 2", "--mlp is not read with --moco-mlp-layers 2"),
     (pretrain, f"{DIGITS} --moco-mlp-layers 1 --moco-mlp-dim 9", "--moco-mlp-dim is not read with --moco-mlp-layers 1"),
-    (pretrain, f"{DIGITS} --crop-min 1.5", "--crop-min is a share of the image, at most 1, not 1.5"),
+    (pretrain, f"{DIGITS} --crop-min 1.5", "--crop-min, a share of the image, must be at most 1, not 1.5"),
     (pretrain, f"{DIGITS} --crop-min 0", "--crop-min must be greater than 0"),
     (pretrain, f"{DIGITS} --queue-per-view", "--queue-per-view needs --symmetric"),
+    (pretrain, f"{V3} --moco-k 9", "--moco-k is not read with --keys batch"),
+    (pretrain, f"{V3} --accum-steps 2", "--accum-steps would leave parts of a batch"),
+    (pretrain, f"{V3} --symmetric --queue-per-view", "--queue-per-view has no meaning with --keys"),
+    (pretrain, f"{V3} -b 1", "--keys batch compares the images of a batch: --batch-size must be at"),
+    (pretrain, f"{DIGITS} --moco-k 0 --predictor vit", "--predictor has no meaning with --moco-k 0"),
+    (pretrain, f"{DIGITS} --stop-grad-conv1", "--stop-grad-conv1 is for ViTs with a projection of patches"),
     (pretrain, f"{DIGITS} --moco-k 0 --queue-per-view", "--queue-per-view has no meaning with --moco-k 0"),
     (pretrain, f"{DIGITS} --optimizer adamw --momentum 0.8", "--momentum is not read with --optimizer adamw"),
-    (pretrain, f"{DIGITS} --lr-per-step", "--lr-per-step is for a warm-up or a cosine"),
+    (pretrain, f"{DIGITS} --lr-per-step", "--lr-per-step works only with a warm-up or a cosine"),
     (pretrain, f"{DIGITS} --moco-m 0:0.9,3:2", "--moco-m must lie between 0 and 1, not 2"),
     (pretrain, f"{DIGITS} --keep-every 5", "--keep-every is not read with --keep-last 0"),
     (pretrain, f"{DIGITS} --knn-k 5", "--knn-k is not read with --eval-freq 0"),
@@ -237,6 +244,7 @@ REFUSED = [
     (evaluate, "c --dataset digits --seed 99999999999999999999999999", "--seed must be at least 0 and less than 2^63"),
     (depth, "", "say where the images are"),
     (depth, "nowhere", "neither nyu_depth_v2_labeled.mat nor a folder val of pairs"),
+    (depth, "nowhere --channels 1", "--dataset nyu-depth has RGB of 8 bits: leave out --channels and --value-range"),
     (depth, "--dataset digits", "--dataset digits has images and no depth: pass --dataset nyu-depth"),
     (depth, "d --evaluate", "--evaluate needs a trained predictor"),
     (depth, "d --evaluate --resume c --lr 1", "--lr is not read with --evaluate"),
@@ -266,7 +274,7 @@ REFUSED = [
     (submit, JOB.format("--cpus-per-task 0"), "argument --cpus-per-task"),
     (submit, JOB.format("--time 0"), "argument --time"),
     (submit, JOB.format("--time x"), "argument --time: 'x' is not a whole number"),
-    (submit, JOB.format("--signal-delay 999999 --time 1"), "--signal-delay 999999 s leaves nothing of --time 1 min"),
+    (submit, JOB.format("--signal-delay 999999 --time 1"), "--signal-delay 999999 s must be shorter than --time 1 min"),
     (submit, JOB.format("--stalled-restarts -1"), "argument --stalled-restarts"),
     (submit, JOB.format("--sbatch =x"), "--sbatch =x must have the form NAME=VALUE"),
     (submit, JOB.format("--name ''"), "--name must not be empty"),

@@ -249,8 +249,8 @@ def test_published_figures_stand_beside_the_measured(tmp_path: Path, capsys: pyt
     page = (tmp_path / "page" / "index.html").read_text()
     assert (tmp_path / "page" / "published-lincls_top1.png").stat().st_size > 1000
     # (10 + 2 + 1 + 2 + 4) / 5; the two orders differ in the first two of five: ρ = 1 - 6·2 / (5·24)
-    assert "linear top-1 [%], measured less published, mean of 5: +3.80; rank correlation 0.90" in page
-    assert "alignment, measured less published, mean of 1: +0.000; no rank correlation" in page
+    assert "linear top-1 [%], measured minus published, mean of 5: +3.80; rank correlation 0.90" in page
+    assert "alignment, measured minus published, mean of 1: +0.000; no rank correlation" in page
     assert "published linear top-1 [%]" in page and '<td class="n" data-value="71.25">71.25</td>' in page
     assert page.count("pair-") == 0 and page.count('aria-label="alignment: measured against published"') == 1
 
@@ -261,15 +261,15 @@ def test_published_figures_stand_beside_the_measured(tmp_path: Path, capsys: pyt
         ("", "must begin with a line of column names"),
         ("moco_t,moco_t\n1,2\n", "each once and none empty"),
         ("moco_t,\n1,2\n", "each once and none empty"),
-        ("moco_t\n", "column names and no encoder"),
-        ("moco_t\n1,2\n", "row 2 has 2 cells and the header 1"),
+        ("moco_t\n", "column names but no rows"),
+        ("moco_t\n1,2\n", "row 2 has 2 cells, but the header has 1"),
         ('moco_t\n"1\n', "give a CSV file in UTF-8"),
         ("moco_t\n-1\n", "row 2 of .*made-up.csv: --moco-t must be greater than 0"),
         ("moco_tt\n1\n", "no option 'moco_tt'; did you mean moco_t"),
         ("output_dir\nx\n", "a sweep sets output_dir itself"),
-        ("moco_t,published_topp1\n1,2\n", "published_topp1 is about no measure that is known here; did you mean top1"),
+        ("moco_t,published_topp1\n1,2\n", "published_topp1 names no known measure; did you mean top1"),
         ("moco_t,published_top1\n1,high\n", "row 2, published_top1: 'high' is not a finite number"),
-        ("moco_t,published_top1\n1,nan\n", "leave the cell empty where none is published"),
+        ("moco_t,published_top1\n1,nan\n", "leave the cell empty if none is published"),
         ("moco_t,published_top1\n1,50\n1,60\n", "row 3 of .* is the encoder of row 2: give each a `seed`"),
     ],
 )

@@ -35,7 +35,7 @@ DATASETS = tuple(DATASET_DEFAULTS)
 
 
 def defaults_of(dataset: str) -> tuple[int, str]:
-    """(image size in px, recipe) where none is given; those of photographs for a data set from outside."""
+    """The default (image size in px, recipe) of a data set; photographs' for module:factory."""
     return DATASET_DEFAULTS["folder" if is_outside(dataset) else dataset]
 
 
@@ -67,7 +67,7 @@ def open_split(
     if is_outside(dataset):
         found = open_outside(data, dataset, split, arguments, labels_required, pixels)
         if found is None:
-            raise InputError(f"--dataset {dataset} gives None for the split {split}, which is needed here")
+            raise InputError(f"--dataset {dataset} gives None for the split {split}; it must give a data set")
         return _checked(found, dataset, pixels)
     if dataset not in DATASETS:
         raise InputError(f"unknown data set {dataset!r}: choose one of {', '.join(DATASETS)}")
@@ -76,9 +76,7 @@ def open_split(
     if loader not in LOADERS:
         raise InputError(f"unknown loader {loader!r}: choose one of {', '.join(LOADERS)}")
     if dataset == "nyu-depth" and loader != "ffcv":
-        return _in_eight_bits(
-            _checked(open_depth(data, split, labels_required), dataset, pixels), f"--dataset {dataset}", pixels
-        )
+        return open_depth(data, split, labels_required, pixels)
     if data is not None and (beton := find_beton(data, split)) is not None:
         if loader == "folder":
             raise InputError(f"--loader folder cannot read {beton}: give the folder of images, or --loader ffcv")

@@ -34,7 +34,8 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Pillow's other plugins may find another size while they load (ICNS, EPS, PCD, ...): those load before they are asked.
+# Pillow's other plugins (ICNS, EPS, PCD, ...) may find another size while they load, so they load before the size is
+# read.
 _SIZE_IN_HEADER = frozenset(["JPEG", "MPO", "PNG", "WEBP", "TIFF", "GIF", "BMP", "DIB", "PPM", "JPEG2000", "AVIF"])
 _VALUES = ("F", "I", "I;16", "I;16B", "I;16L", "I;16N")  # modes of more than 8 bits, all of one channel
 _BANDS = {"1": 1, "L": 1, "LA": 2, "RGB": 3, "RGBA": 4, **dict.fromkeys(_VALUES, 1)}  # other modes become RGB

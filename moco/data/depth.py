@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from moco.data.boxes import Size
+from moco.data.channels import RGB, PixelFormat
 from moco.data.decode import BadImage
 from moco.data.folder import FolderPicture, open_picture
 from moco.data.listing import entries, says_what_cannot_be_read
@@ -144,7 +145,9 @@ class PairFolder(_Unlabelled):
         return np.where(values == _NONE, 0, values).astype(np.uint16)
 
 
-def open_depth(data: str | None, split: str, labels_required: bool = False) -> DepthSource:
+def open_depth(
+    data: str | None, split: str, labels_required: bool = False, pixels: PixelFormat = RGB
+) -> DepthSource:
     """The pairs of 'train' or 'val' (NYU's test frames). InputError with the fix if they are not there.
 
     data: the labelled file or the folder that holds it, with splits.mat beside it; or a folder of pairs, which is the
@@ -152,6 +155,8 @@ def open_depth(data: str | None, split: str, labels_required: bool = False) -> D
     """
     if data is None:
         raise InputError(f"--dataset nyu-depth needs the folder that holds {LABELLED} and {SPLIT_FILE}")
+    if pixels != RGB:
+        raise InputError("--dataset nyu-depth has RGB of 8 bits: leave out --channels and --value-range")
     if labels_required:
         raise InputError("--dataset nyu-depth has no classes to tell apart: measure it with python -m moco.probe.depth")
     if (file := _labelled_file(Path(data))) is not None:

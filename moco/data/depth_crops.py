@@ -30,7 +30,7 @@ class DepthLoader(Loader):
     def boxes(self, draws: np.ndarray, size: Size) -> list[Box]:
         return super().boxes(draws, size)[:1]
 
-    def cut(self, index: int, draws: np.ndarray, out: Tensor) -> None:
+    def cut(self, index: int, draws: np.ndarray, out: Tensor, small: Tensor | None = None) -> None:
         super().cut(index, draws, out[:1])
         size, depth = self.pairs.size(index), self.pairs.depth(index)
         if abs(size[0] * depth.shape[1] - size[1] * depth.shape[0]) > max(*size, *depth.shape):  # more than a pixel

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from moco.data.batch_memory import BatchMemory
 from moco.data.boxes import DRAWS, Box, Size, centre_box, random_box, reduction, rescale, snap
+from moco.data.crops import SmallCrops
 from moco.data.decode import BadImage, resample
 from moco.data.sampler import Sampler
 from moco.data.source import Source, channels_of
@@ -39,13 +40,15 @@ class Batch:
     crops: Tensor  # uint8 [n, V, S, S, C]
     index: Tensor  # int64 [n], positions in the source
     labels: Tensor  # int64 [n], -1 where there is none
+    small: Tensor | None = None  # uint8 [n, W, s, s, C], the small crops of multi-crop
 
 
 class Loader:
     """Batches of crops, epoch by epoch; see `epoch`.
 
     Training: `views` random-resized crops per sample (`scale`, `ratio` as in torchvision). Evaluation: `eval_crop` is
-    the share of the shorter side that the central square has. `workers` is a wish, capped by `worker_count`; what it
+    the share of the shorter side that the central square has. `small`: small crops beside the views, out of the same
+    decoded image; their boxes are those of views V, V + 1, ... `workers` is a wish, capped by `worker_count`; what it
     came to is `loader.workers`. With `skip_bad_images`, a sample that cannot be read is replaced by the next readable
     one of the source (so batches keep their shapes, and the stream stays a function), and `loader.bad_samples` counts
     such samples.
@@ -64,6 +67,7 @@ class Loader:
         scale: tuple[float, float] = (0.2, 1.0),
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
         eval_crop: float | None = None,
+        small: SmallCrops | None = None,
         workers: int | None = None,
         device: str | torch.device = "cpu",
         seed: int = 0,
@@ -75,12 +79,14 @@ class Loader:
             raise ValueError(f"a sampler of {sampler.n} samples for a source of {len(source)}")
         self.source, self.sampler = source, sampler
         self.size, self.views, self.scale, self.ratio, self.eval_crop = size, views, scale, ratio, eval_crop
+        self.small = small
         self.workers = worker_count(workers)
         self.device = torch.device(device)
         self.seed, self.prefetch, self.timeout = seed, max(1, prefetch), timeout
         self.skip_bad_images = skip_bad_images
         self.bad: dict[int, str] = {}  # index -> why it could not be read
         self._memory = BatchMemory(self.prefetch + 2, pinned=self.device.type == "cuda")
+        self._small_memory = BatchMemory(self.prefetch + 2, pinned=self.device.type == "cuda")
         self._side_stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
     def __len__(self) -> int:
@@ -116,23 +122,26 @@ class Loader:
         return filling
 
     def draws(self, epoch: int, index: np.ndarray) -> np.ndarray:
-        """The random numbers behind the boxes: float32 [n, V, DRAWS], a function of (seed, epoch, index, view)."""
+        """The random numbers behind the boxes: float32 [n, V + W, DRAWS], a function of (seed, epoch, index, view)."""
         if self.eval_crop is not None:
             return np.empty((len(index), self.views, 0), np.float32)
-        keys = [stream_key(self.seed, epoch, Purpose.CROP, view) for view in range(self.views)]
+        views = range(self.views + (self.small.number if self.small else 0))
+        keys = [stream_key(self.seed, epoch, Purpose.CROP, view) for view in views]
         return np.stack([uniform(key, index, DRAWS) for key in keys], axis=1)
 
     def boxes(self, draws: np.ndarray, size: Size) -> list[Box]:
-        """One box per view, in pixels of the upright original. draws: [V, DRAWS]."""
+        """One box per view, small ones last, in pixels of the upright original. draws: [V + W, DRAWS]."""
         if self.eval_crop is not None:
             return [centre_box(size, self.eval_crop)] * self.views
-        return [random_box(row, size, self.scale, self.ratio) for row in draws.tolist()]
+        scales = [self.scale] * self.views + ([self.small.scale] * self.small.number if self.small else [])
+        return [random_box(row, size, scale, self.ratio) for row, scale in zip(draws.tolist(), scales, strict=True)]
 
-    def cut(self, index: int, draws: np.ndarray, out: Tensor) -> None:
-        """Decodes one sample and writes its crops into `out` (uint8 [V, S, S, C])."""
+    def cut(self, index: int, draws: np.ndarray, out: Tensor, small: Tensor | None = None) -> None:
+        """Decodes one sample and writes its crops into `out` (uint8 [V, S, S, C]) and `small` (uint8 [W, s, s, C])."""
         picture = self.source.open(index)
         boxes = [rescale(box, picture.size, picture.stored) for box in self.boxes(draws, picture.size)]
-        k = reduction(boxes, self.size)
+        k = reduction(boxes[: self.views], self.size)
+        k = min(k, reduction(boxes[self.views :], self.small.size)) if self.small else k
         boxes = [snap(box, k) for box in boxes]
         rows = (min(top for top, *_ in boxes), max(top + h for top, _, h, _ in boxes))
         pixels = picture.decode(k, rows)
@@ -142,7 +151,7 @@ class Loader:
                 f" says {out.shape[-1]}: give the source an attribute `channels`, and pass --channels"
             )
         k = pixels.reduction
-        for (top, left, h, w), crop in zip(boxes, out.unbind(), strict=True):
+        for (top, left, h, w), crop in zip(boxes, [*out, *(() if small is None else small)], strict=True):
             resample(pixels.array, (top // k - pixels.top, left // k, h // k, w // k), crop)
 
 
@@ -155,6 +164,10 @@ class _Filling:
         self.draws = loader.draws(epoch, index)
         shape = (len(index), loader.views, loader.size, loader.size, channels_of(loader.source))
         self.crops = loader._memory.take(shape)
+        self.small: Tensor | None = None
+        if loader.small is not None:
+            shape = (len(index), loader.small.number, loader.small.size, loader.small.size, channels_of(loader.source))
+            self.small = loader._small_memory.take(shape)
         self.errors: dict[int, BaseException] = {}
         self.at_work: dict[int, int] = {}  # thread -> the sample it is at
         self.left = len(index)
@@ -190,7 +203,7 @@ class _Filling:
         for _ in range(MOST_BAD_IN_A_ROW):
             self.at_work[threading.get_ident()] = index
             try:
-                loader.cut(index, draws, self.crops[row])
+                loader.cut(index, draws, self.crops[row], None if self.small is None else self.small[row])
             except BadImage as problem:
                 if not loader.skip_bad_images:
                     raise InputError(
@@ -217,11 +230,15 @@ class _Filling:
         index = torch.from_numpy(self.index)
         labels = torch.from_numpy(loader.source.labels[self.index])
         if loader._side_stream is None:
-            self.batch = Batch(*(x.to(loader.device) for x in (self.crops, index, labels)))
+            small = None if self.small is None else self.small.to(loader.device)
+            crops, index, labels = (x.to(loader.device) for x in (self.crops, index, labels))
+            self.batch = Batch(crops, index, labels, small)
         else:
             with torch.cuda.device(loader.device), torch.cuda.stream(loader._side_stream):
                 host = (self.crops, index.pin_memory(), labels.pin_memory())
-                self.batch = Batch(*(x.to(loader.device, non_blocking=True) for x in host))
+                small = None if self.small is None else self.small.to(loader.device, non_blocking=True)
+                crops, index, labels = (x.to(loader.device, non_blocking=True) for x in host)
+                self.batch = Batch(crops, index, labels, small)
                 self.shipped = loader._side_stream.record_event()
         self.done.set()
 
@@ -236,7 +253,7 @@ class _Filling:
                 names = ", ".join(source.name(index) for index in list(self.at_work.values())[:4])
                 raise InputError(
                     f"no image could be read for {timeout:.0f} s (at {names or 'nothing'}): "
-                    "the loader is stuck; check the disk or network that holds the data"
+                    "check the disk or network that holds the data"
                 )
             left = self.left
         if self.errors:
@@ -248,6 +265,6 @@ class _Filling:
         if self.shipped is not None:
             current = torch.cuda.current_stream(self.loader.device)
             current.wait_event(self.shipped)
-            for x in (self.batch.crops, self.batch.index, self.batch.labels):
+            for x in filter(torch.is_tensor, vars(self.batch).values()):
                 x.record_stream(current)
         return self.batch

@@ -1,7 +1,7 @@
-"""Collectives over rows, numbers and Python objects. At world size 1 each function is the identity.
+"""Collectives over rows, numbers and Python objects.
 
-Per-rank batch sizes are passed as Python lists (`sizes[r]` rows on rank r), so that uneven batches need no exchange of
-sizes and no host-device synchronisation.
+At world size 1 each function is the identity. Batch sizes per rank are Python lists (`sizes[r]` rows on rank r), so
+uneven batches need no exchange of sizes and no host-device synchronisation.
 """
 
 from __future__ import annotations
@@ -93,9 +93,9 @@ class LateVote:
 
 
 def on_rank_0(work: Callable[[], T]) -> T:
-    """Calls `work` on rank 0 alone; returns its result on every rank. An InputError there is raised on every rank.
+    """Calls `work` on rank 0 alone; returns its result on every rank.
 
-    For what must be decided once: several ranks that look at a shared folder may not see the same files.
+    An InputError is raised on every rank. For decisions about a shared folder, where ranks may see different files.
     """
     if world_size() == 1:
         return work()
@@ -144,10 +144,10 @@ def broadcast_buffers(module: nn.Module) -> None:
 
 @stage("communication")
 def gather_rows(x: Tensor, sizes: list[int] | None = None) -> Tensor:
-    """Rows of all ranks in rank order, without gradient: [sizes[r], ...] on rank r -> [sum(sizes), ...] on every rank.
+    """Gathers the rows of all ranks in rank order, without gradient.
 
-    `sizes` None means as many rows on every rank as here. Uneven parts are padded for the exchange (collectives take
-    equal ones).
+    [sizes[r], ...] on rank r -> [sum(sizes), ...] on every rank. sizes None: every rank has as many rows as this one.
+    Uneven parts are padded for the exchange, because collectives need equal parts.
     """
     if world_size() == 1:
         return x.detach()
@@ -162,8 +162,11 @@ def gather_rows(x: Tensor, sizes: list[int] | None = None) -> Tensor:
 
 @stage("communication")
 def exchange_rows(x: Tensor, send: list[int], receive: list[int]) -> Tensor:
-    """All-to-all without gradient: the first send[0] rows of x go to rank 0, the next send[1] to rank 1, ...; returns
-    what came, receive[r] rows of rank r. With a single entry in `send` nothing travels."""
+    """All-to-all of rows, without gradient.
+
+    The first send[0] rows of x go to rank 0, the next send[1] to rank 1, ... Returns receive[r] rows of each rank r, in
+    rank order. With a single entry in `send` it returns x.
+    """
     if len(send) == 1:
         return x
     x = x.contiguous()

@@ -1,4 +1,4 @@
-"""The batch of all ranks as a loss sees it: collectives through which gradients flow."""
+"""The batch of all ranks for a loss: collectives with gradients."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class _GatherRowsWithGrad(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        # every rank's loss depends on these rows through its own copy: their gradients add up
+        # every rank's loss depends on its own copy of these rows: the gradients of all copies are added
         total = all_reduce_sum(grad.contiguous())
         start = sum(ctx.sizes[: rank()])
         return total[start : start + ctx.sizes[rank()]], None
@@ -43,15 +43,15 @@ class GlobalBatch:
 
     It is the `across` of `moco.losses`.
 
-    The gradient convention is DDP's: it averages the ranks' gradients, so a loss that is the same number L on every
-    rank gets exactly the gradient of L, also when the ranks weight it unevenly by weights that sum to the world size.
+    DistributedDataParallel averages the ranks' gradients. So a loss that is the same number L on every rank gets
+    exactly the gradient of L. Ranks may weight it unevenly, if their weights sum to the world size.
     """
 
     def __init__(self, sizes: list[int] | None = None) -> None:
         self.sizes = sizes
 
     def gather(self, x: Tensor) -> tuple[Tensor, int]:
-        """Rows of all ranks, and the position of this rank's first row among them."""
+        """(rows of all ranks, position of this rank's first row)."""
         if world_size() == 1:
             return x, 0
         sizes = self.sizes or [len(x)] * world_size()

@@ -13,7 +13,7 @@ from moco.errors import RankError
 
 
 class Store(Protocol):
-    """The part of torch.distributed.Store that is used here. Every call may raise a RuntimeError."""
+    """The used part of torch.distributed.Store. Calls may raise RuntimeError."""
 
     def set(self, key: str, value: str) -> None: ...
     def get(self, key: str) -> bytes: ...
@@ -21,15 +21,16 @@ class Store(Protocol):
 
 
 def name_of_start(store: Store, rank: int, world_size: int, limit: timedelta) -> str:
-    """A word that all ranks of this start know, and those of no earlier one.
+    """Agrees on a random name for this start of all ranks.
 
-    RankError if they are not all there in time.
+    RankError if a rank does not start within `limit`.
 
-    torchrun's store outlives a restart, with the addresses that the earlier ranks left there, and nothing in the
-    environment names the start: each agent counts its own restarts. So every rank asks under a name it has made up;
-    rank 0 answers whoever asks, the dead of earlier starts too, until all have confirmed the word of this start.
+    torchrun's store keeps its entries over a restart, also the addresses of the earlier ranks. No environment variable
+    identifies a start, because each agent counts its own restarts. So every rank asks with a random name. Rank 0
+    answers every request, also old ones, until all ranks have confirmed the name of this start.
     """
-    mine, deadline = uuid.uuid4().hex, time.monotonic() + limit.total_seconds()
+    mine = uuid.uuid4().hex
+    deadline = time.monotonic() + limit.total_seconds()
     if rank != 0:
         store.set(f"moco/asks/{rank}", mine)
         word = store.get(f"moco/answer to {mine}").decode()
@@ -50,21 +51,21 @@ def name_of_start(store: Store, rank: int, world_size: int, limit: timedelta) ->
 
 
 class RollCall:
-    """Finds out which rank is to blame when a collective fails.
+    """Finds the rank that caused a failed collective.
 
-    The error that a rank sees names a socket. But every rank that sees one, or ends for a reason of its own, can still
-    leave a note in the store (torchrun's agent keeps it); the rank without a note is the one that hangs or was killed.
+    The error of a collective names only a socket. So each rank that gets one, or ends for another reason, writes a note
+    to the store, which torchrun's agent keeps. The rank without a note hangs or was killed.
     """
 
     def __init__(self, store: Store, rank: int, world_size: int) -> None:
         self._store, self._rank, self._world_size = store, rank, world_size
 
     def say(self, note: str) -> None:
-        with contextlib.suppress(RuntimeError):  # the store may be gone with rank 0: then nobody can be told
+        with contextlib.suppress(RuntimeError):  # the store may have ended with rank 0: then no note can be written
             self._store.set(str(self._rank), note[:500])
 
     def who_is_missing(self, limit: timedelta, error: str, patience: float = 5.0) -> str:
-        """One sentence for a RankError."""
+        """The message of a RankError: one sentence about the ranks without a note."""
         notes: dict[int, str] = {}
         asking = threading.Thread(target=self._collect, args=(notes, patience), daemon=True)
         asking.start()

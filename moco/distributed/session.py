@@ -1,4 +1,4 @@
-"""The ranks of this process, the process group, and the device of a rank."""
+"""The process group of a run, and the device of a rank."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def local_world_size() -> int:
 def session(world: World, device: torch.device, timeout: float = 1800.0) -> Iterator[None]:
     """Joins the process group of `world` for a `with` block.
 
-    NCCL for CUDA, gloo for the CPU. `timeout` in seconds. After an error the group is not destroyed: the process must
-    end, and can print the reason first.
+    NCCL for CUDA, gloo for the CPU. timeout: in seconds. After an error the group is not destroyed: the process must
+    end, and can print the reason first. RankError if a rank is lost.
     """
     with inside(world):
         if world.size == 1:
@@ -57,7 +57,7 @@ def _process_group(device: torch.device, timeout: float) -> Iterator[None]:
     limit = timedelta(seconds=timeout)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        # NCCL's own alarm ends the process without naming a rank: it comes second, after that of the vote of each step
+        # NCCL's own timeout ends the process without naming a rank: it is longer than that of the vote in each step
         start = _join("cpu:gloo,cuda:nccl", 2 * limit)
         _cpu_group = dist.new_group(backend="gloo", timeout=limit)
     else:
@@ -80,23 +80,26 @@ def _process_group(device: torch.device, timeout: float) -> Iterator[None]:
     else:
         ended_well = True
     finally:
-        # A DistributedDataParallel that is still alive must not be the group's last owner: it would run the destructor
-        # without letting go of Python's lock, and wait for a thread of gloo's that waits for that lock.
+        # A DistributedDataParallel must not be the group's last owner. It would run the destructor without releasing
+        # Python's lock, and wait for a gloo thread that waits for this lock.
         _cpu_group, _ended = None, dist.group.WORLD
-        # With NCCL this waits for collectives that the other ranks may never join: after an error the group is left to
-        # the end of the process, so that the message is printed before.
+        # With NCCL this waits for collectives that the other ranks may never join. So after an error the group lives
+        # until the process ends, and the message is printed before.
         if ended_well:
             dist.destroy_process_group()
 
 
 def _connect(limit: timedelta, keep: bool = False) -> dist.Store:
-    """To the store of all ranks, which torchrun's agent keeps, or else rank 0 (`keep`)."""
+    """Connects to the store of all ranks.
+
+    torchrun's agent keeps it, or else rank 0 (`keep`).
+    """
     address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     return dist.TCPStore(*address, world_size=world_size(), is_master=keep, timeout=limit)
 
 
 def _join(backend: str, limit: timedelta) -> str:
-    """Forms the process group; returns the name of this start, as `rollcall.name_of_start`."""
+    """Forms the process group; returns the name from `name_of_start`."""
     by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     store = _connect(limit, keep=rank() == 0 and not by_agent)
     start = name_of_start(store, rank(), world_size(), limit)
@@ -130,12 +133,18 @@ def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
 
 
 def copy_without_waiting(x: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """`x`, of host memory, on `device`; the host goes on at once. CUDA copies so from pinned memory alone."""
+    """Copies x from host memory to `device`; the host does not wait.
+
+    CUDA copies without waiting only from pinned memory.
+    """
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
 def pick_device(wish: str, world: World) -> torch.device:
-    """`wish`: 'cuda', 'cpu' or 'auto'. With CUDA, the device of this rank on its node."""
+    """The device for 'cuda', 'cpu' or 'auto'; with CUDA that of this rank.
+
+    InputError if there is no GPU for this rank.
+    """
     if wish == "cpu" or (wish == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():

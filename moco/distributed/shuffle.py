@@ -11,11 +11,11 @@ from moco.randomness import permutation
 
 
 class RowShuffle:
-    """Deals the rows of the global batch out to the ranks anew (MoCo's shuffle-BN), by an all-to-all of rows.
+    """Permutes the rows of the global batch over the ranks (MoCo's shuffle-BN).
 
-    MoCo gathers every image on every rank and keeps a part; here each row travels once, straight to its new rank. The
-    permutation is a function of `key`, so every rank knows it without a broadcast. A single size permutes this rank's
-    rows among themselves.
+    MoCo gathers every image on every rank and keeps a part. Here an all-to-all sends each row once, directly to its new
+    rank. The permutation is a function of `key`, so no broadcast is needed. With a single size it permutes the rows of
+    this rank alone.
     """
 
     def __init__(self, key: int, sizes: list[int]) -> None:
@@ -24,12 +24,12 @@ class RowShuffle:
         order = torch.from_numpy(permutation(key, starts[-1]))  # new position p holds old row order[p]
         owner = torch.bucketize(order, torch.tensor(starts[1:]), right=True)  # rank that holds old row order[p]
         mine = order[starts[me] : starts[me + 1]]  # old rows that come here, in their new order
-        # what I send to rank r: my old rows among r's new ones, in r's order
+        # sent to rank r: this rank's old rows among r's new ones, in r's order
         sent = [order[starts[r] : starts[r + 1]] for r in range(world)]
         sent = [rows[owner[starts[r] : starts[r + 1]] == me] - starts[me] for r, rows in enumerate(sent)]
         self.send_rows = torch.cat(sent)
         self.send_sizes = [len(rows) for rows in sent]
-        # rows arrive grouped by sender, within a group in my order: a stable sort by sender says which is which
+        # rows arrive grouped by sender, within a group in their new order: a stable sort by sender identifies them
         sender = torch.bucketize(mine, torch.tensor(starts[1:]), right=True)
         self.arrival = torch.argsort(sender, stable=True)
         self._there: tuple[Tensor, Tensor] | None = None  # send_rows and arrival on the device of the rows
@@ -41,7 +41,10 @@ class RowShuffle:
         return self._there
 
     def shuffle(self, x: Tensor) -> Tensor:
-        """[sizes[rank], ...] -> [sizes[rank], ...]: this rank's part of the permuted global batch."""
+        """This rank's part of the permuted global batch.
+
+        [sizes[rank], ...] -> [sizes[rank], ...].
+        """
         send_rows, arrival = self._indices(x.device)
         received = exchange_rows(x[send_rows], self.send_sizes, self.receive_sizes)
         out = torch.empty_like(received)
@@ -49,7 +52,7 @@ class RowShuffle:
         return out
 
     def unshuffle(self, x: Tensor) -> Tensor:
-        """The inverse: rows back to the rank and place they came from."""
+        """The inverse of `shuffle`: each row returns to its old rank and position."""
         send_rows, arrival = self._indices(x.device)
         returned = exchange_rows(x[arrival], self.receive_sizes, self.send_sizes)
         out = torch.empty_like(returned)

@@ -1,4 +1,4 @@
-"""The containers that encoders come in: torch files, safetensors, folders of `moco.export` and of Hugging Face."""
+"""Files that hold encoders: torch, safetensors, folders of moco.export and Hugging Face."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ METADATA = "metadata.json"  # beside the weights in a folder that moco.export ha
 
 
 def open_weights(path: Path) -> dict[str, Any]:
-    """The checkpoint's dict: tensors in it or under an entry such as 'state_dict', `arch` and the like beside them.
+    """Reads the checkpoint's dict.
 
-    `path`: a torch or safetensors file, or a folder of moco.export or `timm.models.save_for_hf`. InputError if it is
+    Its tensors are in the dict itself or in an entry such as 'state_dict', beside `arch` and other entries.
+    path: a torch or safetensors file, or a folder of moco.export or `timm.models.save_for_hf`. InputError if it is
     missing, damaged, or could run code when it is loaded.
     """
     if path.is_dir():
@@ -33,7 +34,7 @@ def open_weights(path: Path) -> dict[str, Any]:
     if path.suffix == ".safetensors":
         content = _open_safetensors(path)
     else:
-        # argparse.Namespace is a bag of values, and DINO's and MAE's files keep their options in one
+        # argparse.Namespace only holds values; the files of DINO and MAE keep their options in one
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = checkpoint.load(path)
     if (path.parent / METADATA).is_file():
@@ -59,7 +60,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
+        raise InputError(f"cannot read {path}: {error}; fetch or write it again") from error
     return content if isinstance(content, dict) else {}
 
 

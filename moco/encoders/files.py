@@ -1,4 +1,4 @@
-"""Reading encoders out of checkpoints, whoever wrote them: where the encoder is, what its tensors are called here.
+"""Reads encoders from checkpoints of this and other projects.
 
 A layout is a prefix in front of the encoder's own keys; a few projects also number or rename its parts. A trunk is
 taken whole or not at all: a checkpoint whose names or shapes do not cover it is refused, because an encoder that is
@@ -36,10 +36,8 @@ LAYOUTS: tuple[tuple[str, str], ...] = (
     ("module.", "a network in DistributedDataParallel, as main_lincls.py saves it"),
     ("", "a plain network (torchvision, timm)"),
 )
-# moco-v3's own names for its ViTs. vit_base is timm's; its vit_small has 12 heads of 32 where libraries have 6 of 64:
-# the same shapes, another function, so that loading it into timm's would go unnoticed.
+# moco-v3's vit_base is timm's network too, under timm's name; its other ViTs are ours (moco/encoders/vit.py).
 _MOCO_V3_ARCHS = {"vit_base": "timm:vit_base_patch16_224"}
-_MOCO_V3_UNKNOWN = ("vit_small", "vit_conv_small", "vit_conv_base")
 # Buffers of known projects that hold no state: the align/uniform fork's label for its contrastive term.
 STATELESS = ("scalar_label",)
 # Parts that torchvision's networks have only while they are trained with labels.
@@ -53,11 +51,11 @@ _AVERAGES = re.compile(r"momentum|target|teacher|ema|key|_k\b")  # in the names 
 
 @dataclass(frozen=True)
 class EncoderFile:
-    """An encoder as a checkpoint holds it. `state`: its tensors under the library's names, its classifier included."""
+    """An encoder in a checkpoint."""
 
     path: Path
     layout: str
-    state: dict[str, Tensor]
+    state: dict[str, Tensor]  # under the library's names, with its classifier
     arch: str | None = None
     epoch: int | None = None
     others: list[str] = field(default_factory=list)  # tensors of other things: key encoder, queue, predictor
@@ -67,10 +65,10 @@ class EncoderFile:
 
 @dataclass(frozen=True)
 class Loaded:
-    """The result of `load_trunk`. `skipped`: names of the file that are no part of the trunk (its classifier)."""
+    """The result of `load_trunk`: names of tensors."""
 
     matched: list[str]
-    skipped: list[str]
+    skipped: list[str]  # in the file but not in the trunk, such as its classifier
     missing: list[str]
     others: int = 0  # tensors of the file's other parts
     adapted: str = ""  # a weight that was made for another number of channels
@@ -87,10 +85,10 @@ class Loaded:
 
 
 def network_of(file: EncoderFile, arch: str | None, arguments: Sequence[str]) -> tuple[str, list[str]]:
-    """The network that `file` holds, and the arguments that it is built with, if it is from outside.
+    """(network in `file`, its arguments if it is a module:factory).
 
-    arch, arguments: those of the command line, which win. InputError if nobody says the network. InputError also for a
-    network from outside that only the file names: a checkpoint must not decide what code is imported.
+    arch, arguments: those of the command line; they have priority. InputError if neither names the network, or if only
+    the file names a module:factory: a checkpoint must not decide what code is imported.
     """
     if arch is None and file.arch is None:
         raise InputError(f"{file.path} does not say which network it holds; pass --arch")
@@ -127,7 +125,7 @@ def read_encoder(path: str | Path) -> EncoderFile:
         path=Path(path),
         layout=layout,
         state=_library_names(state, Path(path)),
-        arch=_arch(arch, prefix, path) if isinstance(arch, str) else None,
+        arch=_arch(arch, prefix) if isinstance(arch, str) else None,
         epoch=epoch if isinstance(epoch, int) else None,
         others=[key for key in weights if not key.startswith(prefix)],
         options=options if isinstance(options, dict) else {},
@@ -136,7 +134,7 @@ def read_encoder(path: str | Path) -> EncoderFile:
 
 
 def _weights(content: dict[str, Any], path: str | Path) -> dict[str, Tensor]:
-    """The dict of tensors in the checkpoint: itself, or under the names that people give it."""
+    """The dict of tensors: the checkpoint itself or one of its usual entries."""
     for candidate in (*(content.get(name) for name in _WEIGHTS), content):
         if isinstance(candidate, dict):
             tensors = {key: value for key, value in candidate.items() if isinstance(value, Tensor)}
@@ -146,18 +144,15 @@ def _weights(content: dict[str, Any], path: str | Path) -> dict[str, Tensor]:
     raise InputError(f"{path} holds no weights ('state_dict', 'model' or plain tensors), only {keys}: check the path")
 
 
-def _arch(arch: str, prefix: str, path: str | Path) -> str:
-    if not prefix.endswith("base_encoder."):
-        return arch
-    if arch in _MOCO_V3_UNKNOWN:
-        raise InputError(
-            f"{path} holds moco-v3's {arch}, which torchvision and timm lack: take its vit_base or resnet50"
-        )
-    return _MOCO_V3_ARCHS.get(arch, arch)
+def _arch(arch: str, prefix: str) -> str:
+    return _MOCO_V3_ARCHS.get(arch, arch) if prefix.endswith("base_encoder.") else arch
 
 
 def _library_names(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """torchvision's names for a ResNet whose parts are numbered (lightly) or whose downsampling is called shortcut."""
+    """torchvision's names for a ResNet that uses others.
+
+    lightly numbers its parts; some projects call the downsampling "shortcut".
+    """
     numbers = sorted({key.split(".")[0] for key in state if key.split(".")[0].isdigit()}, key=int)
     parts = dict(zip(numbers, _PARTS, strict=True)) if len(numbers) == len(_PARTS) else {}
     if parts and any(".shortcut." in key for key in state):
@@ -171,8 +166,8 @@ def _library_names(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
 
 
 def _another_function(path: Path, what: str) -> InputError:
-    """For networks that have the tensors of one of ours, and compute something else with them."""
-    return InputError(f"{path} holds {what}: no network here is that function; take the project's ResNet for ImageNet")
+    """The error for a network with the same tensors but another computation."""
+    return InputError(f"{path} holds {what}: no network here computes the same; use that project's ResNet for ImageNet")
 
 
 def _trunk_of(encoder: nn.Module) -> dict[str, Tensor]:
@@ -185,9 +180,9 @@ def _is_counter(key: str) -> bool:
 
 
 def _find(wanted: dict[str, Tensor], file: EncoderFile) -> EncoderFile:
-    """`file`, or its part under a prefix that no layout tells, if the names of the trunk are all there.
+    """`file`, or its part under an unknown prefix that has all names of the trunk.
 
-    Of several parts that would do, the one that is no moving average of another. InputError if that leaves several.
+    Of several such parts the one that is no moving average of another. InputError if several are left.
     """
     needed = {key for key in wanted if not _is_counter(key)}
     if needed <= file.state.keys():
@@ -201,7 +196,7 @@ def _find(wanted: dict[str, Tensor], file: EncoderFile) -> EncoderFile:
     leading = {prefix: state for prefix, state in found.items() if not _AVERAGES.search(prefix)} or found
     if len(leading) > 1:
         names = " and ".join(sorted(leading))
-        raise InputError(f"{file.path} holds several encoders, {names}: save the one that is meant by itself")
+        raise InputError(f"{file.path} holds several encoders, {names}: save the one you want to its own file")
     for prefix, state in leading.items():
         others = file.others + [key for key in file.state if not key.startswith(prefix)]
         return replace(file, state=state, others=others, layout=f"under {prefix}")
@@ -214,7 +209,10 @@ def _is_solos_small(file: EncoderFile) -> bool:
 
 
 def load_trunk(encoder: nn.Module, file: EncoderFile) -> Loaded:
-    """Copies the trunk's tensors from `file`; the classifier stays as it is. InputError if one is missing or odd."""
+    """Copies the trunk's tensors from `file`; leaves the classifier unchanged.
+
+    InputError if a tensor is missing, unknown or of another shape.
+    """
     head, wanted = classifier_name(encoder) + ".", _trunk_of(encoder)
     file = _find(wanted, file)
     if _is_solos_small(file):
@@ -244,10 +242,10 @@ def load_trunk(encoder: nn.Module, file: EncoderFile) -> Loaded:
 
 
 def read_trunk(path: str | Path, arch: str | None = None, image_size: int | None = None) -> nn.Module:
-    """The trunk in a checkpoint, in evaluation mode: images [N, C, S, S] -> features [N, d].
+    """The trunk of a checkpoint in evaluation mode: [N, C, S, S] -> [N, d].
 
-    `arch` and `image_size` say what the file does not. Its attribute `preprocessing` makes fp32 [C, S, S] of a Pillow
-    image, as the evaluation of the run did. InputError as `read_encoder` and `load_trunk`.
+    arch, image_size: needed if the file does not name them. The trunk's attribute `preprocessing` turns a Pillow image
+    into fp32 [C, S, S], as in the evaluation of the run. InputError as for `read_encoder` and `load_trunk`.
     """
     file = read_encoder(path)
     if arch is None and file.arch is None:

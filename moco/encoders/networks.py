@@ -1,7 +1,7 @@
-"""Encoders by name: networks whose classifier is the projection head, as MoCo builds them (`num_classes` = dimension).
+"""Encoders by name. Their classifier is the projection head.
 
-What `build_encoder` returns is the plain torchvision or timm module, so that its state keys are those of the library
-(`conv1.weight`, ..., `fc.weight`) and checkpoints travel. What those libraries lack is in `own`.
+As in MoCo, `num_classes` is the dimension. `build_encoder` returns the plain torchvision or timm module, so state keys
+are those of the library (`conv1.weight`, ..., `fc.weight`). `own` has the networks that those libraries lack.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from __future__ import annotations
 import copy
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -18,35 +16,25 @@ from torch import Tensor, nn
 from torchvision import models
 
 from moco import plugins
-from moco.encoders.channels import give_channels
+from moco.encoders.channels import give_channels, input_channels
+from moco.encoders.heads import Projector, build_mlp
 from moco.encoders.own import OWN
 from moco.errors import InputError
 
 _TIMM = "timm:"
 # Their last layer is a convolution followed by a ReLU: there is no linear classifier to replace or to leave out.
 _WITHOUT_LINEAR = ("squeezenet1_0", "squeezenet1_1")
-
-
-@dataclass(frozen=True)
-class Projector:
-    """The shape of a projection head: `layers` linear layers with ReLU between them.
-
-    width: between the layers; None: that of the encoder's features. bn: BatchNorm after each layer, the last without
-    scale and shift, and no biases (Chen, Xie & He 2021; facebookresearch/moco-v3's `_build_mlp`).
-    """
-
-    layers: int = 2
-    width: int | None = None
-    bn: bool = False
+MOCO_V3_VITS = ("vit_small", "vit_base", "vit_conv_small", "vit_conv_base")  # moco/encoders/vit.py
 
 
 def available() -> list[str]:
     """Names that `build_encoder` takes, beside `timm:NAME` for every name that timm knows."""
-    return sorted([*OWN, *(name for name in models.list_models(module=models) if name not in _WITHOUT_LINEAR)])
+    of_torchvision = [name for name in models.list_models(module=models) if name not in _WITHOUT_LINEAR]
+    return sorted([*OWN, *MOCO_V3_VITS, *of_torchvision])
 
 
 def check_arch(arch: str | None, arguments: Sequence[str]) -> None:
-    """InputError if a network from outside cannot be found, or if a built-in one is given arguments."""
+    """InputError if a module:factory cannot be found, or a built-in network gets arguments."""
     plugins.check_unused("--arch", arch, arguments)
     if arch is not None and plugins.is_outside(arch):
         plugins.find("--arch", arch, arguments, 1)
@@ -94,26 +82,23 @@ def build_encoder(
     elif mlp:
         _replace(encoder, name, nn.Sequential(nn.Linear(last.in_features, last.in_features), nn.ReLU(), last))
     if image_size is not None:
-        _try_on_blank(encoder, arch, image_size, num_classes, channels)
+        _try_on_blank(encoder, arch, image_size, num_classes)
     return encoder
 
 
-def build_mlp(dim_in: int, dim_out: int, shape: Projector) -> nn.Sequential:
-    """[N, dim_in] -> [N, dim_out]. Layers are numbered as in moco-v3: linear, BatchNorm if any, ReLU, linear, ..."""
-    widths = [dim_in, *[shape.width or dim_in] * (shape.layers - 1), dim_out]
-    layers: list[nn.Module] = []
-    for number, (narrow, wide) in enumerate(pairwise(widths), start=1):
-        last = number == shape.layers
-        layers.append(nn.Linear(narrow, wide, bias=not shape.bn))
-        if shape.bn:
-            layers.append(nn.BatchNorm1d(wide, affine=not last))
-        if not last:
-            layers.append(nn.ReLU(inplace=True))
-    return nn.Sequential(*layers)
+def freeze_patches(encoder: nn.Module, arch: str) -> None:
+    """Keeps a ViT's projection of patches at its random start, which is MoCo v3's cure for unstable training.
+
+    InputError if the encoder has no such projection.
+    """
+    projection = getattr(getattr(encoder, "patch_embed", None), "proj", None)
+    if not isinstance(projection, nn.Conv2d):
+        raise InputError(f"--stop-grad-conv1 is for ViTs with a projection of patches, which --arch {arch} lacks")
+    projection.requires_grad_(False)
 
 
 def classifier_name(encoder: nn.Module) -> str:
-    """The dotted name of the encoder's last layer or `mlp` head: 'fc', 'head', 'heads.head', 'classifier.6', ..."""
+    """The name of the encoder's last layer or `mlp` head, such as 'heads.head'."""
     name = getattr(encoder, "_moco_classifier", None)
     return name if name is not None else _find_classifier(encoder, type(encoder).__name__)
 
@@ -125,9 +110,10 @@ def feature_dim(encoder: nn.Module) -> int:
 
 
 def trunk(encoder: nn.Module) -> nn.Module:
-    """The encoder without its classifier: `[N, C, S, S] -> [N, feature_dim]`, sharing every parameter and buffer.
+    """The encoder without its classifier: [N, C, S, S] -> [N, feature_dim].
 
-    Only the containers on the path to the classifier are copied; the encoder itself stays as it was.
+    It shares all parameters and buffers. Only the containers on the path to the classifier are copied; the encoder
+    itself does not change.
     """
     view = _shallow_copy(encoder)
     owner = view
@@ -140,7 +126,7 @@ def trunk(encoder: nn.Module) -> nn.Module:
 
 
 def _shallow_copy(module: nn.Module) -> nn.Module:
-    """The same parameters, buffers and children under a table of children of its own."""
+    """A module with the same parameters, buffers and children, in its own dict."""
     view = copy.copy(module)
     view._modules = dict(module._modules)
     return view
@@ -148,9 +134,10 @@ def _shallow_copy(module: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def draw_weights(encoder: nn.Module, std: float) -> None:
-    """Starts the weights anew: N(0, std) in convolutions and linear layers, their biases 0, BatchNorm the identity.
+    """Draws new weights: N(0, std) in convolutions and linear layers.
 
-    Wang & Isola's SmallAlexNet starts so, with std 0.02. The numbers come from torch's own generator.
+    Biases become 0, BatchNorm the identity. Wang & Isola initialise SmallAlexNet so, with std 0.02. The numbers come
+    from torch's default generator.
     """
     for layer in encoder.modules():
         if isinstance(layer, nn.modules.conv._ConvNd | nn.Linear):
@@ -173,6 +160,10 @@ def _build_plain(
         return _build_timm(arch.removeprefix(_TIMM), num_classes, image_size, channels)
     if arch in OWN:
         return OWN[arch](num_classes)
+    if arch in MOCO_V3_VITS:
+        from moco.encoders.vit import VITS  # here, because timm takes half a second
+
+        return VITS[arch](num_classes, image_size or 224)
     if arch in _WITHOUT_LINEAR:
         raise InputError(
             f"--arch {arch} has no linear classifier, so it cannot carry a projection head: choose another one"
@@ -206,7 +197,7 @@ def _build_timm(name: str, num_classes: int, image_size: int | None, channels: i
 
 
 def _unknown(arch: str) -> InputError:
-    """Names with their family's prefix, nearest first; also timm's, for `resnet18d` is there and not in torchvision."""
+    """The error for an unknown name, with the nearest names of torchvision and timm."""
     names = available()
     try:
         import timm
@@ -225,7 +216,7 @@ def _unknown(arch: str) -> InputError:
 
 
 def _find_classifier(encoder: nn.Module, arch: str) -> str:
-    """timm says it; everywhere else it is the linear layer that was registered last."""
+    """Name of the classifier: timm's `default_cfg`, else the last linear layer."""
     name = getattr(encoder, "default_cfg", {}).get("classifier") if hasattr(encoder, "default_cfg") else None
     if name is None:
         linear = [dotted for dotted, module in encoder.named_modules() if isinstance(module, nn.Linear)]
@@ -243,8 +234,9 @@ def _replace(encoder: nn.Module, dotted: str, module: nn.Module) -> None:
     setattr(encoder.get_submodule(owner), leaf, module)
 
 
-def _try_on_blank(encoder: nn.Module, arch: str, image_size: int, num_classes: int, channels: int) -> None:
-    """One forward pass in eval mode, so that BatchNorm's running statistics stay as they are."""
+def check_image_size(encoder: nn.Module, arch: str, image_size: int, flag: str = "--image-size") -> Any:
+    """The output for one blank image, in evaluation mode: BatchNorm's statistics stay. InputError if it has none."""
+    channels = input_channels(encoder)
     encoder.eval()
     try:
         with torch.no_grad():
@@ -252,9 +244,14 @@ def _try_on_blank(encoder: nn.Module, arch: str, image_size: int, num_classes: i
     except (RuntimeError, AssertionError, ValueError) as error:
         raise InputError(
             f"--arch {arch} does not take images of {image_size} px"
-            f"{'' if channels == 3 else f' and {channels} channels'}: change --image-size ({_first_line(error)})"
+            f"{'' if channels == 3 else f' and {channels} channels'}: change {flag} ({_first_line(error)})"
         ) from error
     encoder.train()
+    return out
+
+
+def _try_on_blank(encoder: nn.Module, arch: str, image_size: int, num_classes: int) -> None:
+    out = check_image_size(encoder, arch, image_size)
     if not isinstance(out, Tensor) or out.shape != (1, num_classes):
         raise InputError(
             f"--arch {arch} does not give one vector per image, so it cannot be an encoder: choose another one"

@@ -13,8 +13,9 @@ from torchvision import models
 
 
 class SmallAlexNet(nn.Module):
-    """AlexNet for 64 x 64 images with BatchNorm and half the channels (Wang & Isola, ICML 2020, STL-10 and NYU-Depth).
+    """AlexNet for 64 x 64 images with BatchNorm and half the channels.
 
+    Wang & Isola, ICML 2020, for STL-10 and NYU-Depth.
     `[N, 3, 64, 64] -> [N, num_classes]`. `blocks[i]` is layer i + 1 of the paper (conv1 ... conv5, fc6, fc7), `fc` fc8.
     """
 
@@ -44,9 +45,10 @@ class SmallAlexNet(nn.Module):
 
 
 class SmallCNN(nn.Module):
-    """Four 3x3 convolutions with BatchNorm and ReLU, the first three of stride 2, then the mean over all places.
+    """Four 3x3 convolutions with BatchNorm and ReLU, then the spatial mean.
 
-    `[N, 3, S, S] -> [N, num_classes]`, S = 32 in mind; quick enough to pretrain on the digits with two CPU cores.
+    The first three have stride 2. `[N, 3, S, S] -> [N, num_classes]`, made for S = 32; fast enough to pretrain on the
+    digits with two CPU cores.
     """
 
     def __init__(self, num_classes: int) -> None:

@@ -41,8 +41,10 @@ class Preprocessing:
 
     @classmethod
     def of_run(cls, options: Mapping[str, Any], size: int | None = None, recipe: str | None = None) -> Preprocessing:
-        """Of a run with these `options`, as our checkpoints keep them; what they lack is ImageNet's. InputError for an
-        unknown `recipe`."""
+        """The preprocessing of a run with these options, as in its checkpoints.
+
+        Missing options have the values of ImageNet. InputError for an unknown `recipe`.
+        """
         name = recipe or options.get("recipe") or "v1"
         told = _told_images(options)
         channels = told.get("channels", 3)
@@ -101,8 +103,10 @@ def _told_images(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def suited(dataset: str, options: Mapping[str, Any]) -> tuple[int, str]:
-    """(image size, recipe) of the run with these `options` if it was on `dataset`, else the data set's own: what suits
-    one data set need not suit another."""
+    """(image size, recipe) for `dataset`.
+
+    Those of the run with these options if it used the same data set, else the defaults of the data set.
+    """
     size, recipe = defaults_of(dataset)
     if options.get("dataset") == dataset:
         size = options.get("image_size") or size

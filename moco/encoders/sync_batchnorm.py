@@ -1,8 +1,7 @@
 """BatchNorm over the batch of all ranks, without a wait for the device.
 
-torch.nn.SyncBatchNorm reads back, three times in every layer, which ranks have samples. Here each rank has samples in
-every batch (`Sampler` and the parser see to it), so there is nothing to ask. The kernels are torch's, which exist on
-CUDA alone.
+torch.nn.SyncBatchNorm reads back three times in each layer which ranks have samples. Here every rank has samples in
+every batch (`Sampler` and the parser ensure it), so nothing is read back. The kernels are torch's, for CUDA only.
 """
 
 from __future__ import annotations
@@ -18,7 +17,10 @@ from moco.distributed import all_reduce_sum, gather_rows, world_size
 
 
 class SyncBatchNorm(nn.SyncBatchNorm):
-    """torch.nn.SyncBatchNorm, for ranks that all have samples. `after`: modules that follow, as timm's layers have."""
+    """torch.nn.SyncBatchNorm for ranks that all have samples.
+
+    after: modules that follow, as in timm's layers.
+    """
 
     def __init__(self, num_features: int, after: nn.Module | None = None, **kwargs: Any) -> None:
         super().__init__(num_features, **kwargs)

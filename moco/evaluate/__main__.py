@@ -8,7 +8,7 @@ and the projection head's output where the checkpoint holds one. A measure that 
 ...) is left out with its reason; it is never a number. The --json file:
 
     schema      1
-    checkpoint  {"path", "layout", "arch", "epoch", "git", "options"}: the file and the run that wrote it, where it says
+    checkpoint  {"path", "layout", "arch", "epoch", "git", "options"}: the file and, if known, the run that wrote it
     data        {"dataset", "images", "train_images", "classes"}: counts, and the classes' names
     settings    knn_k, knn_t, align_alpha, unif_t, bins, seed, recipe, image_size
     spaces      {"trunk" | "output" | layer: {
@@ -68,7 +68,10 @@ def network(file: EncoderFile, o: EvaluateOptions) -> tuple[nn.Module, list[str]
 
 
 def evaluate(file: EncoderFile, o: EvaluateOptions, device: torch.device) -> dict[str, Any]:
-    """The content of the JSON file. Image size and recipe are the run's where `o` has None."""
+    """Measures the encoder; returns the content of the JSON file.
+
+    Where `o` has None, image size and recipe are those of the run.
+    """
     started = time.monotonic()
     usual_size, usual_recipe = suited(o.dataset, file.options)
     size = o.image_size or usual_size
@@ -128,7 +131,10 @@ def evaluate(file: EncoderFile, o: EvaluateOptions, device: torch.device) -> dic
 
 
 def table(found: dict[str, Any]) -> str:
-    """The measures for people: a line each, a column for each kind of features, what is missing below."""
+    """Formats the measures as a table: one row each, a column per kind of features.
+
+    Reasons for missing measures come below.
+    """
     spaces, data, how = found["spaces"], found["data"], found["settings"]
     k = min(how["knn_k"], data["train_images"] or how["knn_k"])
     epoch = f", epoch {found['checkpoint']['epoch']}" if found["checkpoint"]["epoch"] is not None else ""

@@ -1,8 +1,8 @@
-"""The features of a data set: which images an encoder is shown, and what it makes of them.
+"""Features of a data set: loaders of its images, and their encoding.
 
-All ranks work together: each encodes its share of the images, then all hold all features, in the order of the data
-set. "Features" are the trunk's, which is what a linear probe reads; "outputs" are the projection head's, which is what
-the loss sees.
+Each rank encodes its share of the images; then every rank holds all features, in the order of the data set.
+"Features" come from the trunk, and a linear probe reads them. "Outputs" come from the projection head, and the loss
+reads them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ from moco.run.options import DataOptions
 
 @contextlib.contextmanager
 def eval_mode(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block; afterwards every module is in the mode it was in (some may be frozen)."""
+    """Evaluation mode inside the block; restores each module's own mode after it.
+
+    Some modules may be frozen, so the modes may differ.
+    """
     were_training = [module for module in network.modules() if module.training]
     network.eval()
     try:
@@ -41,10 +44,11 @@ def eval_mode(network: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def encode(network: nn.Module, loader: Loader, augment: Augment) -> tuple[Tensor, Tensor]:
-    """fp32 [n, V, d] of the V views of each sample, and labels int64 [n]: on every rank, in the data set's order.
+    """Encodes V views of each sample: features fp32 [n, V, d], labels int64 [n].
 
-    `network` [N, C, S, S] -> [N, d] runs in evaluation mode and is left in the mode it was in. A sample that could not
-    be read and was skipped is left out. NumericsError if a feature is not finite.
+    Both are on every rank, in the order of the data set. Samples that were skipped as unreadable are left out.
+    `network` [N, C, S, S] -> [N, d] runs in evaluation mode; its own mode is restored. NumericsError if a feature is
+    not finite.
     """
     broadcast_buffers(network)  # BatchNorm statistics differ between ranks in training
     features, labels, index = [], [], []
@@ -55,7 +59,7 @@ def encode(network: nn.Module, loader: Loader, augment: Augment) -> tuple[Tensor
                 features.append(torch.stack([network(images).float() for images in views], dim=1))
                 labels.append(batch.labels)
                 index.append(batch.index)
-    # With few images a rank may have none, and it cannot know the width of the features then.
+    # With few images a rank may have none. Then it does not know the width of the features.
     shapes = gather_objects(tuple(torch.cat(features).shape) if features else None)
     some = next(shape for shape in shapes if shape is not None)
     sizes = [shape[0] if shape is not None else 0 for shape in shapes]
@@ -77,13 +81,19 @@ def encode(network: nn.Module, loader: Loader, augment: Augment) -> tuple[Tensor
 def extract_features(
     network: nn.Module, loader: Loader, augment: Augment, *, normalise: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """(fp32 [n, d], labels int64 [n]) of the first view, as `encode`; `normalise` to unit length."""
+    """`encode` for the first view alone: features fp32 [n, d], labels int64 [n].
+
+    normalise: scales the features to unit length.
+    """
     x, labels = encode(network, loader, augment)
     return (F.normalize(x[:, 0], dim=1) if normalise else x[:, 0]), labels
 
 
 class TrunkAndOutput(nn.Module):
-    """The encoder's features and outputs of one forward pass, side by side: [N, C, S, S] -> [N, width + dim]."""
+    """Features and outputs of one forward pass, side by side.
+
+    [N, C, S, S] -> [N, width + dim].
+    """
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
@@ -99,7 +109,10 @@ class TrunkAndOutput(nn.Module):
 def in_order(
     source: Source, size: int, options: DataOptions, device: torch.device, sampler: Sampler | None = None, **crops: Any
 ) -> Loader:
-    """A loader of every sample once, in the data set's (or the sampler's) order; `crops` is for the Loader."""
+    """A loader of every sample once, in the order of the data set or the sampler.
+
+    crops: arguments of `Loader` about the crops.
+    """
     in_turn = dict(shuffle=False, drop_last=False, rank=rank(), world_size=world_size())
     sampler = sampler or Sampler(len(source), max(256, world_size()), 0, **in_turn)  # type: ignore[arg-type]
     how = dict(workers=options.workers, device=device, skip_bad_images=options.skip_bad_images)
@@ -114,7 +127,7 @@ def centre_crops(
     device: torch.device,
     sampler: Sampler | None = None,
 ) -> Loader:
-    """One view: the central square that the recipe says."""
+    """A loader of one view: the central square of the recipe."""
     return in_order(source, size, options, device, sampler, views=1, eval_crop=recipe.centre)
 
 
@@ -122,11 +135,11 @@ def centre_crops(
 def settle_batchnorm(
     encoder: nn.Module, source: Source, recipe: Recipe, size: int, options: DataOptions, device: torch.device
 ) -> bool:
-    """Gives an untrained encoder the BatchNorm statistics of the data; False if it has no BatchNorm layer.
+    """Gives an untrained encoder the BatchNorm statistics of the data.
 
-    Its running statistics start at mean 0 and variance 1, which nothing it sees has: in evaluation mode its features
-    would nearly coincide, and "better than untrained" would say little. The statistics are means over the first 64
-    batches of 256, the same on every rank.
+    Running statistics start at mean 0 and variance 1, unlike those of the data. With them all features would nearly
+    coincide in evaluation mode, and every trained encoder would look better. The new statistics are means over the
+    first 64 batches of 256, the same on every rank. Returns False if there is no BatchNorm layer.
     """
     layers = [m for m in encoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     sampler = Sampler(len(source), min(256, len(source)), 0)

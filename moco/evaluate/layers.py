@@ -21,7 +21,7 @@ _ALEXNET = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7")
 class Layers(nn.Module):
     """Features of one forward pass, side by side: [N, C, S, S] -> [N, sum of `widths`].
 
-    names: "trunk", "output" (of unit length, as the loss sees it), or a layer's name in the encoder, such as layer3 or
+    names: "trunk", "output" (of unit length, as in the loss), or a layer's name in the encoder, such as layer3 or
     blocks.5 (for SmallAlexNet also conv1 ... fc7). A layer's output is flattened. InputError for an unknown name.
     """
 
@@ -97,10 +97,10 @@ def find_layer(network: nn.Module, name: str) -> nn.Module:
 
 
 def load_projection(encoder: nn.Module, file: EncoderFile) -> bool:
-    """Gives `encoder` the projection head of `file`: a linear layer or an MLP, with BatchNorm or without.
+    """Gives `encoder` the projection head of `file`; returns False if it has none.
 
-    False, and nothing done, if the file has none: other projects' classifiers and heads are no output that a loss here
-    has seen.
+    The head is a linear layer or an MLP, with or without BatchNorm. Classifiers and heads of other projects do not
+    count, because no loss of this project trained them. InputError for any other kind of head.
     """
     prefix = classifier_name(encoder) + "."
     head = {key.removeprefix(prefix): value for key, value in file.state.items() if key.startswith(prefix)}
@@ -111,14 +111,19 @@ def load_projection(encoder: nn.Module, file: EncoderFile) -> bool:
     try:
         new.load_state_dict(head)
     except RuntimeError as error:
-        raise InputError(f"{file.path} has a projection head that is neither linear nor an MLP") from error
+        raise InputError(
+            f"{file.path} has a projection head that is neither linear nor an MLP; measure --features-from trunk"
+        ) from error
     owner, _, leaf = prefix[:-1].rpartition(".")
     setattr(encoder.get_submodule(owner), leaf, new)
     return True
 
 
 def _head_of(state: dict[str, Tensor]) -> nn.Module:
-    """A layer, or a Sequential whose numbers without a tensor are ReLUs, with the shapes in `state`."""
+    """Builds a layer or a Sequential with the shapes in `state`.
+
+    A number of the Sequential without a tensor is a ReLU.
+    """
     if "weight" in state:
         return _layer_of(state, "")
     numbers = [int(number) for number in (key.partition(".")[0] for key in state) if number.isdigit()]

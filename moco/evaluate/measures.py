@@ -1,4 +1,4 @@
-"""All measures of one kind of features together, each with its reason where it does not exist."""
+"""All measures of one kind of features, with the reasons for missing ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from moco.metrics.table import OF_FEATURES, Features
 
 @dataclass
 class Space:
-    """Measures of one kind of features. `values` None: not measured, see `reasons`."""
+    """Measures of one kind of features. A value None has its reason in `reasons`."""
 
     dim: int
     values: dict[str, float | None] = field(default_factory=dict)

@@ -22,9 +22,9 @@ from moco.run.options import DataOptions
 
 
 class OnlineEvaluator:
-    """Whether an encoder learns, while it trains: kNN of its features; alignment, uniformity, tolerance of its outputs.
+    """Measures during training: kNN of features; alignment, uniformity, tolerance of outputs.
 
-    The images and the two augmented views of each are the same at every call, so that only the encoder changes.
+    Images and augmented views are the same at every call, so only the encoder changes.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class OnlineEvaluator:
         t: float = 0.1,
         every: int = 1,
     ) -> None:
-        """recipe, crop_min, size: of the crops. seed: of the views. k, t: neighbours and temperature of kNN.
+        """recipe, crop_min, size: crops. seed: views. k, t: neighbours and temperature of kNN.
 
         every: epochs from one evaluation to the next.
         """
@@ -60,8 +60,11 @@ class OnlineEvaluator:
         )
 
     def __call__(self, encoder: nn.Module) -> Iterator[tuple[str, float]]:
-        """(name, value) of `knn_top1` in percent, `val_alignment` (α = 2, of two augmented views), `val_uniformity`
-        (t = 2) and `val_tolerance`; the first and last where there are labels. All ranks must run through it."""
+        """Yields (name, value) of each measure. All ranks must consume it to the end.
+
+        `knn_top1` in percent, `val_alignment` (α = 2, two augmented views), `val_uniformity` (t = 2) and
+        `val_tolerance`. The first and the last need labels.
+        """
         x, labels = extract_features(TrunkAndOutput(encoder), self.centre, self.plain)
         features, outputs = x.split([feature_dim(encoder), x.shape[1] - feature_dim(encoder)], dim=1)
         outputs = F.normalize(outputs, dim=1)
@@ -82,7 +85,10 @@ class OnlineEvaluator:
 def shared_knn_accuracy(
     train_x: Tensor, train_y: Tensor, val_x: Tensor, val_y: Tensor, classes: int, k: int, t: float
 ) -> float:
-    """`metrics.knn_accuracy` of features that every rank holds; each works on its share of the validation rows."""
+    """`metrics.knn_accuracy` of features that every rank holds, in percent.
+
+    Each rank computes its share of the validation rows.
+    """
     mine = share(len(val_x))
     right = metrics.knn_predict(train_x, train_y, val_x[mine], classes, k, t) == val_y[mine]
     return 100 * all_reduce_sum(right.sum()).item() / len(val_y)

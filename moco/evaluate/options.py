@@ -15,8 +15,8 @@ class EvaluateOptions(DataOptions):
     """Options of moco.evaluate."""
 
     checkpoint: str = result("", "file of any layout that main_lincls.py --pretrained reads", positional=True)
-    features_from: list[str] = result([], "trunk, output, names of layers; default: what there is", nargs="+")
-    arch: str | None = result(None, "the network, where the checkpoint does not say, or your own module:factory", "-a")
+    features_from: list[str] = result([], "trunk, output, names of layers; default: all the file holds", nargs="+")
+    arch: str | None = result(None, "the network, if the checkpoint does not name it, or your own module:factory", "-a")
     arch_arg: list[str] = result(
         [], "argument of an encoder of your own; default: the checkpoint's", action="append", metavar="NAME=VALUE"
     )
@@ -31,7 +31,10 @@ class EvaluateOptions(DataOptions):
 
 
 def parse_evaluate(argv: list[str] | None = None) -> EvaluateOptions:
-    """The options of moco.evaluate, checked. `image_size` and `recipe` may still be for the checkpoint to say."""
+    """The options of moco.evaluate, checked.
+
+    `image_size` and `recipe` may be None; then the checkpoint decides.
+    """
     o = flags.parse(EvaluateOptions, "Every measure of an encoder's features, on the validation images.", argv)
     check_data(o)
     check_arch(o.arch, o.arch_arg)

@@ -1,12 +1,12 @@
-"""Encoders for other projects, each proved on the spot to be the same function there.
+"""Encoders in other projects' formats, each verified by that project's library.
 
     python -m moco.export runs/x/checkpoint_0199.pth.tar --to torchvision
     python -m moco.export runs/lincls/model_best.pth.tar --to huggingface --output-dir cards/v2 --licence mit
     python -m moco.export runs/x/checkpoint_0199.pth.tar --push-to-hub USER/NAME --licence mit
 
 A checkpoint of pretraining gives the trunk, one of main_lincls.py the trunk with its classifier. The result is a
-folder: the weights in the format's own layout, and `metadata.json`. It is written beside its place under another name,
-opened by the library that the format is for, compared on photographs, and only then put in its place.
+folder: the weights in the format's layout, and `metadata.json`. It is first written under a temporary name. The
+format's library opens it, its outputs on photographs are compared, and only then the folder gets its name.
 `moco.encoders.files` reads such files.
 """
 
@@ -35,7 +35,7 @@ from moco.export.formats import FORMATS, Exported
 from moco.export.hub import check_name, push
 
 TOLERANCE = 1e-5  # largest difference of an output, relative to the largest output (at least 1): fp32 in another order
-# What a run was told about the machine it ran on is nobody else's business.
+# Options about the machine of the run, which are not published.
 _PRIVATE = ("data", "output_dir", "resume", "config", "wandb", "pretrained", "init_from", "workers", "device", "loader")
 
 
@@ -117,12 +117,15 @@ def _classes(file: EncoderFile) -> list[str] | None:
 
 
 def export(x: Exported, to: str, folder: str | Path) -> Result:
-    """Writes `x` as the format `to` into the new `folder`. InputError, and no folder, unless it reads back the same."""
+    """Writes `x` in the format `to` into the new `folder`.
+
+    InputError and no folder, if the format's library does not read back the same function.
+    """
     form, folder = FORMATS[to], Path(folder)
     if folder.exists():
-        raise InputError(f"{folder} is there already: remove it or pass another --output-dir")
+        raise InputError(f"{folder} exists already: remove it or pass another --output-dir")
     if missing := form.missing():
-        raise InputError(f"--to {to} needs more than is installed: pip install {' '.join(missing)}")
+        raise InputError(f"--to {to} needs packages that are not installed: pip install {' '.join(missing)}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         workplace = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".exporting", dir=folder.parent))
@@ -156,7 +159,10 @@ def export(x: Exported, to: str, folder: str | Path) -> Result:
 
 @torch.no_grad()
 def compare(x: Exported, other: Any, images: Tensor) -> float:
-    """The largest difference of outputs, relative to the largest output. ValueError if it is above the tolerance."""
+    """The largest difference of outputs, relative to the largest output.
+
+    ValueError if it is above TOLERANCE.
+    """
     mine, theirs = x.network(images), other(images)
     if mine.shape != theirs.shape:
         raise ValueError(f"its outputs are {list(theirs.shape)}, not {list(mine.shape)}")

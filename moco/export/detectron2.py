@@ -19,7 +19,10 @@ from torch import Tensor
 
 
 def detectron2_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """torchvision's names of a ResNet -> detectron2's: stages res2 to res5, each norm inside its convolution."""
+    """torchvision's names of a ResNet -> detectron2's.
+
+    Stages are res2 to res5; each norm is inside its convolution.
+    """
     renamed = {}
     for key, value in state.items():
         key = re.sub(r"^layer(\d)", lambda stage: f"res{int(stage[1]) + 1}", key)
@@ -30,7 +33,7 @@ def detectron2_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def torchvision_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The way back."""
+    """detectron2's names of a ResNet -> torchvision's."""
     renamed = {}
     for key, value in state.items():
         key = re.sub(r"^res(\d)", lambda stage: f"layer{int(stage[1]) - 1}", key.removeprefix("stem."))
@@ -70,7 +73,7 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def config(weights: Path, mean: Sequence[float], std: Sequence[float]) -> str:
-    """YAML to merge into a detector's configuration. `mean` and `std` are of values in [0, 1]."""
+    """YAML for a detector's configuration. mean, std: of values in [0, 1]."""
     pixels = [[round(255 * value, 3) for value in values] for values in (mean, std)]
     return (
         f"MODEL:\n  WEIGHTS: {weights.name}\n  PIXEL_MEAN: {pixels[0]}\n  PIXEL_STD: {pixels[1]}\n"
@@ -79,7 +82,10 @@ def config(weights: Path, mean: Sequence[float], std: Sequence[float]) -> str:
 
 
 def load_by_detectron2(path: Path, depth: int) -> Callable[[Tensor], Tensor]:
-    """Images [N, 3, H, W] -> pooled features of detectron2's own ResNet with the weights of `path`."""
+    """detectron2's own ResNet with the weights of `path`.
+
+    Images [N, 3, H, W] -> pooled features [N, d].
+    """
     from detectron2.checkpoint import DetectionCheckpointer
     from detectron2.config import get_cfg
     from detectron2.modeling import build_backbone

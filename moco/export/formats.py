@@ -90,7 +90,10 @@ def _reload_torchvision(x: Exported, path: Path) -> Outputs:
 
 
 def timm_name(arch: str) -> str:
-    """timm's name of the network; whether it means the same one is for the verification to tell. InputError if none."""
+    """timm's name of the network. InputError if there is none.
+
+    The verification checks that it is the same network.
+    """
     name = arch.removeprefix("timm:")
     if not timm.is_model(name):
         raise InputError(f"timm has no {name}: take --to safetensors, onnx or moco")
@@ -149,7 +152,7 @@ def _write_detectron2(x: Exported, path: Path) -> None:
 
 
 def _reload_detectron2(x: Exported, path: Path) -> Outputs:
-    """By detectron2 where it is installed; elsewhere by the layout, turned back."""
+    """Reads by detectron2 if it is installed, else by the inverse of `write`."""
     depth = re.search(r"resnet(\d+)$", x.arch)
     if find_spec("detectron2") and depth:
         return detectron2_layout.load_by_detectron2(path, int(depth[1]))
@@ -200,7 +203,10 @@ def _write_moco(x: Exported, path: Path) -> None:
 
 
 def _reload_moco(x: Exported, path: Path) -> Outputs:
-    """By the rule of MoCo's main_lincls.py: what is under module.encoder_q. but not .fc, without that prefix."""
+    """Reads the weights as MoCo's main_lincls.py does.
+
+    It takes the names with module.encoder_q. but without .fc, and removes that prefix.
+    """
     prefix = "module.encoder_q."
     head = prefix + classifier_name(x.encoder)
     weights = torch.load(path, weights_only=True)["state_dict"]

@@ -1,4 +1,4 @@
-"""The README.md of an encoder on the Hugging Face hub: what was trained how, and how to use it."""
+"""The README.md of an encoder on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def model_card(about: dict[str, Any]) -> str:
-    """Markdown made from the metadata that `moco.export` writes; what the checkpoint did not tell is called unknown."""
+    """Markdown from the metadata that `moco.export` writes; missing values are "unknown"."""
     how, classes = about["preprocessing"], about["classes"]
     rows = {
         "Network": about["arch"],

@@ -1,7 +1,11 @@
-"""Losses on the unit sphere: `loss(q, k, queue) -> LossOutput(loss, logs)`. `table` has them by name."""
+"""Losses on the unit sphere: `loss(q, k, queue) -> LossOutput(loss, logs)`.
+
+`table` lists them by name.
+"""
 
 import warnings
 
+from moco.losses.batch_keys import BatchKeysDecoupledLoss as BatchKeysDecoupledLoss, BatchKeysLoss as BatchKeysLoss
 from moco.losses.debiased import DebiasedLoss as DebiasedLoss
 from moco.losses.decoupled import DecoupledLoss as DecoupledLoss, InBatchDecoupledLoss as InBatchDecoupledLoss
 from moco.losses.hard import HardContrastiveLoss as HardContrastiveLoss, SimpleLoss as SimpleLoss

@@ -1,4 +1,7 @@
-"""Contrastive losses whose negatives are corrected for those of the query's own class, and weighted by hardness."""
+"""The debiased contrastive loss, and HCL with hard negatives.
+
+Both correct for negatives that are of the query's own class.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +25,14 @@ def debiased_loss(
     beta: float = 0.0,
     logsumexp: LogSumExp = queue_logsumexp,
 ) -> Tensor:
-    """HCL (Robinson et al., ICLR 2021, Eq 4), with β = 0 the debiased loss (Chuang et al., NeurIPS 2020, Eq 8), mean
-    over queries; shapes as in moco/losses/weighted.py.
+    """HCL, and with β = 0 the debiased loss; mean over queries.
 
+    Sources: Robinson et al., ICLR 2021, Eq 4; Chuang et al., NeurIPS 2020, Eq 8. Shapes as in moco/losses/weighted.py.
     With pos = e^{q·k/T}, neg_j = e^{q·Q_j/T}, weights w_j = neg_j^β and K negatives: R = Σ w_j·neg_j / mean(w),
-    N = max((R - τ⁺·K·pos)/(1 - τ⁺), K·e^{-1/T}), loss = -log(pos/(pos + N)). prior: τ⁺, the chance that a negative is
-    of the query's class. All in logarithms: e^{1/T} overflows fp32 below T = .0113. Where the lower bound holds, N has
-    no gradient.
+    N = max((R - τ⁺·K·pos)/(1 - τ⁺), K·e^{-1/T}), loss = -log(pos/(pos + N)).
+    prior: τ⁺, the probability that a negative is of the query's class.
+    Computed in logarithms, because e^{1/T} overflows fp32 below T = .0113. N has no gradient where it is at its lower
+    bound K·e^{-1/T}.
     """
     length = queue.shape[1]
     positive = (q * k).sum(dim=1) / temperature
@@ -40,8 +44,8 @@ def debiased_loss(
         gap = negatives - positive - math.log(prior * length)
         least = math.log(length) - 1 / temperature
         shift = math.log1p(-prior)
-        bounded = negatives + _log_rest(gap.detach().clamp_min(0)) - shift <= least  # also where nothing would be left
-        # gap := 1 where it is not used: the logarithm's gradient there, 0 · ∞, would be NaN
+        bounded = negatives + _log_rest(gap.detach().clamp_min(0)) - shift <= least  # also where R ≤ τ⁺·K·pos
+        # gap := 1 where it is not used; the gradient of the logarithm would be 0 · ∞ = NaN there
         corrected = negatives + _log_rest(torch.where(bounded, 1.0, gap)) - shift
         negatives = torch.where(bounded, least, corrected)
     return (torch.logaddexp(positive, negatives) - positive).mean()
@@ -62,11 +66,11 @@ class DebiasedLoss:
     logsumexp: LogSumExp = queue_logsumexp
 
     def __post_init__(self) -> None:
-        check_positive("temperature", self.temperature)
+        check_positive("temperature (--moco-t)", self.temperature)
         if not 0 <= self.prior < 1:
-            raise InputError(f"τ⁺, the share of negatives of the same class, must be in [0, 1), not {self.prior:g}")
+            raise InputError(f"--moco-tau-plus must be at least 0 and less than 1, not {self.prior:g}")
         if not 0 <= self.beta < math.inf:
-            raise InputError(f"β, the weight of hard negatives, must be at least 0 and finite, not {self.beta:g}")
+            raise InputError(f"--moco-beta must be at least 0 and finite, not {self.beta:g}")
 
     @full_precision
     def __call__(

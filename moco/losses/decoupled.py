@@ -1,7 +1,7 @@
 """Decoupled contrastive losses (Yeh et al., "Decoupled Contrastive Learning", ECCV 2022, arXiv 2110.06848).
 
-InfoNCE's gradient is multiplied by the share of the negatives in the denominator. It vanishes where they are easy or
-few. Without the positive in the denominator that factor is gone. Shapes as in moco/losses/weighted.py.
+InfoNCE's gradient has a factor: the share of the negatives in the denominator. This factor vanishes where the negatives
+are easy or few. Without the positive in the denominator there is no such factor. Shapes as in moco/losses/weighted.py.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ def decoupled_loss(
     across: Across | None = None,
     logsumexp: LogSumExp = queue_logsumexp,
 ) -> Tensor:
-    """L_DC, with sigma L_DCW, mean over queries: -w·q·k/T + log Σ_j e^{q·Q_j/T}. w: `positive_weights`."""
+    """L_DC, or with sigma L_DCW, mean over queries.
+
+    -w·q·k/T + log Σ_j e^{q·Q_j/T}, w from `positive_weights`.
+    """
     similarity = (q * k).sum(dim=1)
     negatives = logsumexp(q, queue, 1 / temperature)
     return (negatives - positive_weights(similarity, sigma, across) * similarity / temperature).mean()
@@ -34,7 +37,10 @@ def decoupled_loss(
 def in_batch_decoupled_loss(
     q: Tensor, k: Tensor, temperature: float, sigma: float | None = None, across: Across | None = None
 ) -> Tensor:
-    """The same over a batch, mean over this process's 2N views: negatives are the 2N - 2 views of all other images."""
+    """`decoupled_loss` without a queue, mean over this process's 2N views.
+
+    A view's negatives are all views of the other images in the batch of all ranks.
+    """
     across = across or OneProcess()
     all_q, first = across.gather(q)
     all_k, _ = across.gather(k)
@@ -48,9 +54,10 @@ def in_batch_decoupled_loss(
 
 
 def positive_weights(similarity: Tensor, sigma: float | None, across: Across | None) -> Tensor | float:
-    """DCLW's w = 2 - e^{s/σ} / mean(e^{s/σ}) of positives' similarities s [N], the mean over all ranks' batch.
+    """DCLW's weights w [N] = 2 - e^{s/σ} / mean(e^{s/σ}); 1.0 without sigma.
 
-    Pairs that are far apart weigh more. The mean of w is 1. 1 without sigma. Gradients flow through w.
+    s [N]: similarities of the positives. The mean is over the batch of all ranks.
+    Pairs that are far apart weigh more; the mean of w is 1. Gradients flow through w.
     """
     if sigma is None:
         return 1.0
@@ -60,7 +67,10 @@ def positive_weights(similarity: Tensor, sigma: float | None, across: Across | N
 
 @dataclass
 class DecoupledLoss:
-    """`decoupled_loss` over a queue. sigma: None for DCL; .5 is the paper's DCLW. across: the other ranks."""
+    """`decoupled_loss` over a queue.
+
+    sigma: None for DCL; .5 is the paper's DCLW. across: the other ranks.
+    """
 
     temperature: float = 0.1
     sigma: float | None = None
@@ -68,7 +78,7 @@ class DecoupledLoss:
     logsumexp: LogSumExp = queue_logsumexp
 
     def __post_init__(self) -> None:
-        check_positive("temperature", self.temperature)
+        check_positive("temperature (--moco-t)", self.temperature)
         if self.sigma is not None:
             check_positive("sigma of the weights", self.sigma)
 
@@ -84,7 +94,7 @@ class DecoupledLoss:
 
 @dataclass
 class InBatchDecoupledLoss(DecoupledLoss):
-    """`in_batch_decoupled_loss`. The queue it is called with is not looked at."""
+    """`in_batch_decoupled_loss`. Ignores the queue."""
 
     def value(self, q: Tensor, k: Tensor, queue: Tensor) -> Tensor:
         return in_batch_decoupled_loss(q, k, self.temperature, self.sigma, self.across)

@@ -1,9 +1,8 @@
-"""Losses that take the hardness of negatives away from the temperature (Wang & Liu, "Understanding the Behaviour of
-Contrastive Loss", CVPR 2021): all negatives alike, or only the nearest ones.
+"""Losses with equal weights for all negatives, or for hard negatives alone.
 
-Shapes as in moco/losses/weighted.py. "Hard" are, for each query, the queue entries whose similarity is at or above its
-upper α-quantile: at or above the m-th largest of the query's K similarities, m the whole number nearest to α·K and at
-least 1. Entries that tie with the m-th are all hard.
+Wang & Liu, "Understanding the Behaviour of Contrastive Loss", CVPR 2021. Shapes as in moco/losses/weighted.py.
+A negative is hard if its similarity is at least the m-th largest of its query's K similarities. m is α·K, rounded, and
+at least 1. Entries that tie with the m-th are all hard.
 """
 
 from __future__ import annotations
@@ -23,9 +22,10 @@ _AT_ONCE = 1 << 22  # similarities held at a time: 16 MiB of fp32
 
 
 class _OverHardNegatives(torch.autograd.Function):
-    """A log-sum-exp or a mean over each query's hard negatives, and its gradient, for a few queries at a time.
+    """Log-sum-exp or mean over each query's hard negatives, with its gradient.
 
-    One pass, since similarities that are computed again may round differently and fall below their own quantile.
+    A few queries at a time. One pass: similarities that are computed again may round differently and fall below their
+    own quantile.
     """
 
     @staticmethod
@@ -55,21 +55,25 @@ class _OverHardNegatives(torch.autograd.Function):
 
 
 def hard_count(share: float, length: int) -> int:
-    """m of a queue of `length`: how many negatives are hard, but for ties."""
+    """m: the number of hard negatives in a queue of `length`, without ties."""
     return max(1, round(share * length))
 
 
 def hard_contrastive_loss(q: Tensor, k: Tensor, queue: Tensor, temperature: float, share: float) -> Tensor:
-    """Wang & Liu Eq 9, mean over queries: InfoNCE whose negatives are the hard ones alone. share: α; 1 is InfoNCE."""
+    """InfoNCE over hard negatives alone, mean over queries (Wang & Liu, Eq 9).
+
+    share: α; with 1 it is InfoNCE.
+    """
     positive = (q * k).sum(dim=1) / temperature
     negatives = _OverHardNegatives.apply(q, queue, hard_count(share, queue.shape[1]), 1 / temperature)
     return (torch.logaddexp(positive, negatives) - positive).mean()
 
 
 def simple_loss(q: Tensor, k: Tensor, queue: Tensor, weight: float = 1.0, share: float = 1.0) -> Tensor:
-    """Wang & Liu Eq 3, mean over queries: -q·k + λ Σ_j q·Q_j, with λ = weight / (number of negatives).
+    """-q·k + λ Σ_j q·Q_j, mean over queries (Wang & Liu, Eq 3).
 
-    share < 1 keeps the hard ones alone: the hard simple loss. weight 1 is what InfoNCE, times τ, becomes as τ → ∞.
+    λ = weight / (number of negatives). With share < 1 only hard negatives count: the hard simple loss. With weight 1
+    the loss is the limit of τ · InfoNCE for τ → ∞.
     """
     positive = (q * k).sum(dim=1)
     if share < 1:
@@ -81,18 +85,18 @@ def simple_loss(q: Tensor, k: Tensor, queue: Tensor, weight: float = 1.0, share:
 
 def _check_share(share: float) -> None:
     if not 0 < share <= 1:
-        raise InputError(f"the share of hard negatives must be above 0 and at most 1, not {share:g}")
+        raise InputError(f"--moco-hard-alpha must be greater than 0 and at most 1, not {share:g}")
 
 
 @dataclass
 class HardContrastiveLoss:
-    """`hard_contrastive_loss`. share .0819 is the paper's for CIFAR: 4,095 of 50,000."""
+    """`hard_contrastive_loss`. The paper's share for CIFAR is .0819: 4,095 of 50,000."""
 
     temperature: float = 0.07
     share: float = 0.0819
 
     def __post_init__(self) -> None:
-        check_positive("temperature", self.temperature)
+        check_positive("temperature (--moco-t)", self.temperature)
         _check_share(self.share)
 
     @full_precision
@@ -110,7 +114,7 @@ class SimpleLoss:
     share: float = 1.0
 
     def __post_init__(self) -> None:
-        check_positive("weight of the negatives", self.weight)
+        check_positive("weight of the negatives (--moco-simple-w)", self.weight)
         _check_share(self.share)
 
     @full_precision

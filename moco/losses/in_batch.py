@@ -1,7 +1,7 @@
-"""The losses without a queue (`--moco-k 0`): what a query is compared with is the rest of the batch, of all ranks.
+"""Losses without a queue (`--moco-k 0`): negatives are the batch of all ranks.
 
-q, k [N, C] are two views of the same images, both through the query encoder: gradients flow to both, and through the
-gathered features of other ranks (`moco.distributed.global_batch`), so that several processes minimise what one would.
+q, k [N, C] are two views of the same images, both from the query encoder. Gradients flow to both, and through the
+gathered features of other ranks (`moco.distributed.global_batch`). So several processes minimise the same loss as one.
 """
 
 from __future__ import annotations
@@ -20,23 +20,25 @@ from moco.losses.weighted import Across, WeightedLoss
 def in_batch_contrastive_loss(q: Tensor, k: Tensor, temperature: float, across: Across) -> Tensor:
     """NT-Xent (SimCLR: Chen et al. 2020, Eq 1), mean over this process's 2N views.
 
-    Each view's positive is the other view of its image; its 2·N - 2 negatives, N over all ranks, are all other views.
+    Each view's positive is the other view of its image. Its negatives are the 2·M - 2 views of the other images, M the
+    number of images on all ranks.
     """
     all_q, first = across.gather(q)
     all_k, _ = across.gather(k)
     total = len(all_q)
     here = torch.arange(first, first + len(q), device=q.device)
-    itself, other = torch.cat([here, here + total]), torch.cat([here + total, here])
+    itself = torch.cat([here, here + total])
+    other = torch.cat([here + total, here])
     logits = torch.cat([q, k]) @ torch.cat([all_q, all_k]).t() / temperature
     columns = torch.arange(2 * total, device=q.device)
     return F.cross_entropy(logits.masked_fill(columns == itself[:, None], -math.inf), other)
 
 
 def cross_view_contrastive_loss(q: Tensor, k: Tensor, temperature: float, across: Across) -> Tensor:
-    """InfoNCE whose keys are the batch of the other view, mean of both directions (Wang & Isola 2020, STL-10).
+    """InfoNCE with the other view's batch as keys, mean of both directions.
 
-    ½ mean_i -log[e^{q_i·k_i/T} / Σ_j e^{q_i·k_j/T}], and the same with q and k exchanged. Each of this process's N
-    queries has as many keys as all ranks have images: its positive and the others, none of its own view.
+    Source: Wang & Isola 2020, STL-10. ½ mean_i -log[e^{q_i·k_i/T} / Σ_j e^{q_i·k_j/T}], plus the same with q and k
+    exchanged. i runs over this process's N images, j over the images of all ranks.
     """
     all_q, first = across.gather(q)
     all_k, _ = across.gather(k)
@@ -46,9 +48,10 @@ def cross_view_contrastive_loss(q: Tensor, k: Tensor, temperature: float, across
 
 
 def in_batch_uniform_loss(x: Tensor, t: float, across: Across) -> Tensor:
-    """Wang & Isola 2020, Eq 6 as their code has it: log mean exp(-t‖x_i - x_j‖²) over pairs of the batch of all ranks.
+    """log mean exp(-t‖x_i - x_j‖²) over pairs of the batch of all ranks.
 
-    The same number on every rank. Each pair is counted from both sides, so that no rank is without one.
+    Wang & Isola 2020, Eq 6, as in their code. The same number on every rank. Each pair is counted from both sides, so
+    every rank has pairs.
     """
     everyone, first = across.gather(x)
     here = torch.arange(first, first + len(x), device=x.device)
@@ -63,10 +66,11 @@ CONTRASTIVE = {"simclr": in_batch_contrastive_loss, "cross-view": cross_view_con
 
 @dataclass
 class InBatchLoss(WeightedLoss):
-    """WeightedLoss's three terms without a queue: SimCLR is (1, 0, 0), Wang & Isola's STL-10 loss (0, .98, .96).
+    """WeightedLoss's three terms without a queue.
 
-    negatives: of the contrastive term, a name of CONTRASTIVE. Uniformity is the mean of that of each view. The queue it
-    is called with is not looked at.
+    Weights (1, 0, 0) give SimCLR, (0, .98, .96) Wang & Isola's STL-10 loss.
+    negatives: a name of CONTRASTIVE, for the contrastive term. Uniformity is the mean over both views. Ignores the
+    queue.
     """
 
     negatives: str = "simclr"
@@ -74,10 +78,10 @@ class InBatchLoss(WeightedLoss):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.negatives not in CONTRASTIVE:
-            raise InputError(f"the negatives of a batch are {' or '.join(CONTRASTIVE)}, not {self.negatives!r}")
+            raise InputError(f"--in-batch must be {' or '.join(CONTRASTIVE)}, not {self.negatives!r}")
         if self.unif_w and not self.intra_batch:
             raise InputError(
-                "without a queue uniformity is over pairs of the batch alone: --moco-unif-no-intra-batch needs a"
+                "without a queue, uniformity has only pairs inside the batch: --moco-unif-no-intra-batch needs a"
                 " --moco-k of at least 1"
             )
 

@@ -1,4 +1,4 @@
-"""The log-sum-exp over a queue that never holds all similarities: the primitive of every loss."""
+"""Log-sum-exp over a queue, in chunks: the basis of every loss."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Similarities held at a time. On a CPU a chunk must stay in one core's second-level cache (fp32: 1 MiB) over the passes
-# that are made over it; an accelerator wants kernels that are large enough (8 MiB).
+# Similarities held at a time. On a CPU a chunk must fit one core's second-level cache (fp32: 1 MiB), because several
+# passes read it. An accelerator needs large kernels (8 MiB).
 ENTRIES = {"cpu": 2**18}
 ENTRIES_ELSEWHERE = 2**21
 
@@ -20,11 +20,11 @@ LogSumExp = Callable[[Tensor, Tensor, float], Tensor]  # (q [N, C], queue [C, K]
 
 
 class _QueueLogSumExp(torch.autograd.Function):
-    """One pass over the queue gives the value and, since the queue is constant, the gradient: d lse/dq = scale ·
-    softmax · queueᵀ.
+    """Value and gradient in one pass over the queue.
 
-    Both are accumulated chunk by chunk under a running maximum, so that N×K is never held and backward costs N×C.
-    Every chunk is worked on in place in the same memory: fresh pages cost more than the exponentials.
+    The queue is constant, so d lse/dq = scale · softmax · queueᵀ. Value and gradient are accumulated chunk by chunk
+    under a running maximum: N×K is never held, and backward costs N×C. All chunks use the same memory, because new
+    pages cost more than the exponentials.
     """
 
     @staticmethod
@@ -56,9 +56,10 @@ class _QueueLogSumExp(torch.autograd.Function):
 
 
 def queue_logsumexp(q: Tensor, queue: Tensor, scale: float, chunk: int | None = None) -> Tensor:
-    """log Σ_j exp(scale · q_i·Q_j): [N, C], [C, K] -> [N], differentiable in q (once), exact, of any norm.
+    """log Σ_j exp(scale · q_i·Q_j): [N, C], [C, K] -> [N], exact.
 
-    Memory beside the result: N × min(K, `chunk`); by default about ENTRIES, whatever N and K.
+    Rows may have any norm. Differentiable once, in q. Memory besides the result: N × min(K, `chunk`) numbers; by
+    default about ENTRIES for any N and K.
     """
     if chunk is None:
         chunk = max(256, ENTRIES.get(q.device.type, ENTRIES_ELSEWHERE) // max(1, len(q)))
@@ -66,5 +67,5 @@ def queue_logsumexp(q: Tensor, queue: Tensor, scale: float, chunk: int | None = 
 
 
 def whole_logsumexp(q: Tensor, queue: Tensor, scale: float) -> Tensor:
-    """The same as `queue_logsumexp`, with all N×K similarities held at once, as published code does."""
+    """`queue_logsumexp` with all N×K similarities in memory, as in published code."""
     return (scale * q @ queue.detach().clone()).logsumexp(dim=1)

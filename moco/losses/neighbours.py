@@ -1,7 +1,8 @@
-"""Losses over neighbours in an order: Quick-Thought's (Logeswaran & Lee, ICLR 2018), as Wang & Isola train sentences.
+"""Losses over neighbouring sentences: Quick-Thought's (Logeswaran & Lee, ICLR 2018).
 
-f, g [N, C] are unit features of the same N consecutive sentences by two encoders. The positives of f_i are g_{i-1} and
-g_{i+1}; the first and the last sentence of the batch have one. Every g_j is a key, g_i itself included.
+Wang & Isola 2020 train sentence encoders with them.
+f, g [N, C] are unit features of the same N consecutive sentences from two encoders. The positives of f_i are g_{i-1}
+and g_{i+1}; the first and the last sentence of the batch have one. Every g_j is a key, also g_i.
 The batch may be spread over processes, a contiguous part on each (`across`). Gradients flow to both encoders and
 through the gathered features.
 """
@@ -25,12 +26,12 @@ class Neighbours(NamedTuple):
     """This process's N sentences and their neighbours in the batch of all processes."""
 
     everyone: Tensor  # g of all sentences [total, C]
-    similarity: Tensor  # f_i·g_{i-1} and f_i·g_{i+1} [2, N]; of no meaning where there is no such neighbour
-    exists: Tensor  # whether there is one [2, N]
+    similarity: Tensor  # f_i·g_{i-1} and f_i·g_{i+1} [2, N]; meaningless where `exists` is False
+    exists: Tensor  # whether sentence i has this neighbour: bool [2, N]
 
 
 def find_neighbours(f: Tensor, g: Tensor, across: Across) -> Neighbours:
-    """f, g [N, C] -> the features and similarities that the losses need."""
+    """Features and similarities that the losses need, from f and g [N, C]."""
     everyone, first = across.gather(g)
     total = len(everyone)
     here = torch.arange(first, first + len(f), device=f.device)
@@ -40,9 +41,10 @@ def find_neighbours(f: Tensor, g: Tensor, across: Across) -> Neighbours:
 
 
 def neighbour_contrastive_loss(f: Tensor, found: Neighbours, temperature: float) -> Tensor:
-    """Cross-entropy of softmax_j(f_i·g_j/τ) to a target of ½ at i-1 and i+1 (1 at the ends), mean over i.
+    """Cross-entropy of softmax_j(f_i·g_j/τ) with the neighbours, mean over i.
 
-    The softmax is over all sentences of the batch; f_i·g_i counts as a negative.
+    The target is ½ at i-1 and i+1, or 1 at the one neighbour of the first and last sentence. The softmax is over all
+    sentences of the batch; f_i·g_i counts as a negative.
     """
     positive = (found.similarity * found.exists).sum(dim=0) / found.exists.sum(dim=0)
     return ((f @ found.everyone.t() / temperature).logsumexp(dim=1) - positive / temperature).mean()
@@ -51,10 +53,11 @@ def neighbour_contrastive_loss(f: Tensor, found: Neighbours, temperature: float)
 def neighbour_align_loss(found: Neighbours, alpha: float = 2.0) -> Tensor:
     """mean ‖f_i - g_j‖^α over the 2(total - 1) ordered pairs i, j = i ± 1.
 
-    On several processes this is the part of its own N sentences, scaled so that the mean over all sentences of the
-    processes' values is the mean over all pairs. Below α = 2 the distance is clamped as in `align_loss`.
+    With several processes each returns the part of its own N sentences. It is scaled: the processes' values, averaged
+    with weights N, give the mean over all pairs. Below α = 2 the distance is clamped as in `align_loss`.
     """
-    total, here = len(found.everyone), found.exists.shape[1]
+    total = len(found.everyone)
+    here = found.exists.shape[1]
     distance2 = 2 - 2 * found.similarity
     if alpha != 2:
         distance2 = distance2.clamp_min(torch.finfo(distance2.dtype).eps).pow(alpha / 2)

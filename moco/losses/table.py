@@ -1,7 +1,7 @@
 """The losses by name: one row each.
 
-A new loss is a class with the call of `moco.losses.Loss`, in a file of its own, and a row here. Outside this project it
-needs no row: `--loss module:Class`.
+A new loss is a class that is called like `moco.losses.Loss`, in its own file, and a row here. A loss outside this
+project needs no row: `--loss module:Class`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 
 from moco import plugins
 from moco.errors import InputError
+from moco.losses.batch_keys import BatchKeysDecoupledLoss, BatchKeysLoss
 from moco.losses.debiased import DebiasedLoss
 from moco.losses.decoupled import DecoupledLoss, InBatchDecoupledLoss
 from moco.losses.hard import HardContrastiveLoss, SimpleLoss
@@ -29,14 +30,18 @@ from moco.schedules import value_at
 class Row:
     """A loss and its options.
 
-    loss: its class. settings: argument of the class -> option of main_moco.py. in_batch: the class for --moco-k 0, if
-    there is one. temperature: the default of --moco-t. labels: whether it compares labels. fixed: arguments of the
-    class that are no option.
+    loss: its class.
+    settings: argument of the class -> option of main_moco.py.
+    in_batch, batch_keys: the classes for --moco-k 0 and for --keys batch, or None.
+    temperature: the default of --moco-t.
+    labels: whether it compares labels.
+    fixed: arguments of the class that no option sets.
     """
 
     loss: type
     settings: Mapping[str, str] = field(default_factory=dict)
     in_batch: type | None = None
+    batch_keys: type | None = None
     temperature: float = 0.07
     labels: bool = False
     fixed: Mapping[str, Any] = field(default_factory=dict)
@@ -54,22 +59,23 @@ _T, _HARD = {"temperature": "moco_t"}, {"share": "moco_hard_alpha"}
 _DEBIASED = {**_T, "prior": "moco_tau_plus"}
 
 LOSSES: dict[str, Row] = {
-    **{name: Row(WeightedLoss, _MIX, in_batch=InBatchLoss) for name in PRESET_WEIGHTS},
+    **{name: Row(WeightedLoss, _MIX, in_batch=InBatchLoss, batch_keys=BatchKeysLoss) for name in PRESET_WEIGHTS},
     "simple": Row(SimpleLoss, {"weight": "moco_simple_w"}),
     "hard": Row(HardContrastiveLoss, _T | _HARD),
     "hard-simple": Row(SimpleLoss, {"weight": "moco_simple_w"} | _HARD),
     "debiased": Row(DebiasedLoss, _DEBIASED, temperature=0.5),
     "hcl": Row(DebiasedLoss, _DEBIASED | {"beta": "moco_beta"}, temperature=0.5),
-    "dcl": Row(DecoupledLoss, _T, in_batch=InBatchDecoupledLoss, temperature=0.1),
-    "dclw": Row(DecoupledLoss, _T, in_batch=InBatchDecoupledLoss, temperature=0.1, fixed={"sigma": 0.5}),
+    "dcl": Row(DecoupledLoss, _T, InBatchDecoupledLoss, BatchKeysDecoupledLoss, temperature=0.1),
+    "dclw": Row(DecoupledLoss, _T, InBatchDecoupledLoss, BatchKeysDecoupledLoss, temperature=0.1, fixed={"sigma": 0.5}),
     "supcon": Row(SupConLoss, _T, labels=True),
 }
 
 
 def make_loss(options: Any, across: Across | None = None) -> Loss:
-    """The loss that the options of main_moco.py describe, as in epoch 0. InputError if they make no sense together.
+    """Builds the loss that the options of main_moco.py describe, for epoch 0.
 
-    across: the other ranks, for a uniformity over all of them (`unif_global`) and for the losses without a queue.
+    across: the other ranks, for losses without a queue and for --unif-global. InputError if the options contradict each
+    other.
     """
     if plugins.is_outside(options.loss):
         return _outside(options)
@@ -77,16 +83,17 @@ def make_loss(options: Any, across: Across | None = None) -> Loss:
     settings: dict[str, Any] = {
         argument: value_at(getattr(options, name), 0) for argument, name in row.settings.items()
     } | dict(row.fixed)
-    kind = row.loss if options.moco_k else row.in_batch
+    from_batch, words = (row.batch_keys, "--keys batch") if options.keys == "batch" else (row.in_batch, "--moco-k 0")
+    kind = row.loss if options.moco_k else from_batch
     if kind is None:
         with_batch = " or ".join(name for name, other in LOSSES.items() if other.in_batch)
         raise InputError(
-            f"--loss {options.loss} takes its negatives from the queue, so --moco-k must be at least 1; --moco-k 0 goes"
-            f" with {with_batch}"
+            f"--loss {options.loss} takes its negatives from the queue, so --moco-k must be at least 1; {words}"
+            f" works with --loss {with_batch}"
         )
     arguments = inspect.signature(kind).parameters
     if issubclass(kind, WeightedLoss):
-        wanted = kind is InBatchLoss or options.unif_global
+        wanted = not options.moco_k or options.unif_global
         settings["across"] = across if across is not None and wanted else OneProcess()
         settings["intra_batch"] = not options.moco_unif_no_intra_batch
         if kind is InBatchLoss:
@@ -101,12 +108,14 @@ def make_loss(options: Any, across: Across | None = None) -> Loss:
 def _outside(options: Any) -> Loss:
     loss = plugins.find("--loss", options.loss, options.loss_arg)()
     if not callable(loss):
-        raise InputError(f"--loss {options.loss} gives a {type(loss).__name__}, which cannot be called as a loss")
+        raise InputError(
+            f"--loss {options.loss} gives a {type(loss).__name__}; it must give an object to call: loss(q, k, queue)"
+        )
     return loss
 
 
 def check_loss(options: Any) -> None:
-    """InputError if the options describe no loss. A loss from outside is looked up, not built."""
+    """InputError if the options describe no loss. Looks a module:Class up but does not build it."""
     plugins.check_unused("--loss", options.loss, options.loss_arg)
     if plugins.is_outside(options.loss):
         plugins.find("--loss", options.loss, options.loss_arg)
@@ -115,9 +124,9 @@ def check_loss(options: Any) -> None:
 
 
 def set_epoch(loss: Loss, options: Any, epoch: int) -> None:
-    """Gives the loss its settings of a 0-based epoch: those that are curves over epochs.
+    """Sets the loss's settings that are curves over epochs; epoch is 0-based.
 
-    A loss from outside that has a method `set_epoch(epoch)` is told the epoch.
+    For a module:Class it calls the loss's method `set_epoch(epoch)`, if there is one.
     """
     if plugins.is_outside(options.loss):
         if hasattr(loss, "set_epoch"):
@@ -130,15 +139,18 @@ def set_epoch(loss: Loss, options: Any, epoch: int) -> None:
 
 
 def curves(options: Any, epoch: int) -> dict[str, float]:
-    """The settings that follow the epoch, by option, and their values in it: for the log."""
+    """Values in `epoch` of settings that are curves, by option name, for the log."""
     settings = {name: getattr(options, name) for name in ("moco_t", "moco_unif_t")}
     return {name: value_at(setting, epoch) for name, setting in settings.items() if isinstance(setting, str)}
 
 
 def check_labels(loss: str, labels: np.ndarray) -> None:
-    """InputError if the loss compares labels (int64 [n], -1 for none) and the data set has none."""
+    """InputError if the loss compares labels and the data set has none.
+
+    labels: int64 [n], -1 for none.
+    """
     if loss in LOSSES and LOSSES[loss].labels and not (labels >= 0).any():
         raise InputError(
-            f"--loss {loss} compares labels and these images have none: give a train folder with a folder per class, or"
-            " take another --loss"
+            f"--loss {loss} compares labels, but these images have none: give a train folder with one folder per class,"
+            " or another --loss"
         )

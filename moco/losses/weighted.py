@@ -1,10 +1,10 @@
 """InfoNCE, alignment and uniformity over a queue, and their weighted sum.
 
-A loss knows nothing of ranks, devices or options. On the unit sphere ‖a - b‖² = 2 - 2a·b. So every loss is a term in
-the positives q·k plus a log-sum-exp of scaled similarities to the queue, which is `queue_logsumexp`.
+A loss depends on no rank, device or option. On the unit sphere ‖a - b‖² = 2 - 2a·b. So every loss is a term in the
+positives q·k plus a log-sum-exp of scaled similarities to the queue (`queue_logsumexp`).
 
-Shapes throughout: q, k [N, C] unit-norm queries and keys; queue [C, K] unit-norm columns, a constant (no gradient flows
-to it). Computed in fp32 at least, whatever the dtype of the inputs and whether or not autocast is on.
+Shapes: q, k [N, C] unit-norm queries and keys; queue [C, K] unit-norm columns, a constant without gradient. Computed in
+fp32 or wider for every input dtype, also under autocast.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ class Loss(Protocol):
 class Across(Protocol):
     """The rest of a batch that is spread over processes.
 
-    `moco.distributed.global_batch.GlobalBatch` is the one for several processes.
+    gather: rows [N, C] -> (rows of all processes, position of the first own row).
+    logsumexp: scalar -> log of the sum over processes of its exponential.
+    `moco.distributed.global_batch.GlobalBatch` implements it for several processes.
     """
 
     def gather(self, x: Tensor) -> tuple[Tensor, int]: ...
@@ -51,7 +53,7 @@ class Across(Protocol):
 
 
 class OneProcess:
-    """The whole batch is here."""
+    """`Across` for a single process."""
 
     def gather(self, x: Tensor) -> tuple[Tensor, int]:
         return x, 0
@@ -61,7 +63,10 @@ class OneProcess:
 
 
 def full_precision(loss: Callable[..., LossOutput]) -> Callable[..., LossOutput]:
-    """Casts bf16 and fp16 features to fp32 and switches autocast off: exp(q·k/0.07) has no bits to give away."""
+    """Casts bf16 and fp16 features to fp32 and switches autocast off.
+
+    exp(q·k/0.07) needs the precision of fp32.
+    """
 
     @functools.wraps(loss)
     def wrapped(self: Any, q: Tensor, k: Tensor, queue: Tensor, *args: Any, **kwargs: Any) -> LossOutput:
@@ -79,20 +84,23 @@ def check_positive(name: str, value: float) -> None:
 
 
 def check_mix(loss: Any) -> None:
-    """InputError if temperature, exponents or the three weights of a mix of terms are out of range."""
-    check_positive("temperature", loss.temperature)
-    check_positive("align alpha", loss.align_alpha)
-    check_positive("uniformity t", loss.unif_t)
+    """InputError if temperature, exponents or the three weights are out of range."""
+    check_positive("temperature (--moco-t)", loss.temperature)
+    check_positive("exponent of alignment (--moco-align-alpha)", loss.align_alpha)
+    check_positive("t of uniformity (--moco-unif-t)", loss.unif_t)
     weights = (loss.contr_w, loss.align_w, loss.unif_w)
     if not all(math.isfinite(w) and w >= 0 for w in weights) or not any(weights):
         raise InputError(
-            "the weights of the contrastive, alignment and uniformity terms must not be negative, and at least one"
-            f" must be positive; they are {weights[0]:g}, {weights[1]:g}, {weights[2]:g}"
+            "--moco-contr-w, --moco-align-w and --moco-unif-w must not be negative, and at least one must be positive;"
+            f" they are {weights[0]:g}, {weights[1]:g}, {weights[2]:g}"
         )
 
 
 def weighted_sum(terms: Mapping[str, tuple[float, Tensor]]) -> LossOutput:
-    """The sum of weight · value over terms, given as name -> (weight, value); the values are logged as loss_NAME."""
+    """Sum of weight · value over terms: name -> (weight, value).
+
+    The log gets each value as loss_NAME.
+    """
     loss = torch.stack([weight * value for weight, value in terms.values()]).sum()
     return LossOutput(loss, {f"loss_{name}": value.detach() for name, (_, value) in terms.items()})
 
@@ -100,7 +108,10 @@ def weighted_sum(terms: Mapping[str, tuple[float, Tensor]]) -> LossOutput:
 def contrastive_loss(
     q: Tensor, k: Tensor, queue: Tensor, temperature: float, logsumexp: LogSumExp = queue_logsumexp
 ) -> Tensor:
-    """InfoNCE, MoCo (He et al. 2020) Eq 1, mean over queries: -log[e^{q·k/T} / (e^{q·k/T} + Σ_j e^{q·Q_j/T})]."""
+    """InfoNCE, MoCo (He et al. 2020) Eq 1, mean over queries.
+
+    -log[e^{q·k/T} / (e^{q·k/T} + Σ_j e^{q·Q_j/T})].
+    """
     positive = (q * k).sum(dim=1) / temperature
     negatives = logsumexp(q, queue, 1 / temperature)
     return (torch.logaddexp(positive, negatives) - positive).mean()
@@ -109,8 +120,8 @@ def contrastive_loss(
 def align_loss(q: Tensor, k: Tensor, alpha: float = 2.0) -> Tensor:
     """L_align (Wang & Isola 2020, §4.1): mean ‖q - k‖^α = mean (2 - 2 q·k)^{α/2}.
 
-    Below α = 2 the slope is infinite at q = k; the squared distance is clamped at the dtype's epsilon, where the slope
-    becomes 0.
+    Below α = 2 the gradient is infinite at q = k. So the squared distance is clamped at the dtype's epsilon; below it
+    the gradient is 0.
     """
     distance2 = 2 - 2 * (q * k).sum(dim=1)
     if alpha == 2:
@@ -126,10 +137,10 @@ def uniform_loss(
     across: Across | None = None,
     logsumexp: LogSumExp = queue_logsumexp,
 ) -> Tensor:
-    """L_uniform (Wang & Isola 2020, §4.1) over queue entries: log mean exp(-t‖a - b‖²), one mean over all pairs (a, b).
+    """L_uniform (Wang & Isola 2020, §4.1): log mean exp(-t‖a - b‖²).
 
-    The pairs are the N·K query-queue ones and, `intra_batch`, the N(N-1)/2 unordered query-query ones, whose gradient
-    flows to both. `across` joins the batches of several processes: then N counts all their queries.
+    One mean over the N·K query-queue pairs and, with `intra_batch`, the N(N-1)/2 unordered query-query pairs. Gradients
+    of the latter flow to both queries. With `across`, N counts the queries of all processes.
     """
     across = across or OneProcess()
     exponents = [logsumexp(q, queue, 2 * t)]
@@ -148,9 +159,8 @@ def uniform_loss(
 class WeightedLoss:
     """contr_w · InfoNCE(temperature) + align_w · align(align_alpha) + unif_w · uniform(unif_t).
 
-    The whole family of losses of Wang & Isola 2020.
-
-    A term of weight 0 is not computed. InfoNCE is (1, 0, 0); their MoCo variant is (0, 3, 1).
+    The losses of Wang & Isola 2020. Weights (1, 0, 0) give InfoNCE, (0, 3, 1) their MoCo variant. A term of weight 0 is
+    not computed.
     """
 
     contr_w: float = 1.0

@@ -1,8 +1,8 @@
 """Metrics of features: pure, exact functions of tensors, in chunks.
 
-Features are [n, C] rows, of unit length where it says so; bf16 and fp16 are widened to fp32, sums over pairs run in
-fp64. Accuracies are in percent, as MoCo prints them. Scalars come back as tensors on the features' device, so that a
-training step can log them without waiting for the device; InputError where a figure does not exist (no pairs, ...).
+Features are [n, C] rows, of unit length where a docstring says so. bf16 and fp16 become fp32; sums over pairs run in
+fp64. Accuracies are in percent, as MoCo prints them. Scalars are tensors on the features' device, so a training step
+can log them without waiting for the device. InputError where a value does not exist (no pairs, ...).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _PAIRS_AT_ONCE = 1 << 24  # similarities held at a time: 64 MiB of fp32
 
 
 def wide(x: Tensor) -> Tensor:
-    """At least fp32, without gradient."""
+    """Casts to fp32 or wider, without gradient."""
     return x.detach().to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -30,14 +30,20 @@ def rows_at_once(columns: int) -> int:
 
 
 def check_finite(*features: Tensor) -> None:
-    """InputError for a feature that is NaN or infinite, which sorting and counting would turn into a plain number."""
+    """InputError for a feature that is NaN or infinite.
+
+    Sorting and counting would turn it into an ordinary number.
+    """
     if not all(x.isfinite().all() for x in features):
         raise InputError("some features are not finite, so nothing can be measured on them: use an earlier checkpoint")
 
 
 @contextlib.contextmanager
 def full_fp32() -> Iterator[None]:
-    """Similarities decide who is a neighbour, so TF32, which a trainer may have switched on, does not do."""
+    """Switches TF32 off for a block; a trainer may have switched it on.
+
+    TF32 is too coarse to rank neighbours by similarity.
+    """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -48,18 +54,23 @@ def full_fp32() -> Iterator[None]:
 
 @torch.no_grad()
 def alignment(q: Tensor, k: Tensor, alpha: float = 2.0) -> Tensor:
-    """mean_i ‖q_i - k_i‖^α of paired unit rows (Wang & Isola, Eq 5): 0 if pairs coincide, 2^(α/2) at right angles."""
+    """mean_i ‖q_i - k_i‖^α of paired unit rows (Wang & Isola, Eq 5).
+
+    0 if pairs coincide, 2^(α/2) at right angles.
+    """
     return torch.linalg.vector_norm(wide(q) - wide(k), dim=1).pow(alpha).mean()
 
 
 @full_fp32()
 @torch.no_grad()
 def uniformity(x: Tensor, t: float = 2.0) -> Tensor:
-    """log mean exp(-t‖x_i - x_j‖²) over all pairs i < j of unit rows (Wang & Isola, Eq 6; Wang & Liu, Eq 10).
+    """log mean exp(-t‖x_i - x_j‖²) over all pairs i < j of unit rows.
 
-    0 for collapsed features; more negative is more uniform (`uniformity_bounds`). Wang & Liu's tables print it negated.
+    Wang & Isola, Eq 6; Wang & Liu, Eq 10, whose tables print it with the opposite sign. 0 for collapsed features; more
+    negative is more uniform (`uniformity_bounds`). InputError for fewer than 2 rows.
     """
-    x, n = wide(x), len(x)
+    x = wide(x)
+    n = len(x)
     if n < 2:
         raise InputError(f"uniformity is a mean over pairs and needs 2 samples, not {n}")
     columns = torch.arange(n, device=x.device)
@@ -74,13 +85,14 @@ def uniformity(x: Tensor, t: float = 2.0) -> Tensor:
 
 
 def uniformity_bounds(dim: int, t: float = 2.0) -> tuple[float, float]:
-    """(lowest, highest) uniformity of a distribution on the unit sphere of R^dim: (-2t + log ₀F₁(; dim/2; t²), 0).
+    """(lowest, highest) uniformity of a distribution on the unit sphere of R^dim.
 
-    The uniform distribution has the lowest (Wang & Isola, Proposition 1 and its proof), a single point the highest. An
-    estimate from finitely many points may lie a little below the lowest. The series Σ_k z^k / ((b)_k k!) has only
-    positive terms, which are added up as logarithms so that no dim and no t overflows.
+    (-2t + log ₀F₁(; dim/2; t²), 0). The uniform distribution has the lowest (Wang & Isola, Proposition 1 and its
+    proof), a single point the highest. An estimate from finitely many points may lie slightly below the lowest. The
+    series Σ_k z^k / ((b)_k k!) has only positive terms. They are added as logarithms, so no dim and no t overflows.
     """
-    b, log_z = dim / 2, 2 * math.log(t)
+    b = dim / 2
+    log_z = 2 * math.log(t)
     total, log_term, k = 0.0, 0.0, 0
     # until terms are below fp64 (e⁻³⁷ of the sum), and not before their peak
     while log_term > total - 40 or (b + k) * (k + 1) < t * t:
@@ -93,9 +105,10 @@ def uniformity_bounds(dim: int, t: float = 2.0) -> tuple[float, float]:
 
 @torch.no_grad()
 def tolerance(x: Tensor, labels: Tensor) -> Tensor:
-    """Mean of x_i·x_j over pairs i ≠ j of the same class (Wang & Liu, Eq 11). `labels` int64 [n]; -1 is left out.
+    """Mean of x_i·x_j over pairs i ≠ j of the same class.
 
-    Exact without a loop over pairs: within a class of sum s, Σ_{i≠j} x_i·x_j = ‖s‖² - Σ_i ‖x_i‖².
+    Wang & Liu, Eq 11. labels: int64 [n]; samples with -1 are left out. InputError if no class has 2 samples.
+    Exact without a loop over pairs: in a class with sum s, Σ_{i≠j} x_i·x_j = ‖s‖² - Σ_i ‖x_i‖².
     """
     known = labels >= 0
     x, labels = wide(x)[known].double(), labels[known]
@@ -112,10 +125,10 @@ def tolerance(x: Tensor, labels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def contrastive_accuracy(q: Tensor, k: Tensor, queue: Tensor, topk: tuple[int, ...] = (1, 5)) -> dict[str, Tensor]:
-    """Percent of queries whose key is among the `topk` most similar of key and queue: {"acc1": ..., "acc5": ...}.
+    """Percent of queries whose own key is among the `topk` most similar keys.
 
-    q, k [N, C] and queue [C, K] of unit vectors. A queue entry that ties with the key counts as nearer: collapsed
-    features must not look perfect.
+    q, k [N, C] and queue [C, K] of unit vectors -> {"acc1": ..., "acc5": ...}. A queue entry that ties with the own key
+    counts as nearer: collapsed features must not look perfect.
     """
     q, k, queue = wide(q), wide(k), wide(queue)
     positive = (q * k).sum(1, keepdim=True)
@@ -127,7 +140,10 @@ def contrastive_accuracy(q: Tensor, k: Tensor, queue: Tensor, topk: tuple[int, .
 
 @torch.no_grad()
 def topk_correct(logits: Tensor, labels: Tensor, topk: tuple[int, ...] = (1, 5)) -> Tensor:
-    """Rows of `logits` [n, classes] with their label among the k highest: int64 [len(topk)]. Ties count against."""
+    """Number of rows with their label among the k highest logits.
+
+    logits [n, classes], labels int64 [n] -> int64 [len(topk)]. A tie with the label counts as higher.
+    """
     own = logits.gather(1, labels[:, None])
     rank = (~(logits < own)).sum(1) - 1  # minus the label itself
     return torch.stack([(rank < k).sum() for k in topk])
@@ -140,15 +156,15 @@ def topk_accuracy(logits: Tensor, labels: Tensor, topk: tuple[int, ...] = (1, 5)
 
 @torch.no_grad()
 def effective_rank(x: Tensor) -> Tensor:
-    """exp of the entropy of the singular values as shares of their sum (Roy & Vetterli, EUSIPCO 2007): in [1, C].
+    """Effective rank of features [n, C] (Roy & Vetterli, EUSIPCO 2007): 1 to C.
 
-    The values are the roots of the eigenvalues of XᵀX [C, C], in fp64, so that n may be large. InputError for features
-    that are all zero or not finite.
+    The exponential of the entropy of the singular values as shares of their sum. They are the square roots of the
+    eigenvalues of XᵀX [C, C], in fp64, so n may be large. InputError for features that are all zero or not finite.
     """
     x = wide(x)
     check_finite(x)
     if not x.any():
-        raise InputError("the effective rank of features that are all zero does not exist")
+        raise InputError("all features are zero, so they have no effective rank: use another checkpoint")
     gram = x.new_zeros((x.shape[1], x.shape[1]), dtype=torch.float64)
     for part in x.split(rows_at_once(x.shape[1])):
         gram += part.double().T @ part.double()
@@ -168,10 +184,12 @@ def knn_predict(
     t: float = 0.1,
     chunk: int | None = None,
 ) -> Tensor:
-    """Class of each test row by a vote of its `k` most similar training rows, weighted exp(similarity / t): int64 [n].
+    """Class of each test row by a vote of its `k` most similar training rows.
 
-    The weighting of MoCo's CIFAR demo (after Wu et al., CVPR 2018). Unit rows; `train_y` in 0 ... classes - 1. With
-    fewer than `k` training rows all of them vote. `chunk`: test rows at a time; changes the memory, not the answer.
+    train_x [m, C], test_x [n, C]: unit rows. train_y: int64 [m], 0 ... classes - 1. Returns int64 [n].
+    A vote weighs exp(similarity / t), as in MoCo's CIFAR demo (after Wu et al., CVPR 2018). With fewer than `k`
+    training rows all of them vote. chunk: test rows at a time; it changes the memory, not the result.
+    InputError without training rows or if a feature is not finite.
     """
     if not len(train_x):
         raise InputError("kNN needs labelled training samples, and there are none")

@@ -18,39 +18,39 @@ from moco.metrics.geometry import ClassCollapse, class_collapse
 
 @dataclass
 class Features:
-    """Unit rows: of the validation images [n, d], of their views q and k, of the training images [m, d] (kNN's)."""
+    """Features that the metrics read, as unit rows."""
 
-    x: Tensor
+    x: Tensor  # validation images [n, d]
     labels: Tensor  # int64 [n], -1 is unknown
-    q: Tensor
-    k: Tensor
-    bank: Tensor | None
-    bank_labels: Tensor | None
-    classes: int  # of the data
-    alpha: float  # alignment's
-    t: float  # uniformity's
+    q: Tensor  # one view of each validation image [n, d]
+    k: Tensor  # the other view
+    bank: Tensor | None  # training images [m, d], for kNN
+    bank_labels: Tensor | None  # int64 [m]
+    classes: int  # number of classes of the data set
+    alpha: float  # exponent of alignment
+    t: float  # t of uniformity
     predict: Callable[[Tensor, Tensor, Tensor, Tensor], float]
-    """Accuracy in percent of kNN for training rows, their labels, validation rows, their labels."""
+    """(training rows, their labels, validation rows, their labels) -> accuracy of kNN in percent."""
 
     @cached_property
     def collapse(self) -> ClassCollapse:
-        """InputError where labels do not allow it."""
+        """`class_collapse` of x. InputError where the labels do not allow it."""
         return class_collapse(self.x, self.labels)
 
     @cached_property
     def own_similarities(self) -> Tensor:
-        """float64 [n]: of the two views of each image."""
+        """Similarity of the two views of each image: float64 [n]."""
         return (self.q.double() * self.k.double()).sum(1)
 
 
 def _knn(f: Features) -> float:
     known = f.labels >= 0
     if not known.any() or f.classes == 0:
-        raise InputError("kNN needs labels, and the validation images have none")
+        raise InputError("kNN needs labels, but the validation images have none")
     if f.bank is None or f.bank_labels is None:
-        raise InputError("kNN needs labelled training images, and there are none")
+        raise InputError("kNN needs labelled training images, but there are none")
     if f.classes < 2:
-        raise InputError("kNN tells classes apart, and the data has one")
+        raise InputError("kNN needs two classes, but the data has one")
     return f.predict(f.bank, f.bank_labels, f.x[known], f.labels[known])
 
 
@@ -62,7 +62,7 @@ def _positive(f: Features) -> Tensor:
 def _negative(f: Features) -> Tensor:
     n = len(f.q)
     if n < 2:
-        raise InputError(f"negatives are pairs of images and need 2, not {n}")
+        raise InputError(f"negatives are pairs of images and need 2 images, not {n}")
     # over all ordered pairs i ≠ j without a loop, as in metrics.tolerance
     pairs = f.q.double().sum(0) @ f.k.double().sum(0) - f.own_similarities.sum()
     return pairs / (n * (n - 1))
@@ -70,7 +70,10 @@ def _negative(f: Features) -> Tensor:
 
 @dataclass(frozen=True)
 class Metric:
-    """`function` None: it is not one of features. `logged` "": no run logs it."""
+    """One row of the table.
+
+    function None: the metric is not computed from features. logged "": no run logs it.
+    """
 
     name: str  # in the JSON file of moco.evaluate
     title: str
@@ -78,13 +81,13 @@ class Metric:
     better: str = ""  # "higher" or "lower"; "" if neither is
     logged: str = ""  # in log.jsonl, of the validation images; a probe's is in lincls.json
     unit: str = ""
-    beside: str = ""  # shown behind the value: its bound or target
+    beside: str = ""  # shown after the value: its bound or target
     digits: int = 3  # after the point, in tables
     console: str = ".4f"
 
     @property
     def heading(self) -> str:
-        """Of a column or an axis: kNN top-1 [%]."""
+        """The heading of a column or an axis, such as "kNN top-1 [%]"."""
         return f"{self.title} [{self.unit}]" if self.unit else self.title
 
     @property

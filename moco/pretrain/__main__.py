@@ -22,17 +22,19 @@ from moco import distributed
 from moco.builder import MoCo, compile_encoders
 from moco.commands import end_with, run_command
 from moco.data.augment import Augment
+from moco.data.crops import multi_crop
 from moco.data.loader import Loader
 from moco.data.sampler import Sampler
 from moco.data.source import Source
 from moco.distributed.global_batch import GlobalBatch
 from moco.distributed.session import pick_device
-from moco.encoders import Projector, build_encoder, draw_weights
+from moco.encoders import build_encoder, check_image_size, draw_weights, freeze_patches
 from moco.encoders.files import load_trunk, read_encoder
 from moco.errors import EXIT_OK, InputError
 from moco.evaluate.online import OnlineEvaluator
 from moco.losses.table import check_labels, make_loss
 from moco.pretrain import state as resume
+from moco.pretrain.heads import predictor_of, projector_of
 from moco.pretrain.hints import channels_not_rgb, collapse_ahead, first_losses, next_command
 from moco.pretrain.loop import Training
 from moco.pretrain.loss_state import LossState
@@ -124,6 +126,7 @@ def make_loader(
 ) -> Loader:
     """This rank's share of the batches, as uint8 crops on the device."""
     recipe = options.find_recipe(options.recipe, options.crop_min)
+    crops = multi_crop(options.crops) if options.crops else None
     if options.no_drop_last:
         check_last_batch(len(source), options.batch_size, world.size * options.accum_steps)
     sampler = Sampler(
@@ -138,7 +141,8 @@ def make_loader(
         source,
         sampler,
         size=options.image_size,
-        scale=recipe.scale,
+        scale=crops.scale if crops else recipe.scale,
+        small=crops.small if crops else None,
         ratio=recipe.ratio,
         workers=options.workers,
         device=device,
@@ -170,6 +174,10 @@ def make_encoder(
         projector_of(options),
         options.channels,
     )
+    if options.crops:
+        check_image_size(encoder, options.arch, multi_crop(options.crops).small.size, "--crops")
+    if options.stop_grad_conv1:
+        freeze_patches(encoder, options.arch)
     check_deterministic(encoder, options.arch, options.deterministic, device)
     if options.init_std is not None:
         draw_weights(encoder, options.init_std)
@@ -178,13 +186,6 @@ def make_encoder(
     file = read_encoder(options.init_from)
     loaded = load_trunk(encoder, file)
     return encoder, [f"{file.path}: {file.layout}, {loaded}; projection head and queue start afresh"]
-
-
-def projector_of(options: ResolvedPretrainOptions) -> Projector | None:
-    """The projection head of --moco-mlp-layers; None without it."""
-    if options.moco_mlp_layers is None:
-        return None
-    return Projector(options.moco_mlp_layers, options.moco_mlp_dim, options.moco_mlp_bn)
 
 
 def make_step(
@@ -204,6 +205,8 @@ def make_step(
         seed=seed,
         device=device,
         queue_per_view=options.queue_per_view,
+        keys=options.keys,
+        predictor=predictor_of(options, encoder),
     )
     if options.compile:
         compile_encoders(model)

@@ -1,6 +1,7 @@
-"""The checks of main_moco.py's options: values out of range, settings that exclude each other, options nothing reads.
+"""The checks of main_moco.py's options.
 
-`o` is a `ResolvedPretrainOptions` throughout. Each problem is an InputError of one sentence that names the flag.
+They find values out of range, settings that exclude each other, and options without effect. `o` is always a
+`ResolvedPretrainOptions`. Each problem is an InputError of one sentence that names the flag.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def check(o: Any, typed: set[str], bn: str | None, world_size: int) -> None:
     check_common(o)
     _check_ranges(o)
     if o.lr_per_step and not (o.cos or o.warmup_epochs):
-        raise InputError("--lr-per-step is for a warm-up or a cosine: pass --cos or --warmup-epochs too")
+        raise InputError("--lr-per-step works only with a warm-up or a cosine: pass --cos or --warmup-epochs too")
     if o.batch_size < world_size * o.accum_steps:
         raise InputError(
             f"--batch-size {o.batch_size} leaves some of {world_size} ranks ×"
@@ -35,13 +36,13 @@ def check(o: Any, typed: set[str], bn: str | None, world_size: int) -> None:
     positive(o, "moco_hard_alpha", "moco_simple_w")
     for name in ("moco_tau_plus", "moco_hard_alpha"):
         if getattr(o, name) > 1:
-            raise InputError(f"{flag(name)} is a share, at most 1, not {getattr(o, name):g}")
+            raise InputError(f"{flag(name)} must be at most 1, not {getattr(o, name):g}")
     check_unread(typed, _unread(o, bn))
     check_arch(o.arch, o.arch_arg)
     if not o.moco_k:
-        _check_without_queue(o)
+        _check_without_queue(o, "--keys batch" if o.keys == "batch" else "--moco-k 0")
     elif o.queue_per_view and not o.symmetric:
-        raise InputError("--queue-per-view needs --symmetric: without it the keys of one view alone are queued")
+        raise InputError("--queue-per-view needs --symmetric: without it only the keys of one view enter the queue")
     Every(o.save_every)
 
 
@@ -52,7 +53,7 @@ def _check_ranges(o: Any) -> None:
     positive(o, "moco_t", "moco_align_alpha", "moco_unif_t", "grad_clip", "knn_t", "rank_timeout")
     positive(o, "crop_min", "init_std")
     if o.crop_min is not None and o.crop_min > 1:
-        raise InputError(f"--crop-min is a share of the image, at most 1, not {o.crop_min:g}")
+        raise InputError(f"--crop-min, a share of the image, must be at most 1, not {o.crop_min:g}")
     for m in values_of(o.moco_m):
         if not 0 <= m <= 1:
             raise InputError(f"--moco-m must lie between 0 and 1, not {m:g}")
@@ -67,8 +68,13 @@ def _unread(o: Any, bn: str | None) -> dict[str, str]:
     unread = dict.fromkeys(of_losses - read_by_loss, f"--loss {o.loss}")
     if o.optimizer == "adamw":
         unread["momentum"] = f"--optimizer {o.optimizer}"
-    if o.moco_k or o.loss not in PRESET_WEIGHTS:
+    if o.keys == "batch":
+        unread["moco_k"] = "--keys batch"
+        unread["in_batch"] = "--keys batch"
+    elif o.moco_k or o.loss not in PRESET_WEIGHTS:
         unread["in_batch"] = f"--moco-k {o.moco_k}" if o.moco_k else f"--loss {o.loss}"
+    if o.crops:
+        unread |= dict.fromkeys(("image_size", "crop_min"), "--crops")
     if o.cos:
         unread["schedule"] = "--cos"
     if o.aug_plus and o.recipe != "v2":
@@ -83,20 +89,26 @@ def _unread(o: Any, bn: str | None) -> dict[str, str]:
 
 def _unread_of_projector(o: Any) -> dict[str, str]:
     if o.moco_mlp_layers is None:
-        return dict.fromkeys(("moco_mlp_dim", "moco_mlp_bn"), "the default of --moco-mlp-layers")
-    head = f"--moco-mlp-layers {o.moco_mlp_layers}"
-    return dict.fromkeys(("mlp", "moco_mlp_dim") if o.moco_mlp_layers == 1 else ("mlp",), head)
+        names = ("moco_mlp_bn",) if o.predictor else ("moco_mlp_dim", "moco_mlp_bn")
+        return dict.fromkeys(names, "the default of --moco-mlp-layers")
+    wide = o.moco_mlp_layers > 1 or o.predictor
+    return dict.fromkeys(("mlp",) if wide else ("mlp", "moco_mlp_dim"), f"--moco-mlp-layers {o.moco_mlp_layers}")
 
 
-def _check_without_queue(o: Any) -> None:
-    if o.symmetric:
-        raise InputError("--symmetric has no meaning with --moco-k 0, where both views are queries: leave it out")
+def _check_without_queue(o: Any, words: str) -> None:
+    """words: the option that leaves the queue out."""
+    if o.symmetric and o.keys == "queue":
+        raise InputError(f"--symmetric has no meaning with {words}, where both views are queries: leave it out")
+    if o.crops and o.keys == "queue":
+        raise InputError(f"--crops has no meaning with {words}, where keys are queries too: pass --keys batch")
+    if o.predictor and o.keys == "queue":
+        raise InputError(f"--predictor has no meaning with {words}, where keys are queries too: pass --keys batch")
     if o.queue_per_view:
-        raise InputError("--queue-per-view has no meaning with --moco-k 0, where there is no queue: leave it out")
+        raise InputError(f"--queue-per-view has no meaning with {words}, where there is no queue: leave it out")
     if o.accum_steps > 1:
         raise InputError(
-            "--accum-steps would leave parts of a batch to compare with, and with --moco-k 0 the batch is all there is:"
-            " lower --batch-size instead, or take a queue"
+            f"--accum-steps splits the batch, but with {words} all negatives come from one batch: lower --batch-size"
+            " instead, or pass --moco-k for a queue"
         )
     if o.batch_size < 2:
-        raise InputError("--moco-k 0 compares the images of a batch: --batch-size must be at least 2")
+        raise InputError(f"{words} compares the images of a batch: --batch-size must be at least 2")

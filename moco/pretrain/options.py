@@ -12,8 +12,9 @@ import os
 import re
 from dataclasses import dataclass
 
-from moco.builder import choose_bn
+from moco.builder import KEYS, choose_bn
 from moco.data.augment.recipes import RECIPES
+from moco.data.crops import crops_text, multi_crop
 from moco.data.datasets import defaults_of
 from moco.encoders.batchnorm import BN_MODES
 from moco.errors import InputError
@@ -28,14 +29,16 @@ from moco.run.options import CommonOptions, evaluation, result, running
 from moco.schedules import number_or_curve
 from moco.world import World
 
+PREDICTORS = ("resnet", "vit")
+
 
 @dataclass(frozen=True)
 class PretrainOptions(CommonOptions):
     """Options of main_moco.py."""
 
     arch: str = result(
-        "resnet50", "encoder: a torchvision name, timm:NAME, resnet18_small, smallalexnet, smallcnn, or your own"
-        " module:factory", "-a",
+        "resnet50", "encoder: a torchvision name, timm:NAME, resnet18_small, smallalexnet, smallcnn, vit_small, or your"
+        " own module:factory", "-a",
     )  # fmt: skip
     arch_arg: list[str] = result(
         [], "argument of an encoder of your own; may be repeated (new)", action="append", metavar="NAME=VALUE"
@@ -66,6 +69,10 @@ class PretrainOptions(CommonOptions):
     amp: str = result("off", "automatic mixed precision of the encoders (new)", choices=("off", "bf16", "fp16"))
     max_bad_steps: int = result(0, "steps whose gradient is not finite to leave out before giving up (new)")
     moco_dim: int = result(128, "feature dimension")
+    keys: str = result(
+        "queue", "where negative keys come from: the queue, or the key encoder's keys of the batch (MoCo v3) (new)",
+        choices=KEYS,
+    )  # fmt: skip
     moco_k: int = result(65536, "queue length: number of negative keys; 0: no queue, the batch itself (SimCLR)")
     moco_m: float | str = result(
         0.999, "momentum of the key encoder, or a curve as for --moco-t", type=number_or_curve
@@ -88,6 +95,11 @@ class PretrainOptions(CommonOptions):
     moco_mlp_bn: bool = result(
         False, "BatchNorm after each layer of --moco-mlp-layers in place of biases, as in MoCo v3 (new)"
     )
+    predictor: str | None = result(
+        None, "a predictor on the queries, of two layers, --moco-mlp-dim wide: MoCo v3's for ResNets, or for ViTs, with"
+        " BatchNorm after the last layer too (new)", choices=PREDICTORS,
+    )  # fmt: skip
+    stop_grad_conv1: bool = result(False, "keep a ViT's projection of patches as it starts, as in MoCo v3 (new)")
     aug_plus: bool = result(False, "MoCo v2's augmentations")
     recipe: str | None = result(
         None, "augmentations by name; default: the data set's, or v1/v2 (new)", choices=tuple(RECIPES)
@@ -95,6 +107,10 @@ class PretrainOptions(CommonOptions):
     crop_min: float | None = result(
         None, "smallest share of an image's area that a crop takes; default: the augmentations' (new)"
     )
+    crops: str | None = result(
+        None, "multi-crop: two large and some small crops, as 2x224@.14-1+6x96@.05-.14 (count x pixels @ shares of the"
+        " area); the small ones are queries alone (new)", type=crops_text,
+    )  # fmt: skip
     loss: str | None = result(
         None, "infonce, align-uniform (they preset the three weights to 1/0/0 and 0/3/1), simple, hard, hard-simple,"
         " debiased, hcl, dcl, dclw, supcon, or your own module:Class (new; default infonce)",
@@ -106,7 +122,9 @@ class PretrainOptions(CommonOptions):
         action="append",
         metavar="NAME=VALUE",
     )
-    symmetric: bool = result(False, "both views as queries: mean of two losses, both views' keys are queued (new)")
+    symmetric: bool = result(
+        False, "both views as queries: mean of two losses, both views' keys are queued; --keys batch: their sum (new)"
+    )
     queue_per_view: bool = result(
         False, "with --symmetric, a queue of --moco-k keys for each view, as in solo-learn, not one for both (new)"
     )
@@ -173,6 +191,7 @@ def parse_pretrain(argv: list[str] | None = None, world_size: int | None = None)
     world_size = World.launched().size if world_size is None else world_size
     o = flags.parse(PretrainOptions, "Momentum-contrast pretraining.", argv)
     size, recipe = defaults_of(o.dataset)
+    large = multi_crop(o.crops) if o.crops else None
     given = (o.moco_contr_w, o.moco_align_w, o.moco_unif_w)
     # weights without --loss are a command of the fork, whose defaults are 0/3/1
     loss = o.loss or ("align-uniform" if any(w is not None for w in given) else "infonce")
@@ -186,14 +205,16 @@ def parse_pretrain(argv: list[str] | None = None, world_size: int | None = None)
     resolved = dataclasses.replace(
         ResolvedPretrainOptions(**vars(o)),
         channels=3 if o.channels is None else o.channels,
-        image_size=size if o.image_size is None else o.image_size,
+        image_size=large.size if large else size if o.image_size is None else o.image_size,
+        crop_min=large.scale[0] if large else o.crop_min,
         recipe=o.recipe or ("v2" if o.aug_plus else recipe),
         loss=loss,
         moco_t=_temperature(loss) if o.moco_t is None else o.moco_t,
         moco_contr_w=weights[0],
         moco_align_w=weights[1],
         moco_unif_w=weights[2],
-        bn=choose_bn(o.bn, o.moco_k, world_size),
+        bn=choose_bn(o.bn, o.moco_k, world_size, o.keys),
+        moco_k=0 if o.keys == "batch" else o.moco_k,
         output_dir=o.output_dir or os.path.join("runs", re.sub("[:/]", "-", f"{o.dataset}-{o.arch}-{loss}")),
     )
     if resolved.channels != 3 and resolved.mean is None:

@@ -38,10 +38,9 @@ class ReferenceMoCo(MoCo):
         sizes: list[int] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """As MoCo's; the images are prepared where they were loaded, and all of them go everywhere."""
-        if not self.K:
+        if self.both_query or im_k is None:
             return super().forward(im_q, im_k, prepare_k, sizes)
-        with stage("query"):
-            q = F.normalize(self.encoder_q(im_q).float(), dim=1)
+        q = self.queries(im_q)
         with stage("key"), torch.no_grad():
             parts = im_k if isinstance(im_k, tuple) else (im_k,)
             images = prepare_k(*parts) if prepare_k else parts[0]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from moco import distributed
+from moco.builder import MoCo
 from moco.encoders.files import STATELESS
 from moco.errors import InputError, flag
 from moco.pretrain.optimiser import load_state
@@ -26,6 +27,8 @@ from moco.run.provenance import git_state
 from moco.run.resume import Position as Position, find as find, restore_meters, seed as seed
 
 FORMAT = 1
+_V3_NAMES = {"encoder_q": "base_encoder", "encoder_k": "momentum_encoder"}  # ours -> moco-v3's
+_NO_QUEUE = ("queue", "queue_ptr")  # of no columns, where there is no queue
 
 
 def snapshot(
@@ -36,7 +39,7 @@ def snapshot(
     return {
         "epoch": position.epoch,
         "arch": options.arch,
-        "state_dict": {f"module.{name}": value for name, value in step.moco.state_dict().items()},
+        "state_dict": {f"module.{name}": value for name, value in _named_for_files(step.moco).items()},
         "optimizer": step.optimizer.state_dict(),
         "moco_run": {
             "format": FORMAT,
@@ -50,6 +53,32 @@ def snapshot(
             "git": git_state(),
         },
     }
+
+
+def _named_for_files(model: MoCo) -> dict[str, Tensor]:
+    """The model's state under MoCo's names; under moco-v3's, without a queue, where the batch's keys are the negatives.
+
+    Either project's own scripts find what they know.
+    """
+    state = model.state_dict()
+    if model.keys == "queue":
+        return state
+    renamed = {}
+    for name, value in state.items():
+        part, _, rest = name.partition(".")
+        if part not in _NO_QUEUE:
+            renamed[f"{_V3_NAMES.get(part, part)}.{rest}"] = value
+    return renamed
+
+
+def _named_for_model(weights: dict[str, Tensor], model: MoCo) -> dict[str, Tensor]:
+    """The inverse of `_named_for_files`; names of another layout stay, so that they are reported."""
+    if model.keys == "queue":
+        return weights
+    ours = {theirs: name for name, theirs in _V3_NAMES.items()}
+    parts = ((*name.partition("."), value) for name, value in weights.items())
+    renamed = {f"{ours.get(part, part)}{dot}{rest}": value for part, dot, rest, value in parts}
+    return renamed | {name: model.state_dict()[name] for name in _NO_QUEUE}
 
 
 def _random_states() -> dict[str, Tensor]:
@@ -113,6 +142,8 @@ def _fitting_weights(
     if arch != options.arch:
         raise InputError(f"{path} holds a {arch}, not a {options.arch}; pass --arch {arch} or another --resume")
     weights = {name.removeprefix("module."): value for name, value in state["state_dict"].items()}
+    _check_keys(path, weights, step.moco)
+    weights = _named_for_model(weights, step.moco)
     stateless = [name for name in STATELESS if weights.pop(name, None) is not None]
     wanted = step.moco.state_dict()
     if "queue" in weights and weights["queue"].dim() == 2 and weights["queue"].shape != wanted["queue"].shape:
@@ -130,10 +161,21 @@ def _fitting_weights(
     )
     if odd:
         raise InputError(
-            f"{path} does not fit this model (arch, --mlp, --moco-mlp-layers?): {len(odd)} entries differ, the first is"
-            f" {odd[0]}; to start a new run from its encoder alone pass --init-from"
+            f"{path} does not fit this model (arch, --mlp, --moco-mlp-layers, --predictor?): {len(odd)} entries differ,"
+            f" the first is {odd[0]}; to start a new run from its encoder alone pass --init-from"
         )
     return weights, [f"left out {name} of {path}, a buffer that holds no state" for name in stateless]
+
+
+def _check_keys(path: Path, weights: dict[str, Tensor], model: MoCo) -> None:
+    """InputError if the file's negatives came from elsewhere than the model's."""
+    from_batch = any(name.startswith("base_encoder.") for name in weights)
+    if from_batch != (model.keys == "batch"):
+        how = "from the batch: pass" if from_batch else "from a queue: leave out"
+        raise InputError(
+            f"{path} was trained with keys {how} --keys batch to resume it; to start a new run from its encoder alone"
+            " pass --init-from"
+        )
 
 
 def _changed_options(before: dict[str, Any], options: PretrainOptions) -> dict[str, tuple[Any, Any]]:
@@ -147,8 +189,8 @@ def _check_same_batches(path: Path, changed: dict[str, tuple[Any, Any]]) -> None
     for name in ("batch_size", "seed"):
         if name in changed:
             raise InputError(
-                f"{path} was saved inside an epoch of {flag(name)} {changed[name][0]}, which another value cannot"
-                " finish; pass the same, or resume from a checkpoint at an epoch's end"
+                f"{path} was saved inside an epoch with {flag(name)} {changed[name][0]}; pass the same value to finish"
+                " that epoch, or resume from a checkpoint at an epoch's end"
             )
 
 
@@ -157,7 +199,7 @@ def _restore_generators(path: Path, of_ranks: list[dict[str, Tensor]]) -> list[s
     if len(of_ranks) != distributed.world_size():
         return [
             f"{path} was written by {len(of_ranks)} ranks, this run has {distributed.world_size()}: the samples"
-            " stay the same, sums over ranks round differently from here on"
+            " are the same, but sums over ranks are rounded differently from here on"
         ]
     own_states = of_ranks[distributed.rank()]
     torch.set_rng_state(own_states["cpu"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import NamedTuple
 
@@ -36,8 +36,9 @@ class TrainingStep:
     model: a MoCo, or DistributedDataParallel around one. loss: see `moco.losses.Loss`; an nn.Module may have
     parameters, which must be in `optimizer` too. across: the loss's view of the other ranks, told each batch's sizes.
     accum_steps: parts a batch is split into; the key encoder and the queue stand still until all are through.
-    symmetric: the mean of two losses, in which the views change places; both views' keys are enqueued, view 1's first,
-    or each view's in its own queue if the model has two.
+    symmetric: the mean of two losses, in which the views change places; their sum with `keys` 'batch', as in MoCo v3.
+    Both views' keys are enqueued, view 1's first, or each view's in its own queue if the model has two.
+    A batch with small crops (multi-crop) has each of them as a query of every direction: the mean is over all of them.
     go_on: training may go on after a step that was not applied, so BatchNorm's statistics must not keep what it left.
     """
 
@@ -66,7 +67,7 @@ class TrainingStep:
         self.loss_state = LossState(loss)
         self.guard = GuardedOptimizer(
             optimizer,
-            [*self.moco.encoder_q.parameters(), *self.loss_state.parameters],
+            [*(p for p in model.parameters() if p.requires_grad), *self.loss_state.parameters],
             self.device,
             amp=amp,
             grad_clip=grad_clip,
@@ -82,7 +83,10 @@ class TrainingStep:
         telling the key from the queue, alignment and uniformity of the batch.
         """
         parts = [shares(size, self.accum_steps) for size in sizes]
-        outputs: list[list[_Part]] = [[] for _ in self.directions]
+        small = 0 if batch.small is None else batch.small.shape[1]
+        # a loss for each direction, then for each direction and small crop
+        outputs: list[list[_Part]] = [[] for _ in range(len(self.directions) * (1 + small))]
+        self.share = (len(self.directions) if self.moco.keys == "batch" else 1) / len(outputs)
 
         with stage("EMA"):
             self.moco.update_key_encoder()
@@ -90,17 +94,24 @@ class TrainingStep:
         fields = [field.split(parts[rank()]) for field in (batch.crops, batch.index, batch.labels)]
         for number, part in enumerate(zip(*fields, strict=True)):
             of_ranks = [of_rank[number] for of_rank in parts]
-            for views, of_direction in zip(self.directions, outputs, strict=True):
-                last = number == self.accum_steps - 1 and views == self.directions[-1]
-                with nullcontext() if last or self.model is self.moco else self.model.no_sync():  # type: ignore[operator]
+            last_part = number == self.accum_steps - 1
+            for views, of_direction in zip(self.directions, outputs, strict=False):
+                with self._reduced(last_part and not small and views == self.directions[-1]):
                     of_direction.append(self._forward_backward(Batch(*part), epoch, views, of_ranks, sum(sizes)))
+            if batch.small is not None:
+                crops = batch.small.split(parts[rank()])[number]
+                keys_of_part = [done[number].k for done in outputs[: len(self.directions)]]
+                with self._reduced(last_part):
+                    losses = self._small_crops(crops, Batch(*part), epoch, keys_of_part, of_ranks, sum(sizes))
+                for done, out in zip(outputs[len(self.directions) :], losses, strict=True):
+                    done.append(out)
         with stage("optimiser"):
             self.loss_state.average_gradients()
             self.guard.step(torch.stack([out.loss for done in outputs for out in done]).sum(), self.moco.step)
             self.loss_state.average_buffers()
 
         q = torch.cat([out.q for out in outputs[0]])
-        keys = [torch.cat([out.k for out in done]) for done in outputs]
+        keys = [torch.cat([out.k for out in done]) for done in outputs[: len(self.directions)]]
         # before the queue holds these very keys
         measured = self._measure(q, keys[0], pairs=min(sizes) > 1) if measure else {}
         if self.moco.K:
@@ -123,11 +134,38 @@ class TrainingStep:
         self.across.sizes = sizes
         with stage("head"):
             loss, logs = self.loss(q, k, self.moco.queue_for(key_view), part.labels, self.moco.queue_labels)
-        # DDP averages over ranks; this weight makes it the mean over samples, and over directions
-        weight = len(part.index) * world_size() / (total * len(self.directions))
         with stage("backward"):
-            self.guard.backward(loss * weight)
+            self.guard.backward(loss * self._weight(part, total))
         return _Part(loss.detach(), logs, q.detach(), k.detach())
+
+    def _small_crops(
+        self, crops: Tensor, part: Batch, epoch: int, keys: list[Tensor], sizes: list[int], total: int
+    ) -> list[_Part]:
+        """Small crops [n, W, s, s, 3] as queries against the keys of each direction: one pass, one backward."""
+        n, count = crops.shape[:2]
+        views = range(part.crops.shape[1], part.crops.shape[1] + count)
+        images = torch.cat([self._images(epoch, v, c, part.index) for v, c in zip(views, crops.unbind(1), strict=True)])
+        with torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
+            q, _ = self.model(images, None)
+        self.across.sizes = sizes
+        outputs = []
+        with stage("head"):
+            for (_, key_view), k in zip(self.directions, keys, strict=True):
+                queue = self.moco.queue_for(key_view)
+                for of_crop in q.split(n):
+                    loss, logs = self.loss(of_crop, k, queue, part.labels, self.moco.queue_labels)
+                    outputs.append(_Part(loss, logs, of_crop.detach(), k))
+        with stage("backward"):
+            self.guard.backward(torch.stack([out.loss for out in outputs]).sum() * self._weight(part, total))
+        return [out._replace(loss=out.loss.detach()) for out in outputs]
+
+    def _weight(self, part: Batch, total: int) -> float:
+        """Of a loss: DDP averages over ranks, and this makes it the mean over `total` samples."""
+        return self.share * len(part.index) * world_size() / total
+
+    def _reduced(self, reduce: bool) -> AbstractContextManager[None]:
+        """Whether the ranks' gradients are averaged by the backward pass inside the block."""
+        return nullcontext() if reduce or self.model is self.moco else self.model.no_sync()  # type: ignore[operator]
 
     def _batchnorm_statistics(self) -> list[Tensor]:
         return [buffer for name, buffer in self.moco.named_buffers() if "running_" in name]
@@ -138,7 +176,7 @@ class TrainingStep:
 
     def _means(self, outputs: list[list[_Part]], sizes: list[int]) -> dict[str, Tensor]:
         """The loss and its parts, over the parts of this rank's batch, which are of these sizes."""
-        weights = [n / (sum(sizes) * len(outputs)) for n in sizes] * len(outputs)
+        weights = [self.share * n / sum(sizes) for n in sizes] * len(outputs)
         values = [{"loss": out.loss, **out.logs} for done in outputs for out in done]
         return {
             name: torch.stack([v[name] * w for v, w in zip(values, weights, strict=True)]).sum() for name in values[0]

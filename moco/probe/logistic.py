@@ -1,6 +1,6 @@
-"""Logistic regression on features that are already computed: how good a classifier few labels give.
+"""Logistic regression on computed features, and its accuracy with few labels.
 
-It is solved to its optimum in fp64, so the figure depends on the features alone: no learning rate, no epochs, no luck.
+It is solved to its optimum in fp64, so the result depends on the features alone, not on a learning rate or on epochs.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from moco.randomness import Purpose, permutation, stream_key
 def few_label_accuracy(
     train_x: Tensor, train_y: Tensor, val_x: Tensor, val_y: Tensor, per_class: int = 5, draws: int = 5, seed: int = 0
 ) -> tuple[float, float]:
-    """Top-1 percentage (mean, standard deviation over draws) of a classifier that knows `per_class` labels per class.
+    """Top-1 accuracy with `per_class` labels per class: (mean, deviation over draws) in percent.
 
-    Features [n, d] are standardised with the mean and deviation of all training features, which needs no labels. The
-    classifier is logistic regression with scikit-learn's default penalty, ½‖W‖² beside the sum of the cross entropies.
-    The labels of draw i depend on (seed, i) and on the order of the training samples alone.
+    Features [n, d] are standardised with mean and deviation of all training features, which needs no labels. The
+    classifier is logistic regression with scikit-learn's default penalty: Σ cross entropy + ½‖W‖². The labels of draw i
+    depend only on (seed, i) and on the order of the training samples. InputError if a class has too few images.
     """
     (train, val), _, _ = standardise(train_x, train_x, val_x)
     classes = int(max(train_y.max(), val_y.max())) + 1
     members = [(train_y == c).nonzero()[:, 0].cpu() for c in range(classes)]
     if (least := min(len(rows) for rows in members)) < per_class:
         raise InputError(
-            f"{per_class} labels per class were asked for, and one class has {least} images: ask for fewer"
+            f"{per_class} labels per class were wanted, but one class has only {least} images: ask for fewer"
         )
     accuracies = []
     for draw in range(draws):
@@ -45,16 +45,19 @@ def few_label_accuracy(
 
 
 def standardise(of: Tensor, *features: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
-    """(each of `features` [n, d] in units of the deviation of `of` from its mean, fp64; that mean; that deviation)."""
+    """Standardises each of `features` [n, d] with the statistics of `of`, in fp64.
+
+    Returns (standardised features, mean of `of`, standard deviation of `of`).
+    """
     deviation, mean = torch.std_mean(of.double(), dim=0, correction=0)
-    deviation[deviation < 1e-12] = 1  # a unit that never fires
+    deviation[deviation < 1e-12] = 1  # a constant feature
     return [(x.double() - mean) / deviation for x in features], mean, deviation
 
 
 def logistic_regression(x: Tensor, y: Tensor, classes: int, penalty: float = 1.0) -> tuple[Tensor, Tensor]:
-    """(weight [classes, d], bias [classes]) that minimise Σ cross entropy + penalty·½‖weight‖². x: fp64 [n, d].
+    """(weight [classes, d], bias [classes]) that minimise Σ cross entropy + penalty·½‖weight‖².
 
-    Convex, started at zero, full batch: the same bits each time on one machine.
+    x: fp64 [n, d]. Convex, started at zero, full batch: the same bits each time on one machine.
     """
     weight = x.new_zeros((classes, x.shape[1]), requires_grad=True)
     bias = x.new_zeros(classes, requires_grad=True)
@@ -84,7 +87,7 @@ _PLAIN_VOTE = 1e3  # temperature at which neighbours weigh the same, but for tie
 
 @dataclass(frozen=True)
 class Solved:
-    """The classifier of raw features, and what the training images alone say about it, in percent."""
+    """The classifier of raw features, and accuracies in percent on training images."""
 
     linear: nn.Linear
     penalty: float
@@ -94,11 +97,11 @@ class Solved:
 
 
 def solve(x: Tensor, y: Tensor, classes: int, parts: int, seed: int) -> Solved:
-    """Logistic regression on features [n, d], standardised with their own mean and deviation.
+    """Solves logistic regression on standardised features [n, d].
 
-    Minimised is the sum of the cross entropies + penalty·½‖W‖². The penalty is the one that does best on the first of
-    `parts` folds of the training images when it is fitted to the others (the larger of equals); Wang & Isola's STL-10
-    runs too are chosen by five-fold cross-validation on the training images. InputError as `folds`.
+    It minimises Σ cross entropy + penalty·½‖W‖². The penalty is the best one on the first of `parts` folds of the
+    training images, fitted to the other folds; the larger of equals. Wang & Isola also choose their STL-10 runs by
+    five-fold cross-validation on the training images. InputError as for `folds`.
     """
     fold = torch.from_numpy(folds(y.cpu().numpy(), parts, seed)).to(y.device)
     (z,), mean, deviation = standardise(x, x)
@@ -120,6 +123,6 @@ def solve(x: Tensor, y: Tensor, classes: int, parts: int, seed: int) -> Solved:
 
 
 def five_nearest(train_x: Tensor, train_y: Tensor, x: Tensor, y: Tensor, classes: int) -> float:
-    """Top-1 percentage of a plain vote of the 5 training features with the largest cosine."""
+    """Top-1 accuracy in percent of a vote of the 5 nearest training features by cosine."""
     train_x, x = F.normalize(train_x, dim=1), F.normalize(x, dim=1)
     return metrics.knn_accuracy(train_x, train_y, x, y, classes, k=5, t=_PLAIN_VOTE).item()

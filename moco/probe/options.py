@@ -1,4 +1,7 @@
-"""The options of main_lincls.py. Names, defaults and meanings are facebookresearch/moco's; what it lacks is "(new)"."""
+"""The options of main_lincls.py.
+
+Names, defaults and meanings are those of facebookresearch/moco; options that it lacks are marked "(new)".
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from moco.errors import InputError, flag
 from moco.run import flags
 from moco.run.options import CommonOptions, at_least, check_common, check_unread, evaluation, positive, result, running
 
-# MoCo's learning rate is for frozen features; nothing that trains with its encoder survives it
+# MoCo's learning rate is for frozen features; training of the encoder diverges with it
 _LR = 30.0
 
 
@@ -36,7 +39,7 @@ class LinclsOptions(CommonOptions):
         _LR, "learning rate per 256 images: another --batch-size scales it by batch/256", "--learning-rate"
     )
     schedule: list[int] = result([60, 80], "epochs at which the learning rate drops", nargs="*")
-    lr_drop: float = result(0.1, "what it is multiplied by there (new)")
+    lr_drop: float = result(0.1, "factor of the learning rate at each epoch of --schedule (new)")
     momentum: float = result(0.9, "momentum of SGD")
     adam_betas: list[float] = result([0.9, 0.999], "the two decay rates of Adam's means (new)", nargs="*")
     weight_decay: float = result(0.0, "weight decay", "--wd")
@@ -63,7 +66,7 @@ class LinclsOptions(CommonOptions):
 
     @property
     def solved(self) -> bool:
-        """Whether there is nothing to train epoch by epoch: logistic regression to its optimum."""
+        """Whether logistic regression is solved to its optimum, without epochs."""
         return self.cached and not self.sweep
 
 

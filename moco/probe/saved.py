@@ -1,4 +1,4 @@
-"""A probe's checkpoints: MoCo's layout for the classifier that counts, and beside it all that training on needs."""
+"""A probe's checkpoints: MoCo's layout for the chosen classifier, and the training state."""
 
 from __future__ import annotations
 
@@ -27,14 +27,17 @@ from moco.run.options import as_dict
 from moco.run.provenance import git_state
 
 LAST, BEST = "checkpoint.pth.tar", "model_best.pth.tar"
-# options that say what is trained: to go on with others would be to start something else
+# options that a resumed probe must not change
 _SAME = ("features_from", "optimizer", "train_fraction", "sweep", "sweep_lrs", "sweep_wds", "cached", "finetune")
 
 
 @dataclass(frozen=True)
 class Best:
-    """The best epoch so far: its validation accuracies in percent, and what it was chosen by: the top-1 accuracy on
-    the validation images (MoCo), or in a sweep that of the best classifier on the held-out training images."""
+    """The best epoch so far: its validation accuracies in percent, and its score.
+
+    The score is the top-1 accuracy on the validation images (MoCo). In a sweep it is that of the best classifier on the
+    held-out training images.
+    """
 
     acc1: float = 0.0
     acc5: float = 0.0
@@ -43,7 +46,10 @@ class Best:
 
 
 def classifier_to_resume(options: LinclsOptions) -> EncoderFile | None:
-    """The checkpoint of this main that --resume means; 'auto' with nothing there is a fresh start."""
+    """The checkpoint of --resume; None to start new.
+
+    'auto' starts new if there is no checkpoint. InputError for a checkpoint without a classifier.
+    """
     if options.evaluate and options.resume is None:
         raise InputError("--evaluate needs a trained classifier: pass --resume and a checkpoint of main_lincls.py")
     path = os.path.join(options.output_dir, LAST) if options.resume == "auto" else options.resume
@@ -51,7 +57,7 @@ def classifier_to_resume(options: LinclsOptions) -> EncoderFile | None:
         return None
     file = read_encoder(path)
     if not {"optimizer", "best_acc1"} <= file.rest.keys():
-        raise InputError(f"{path} holds an encoder ({file.layout}) and no linear classifier: pass it as --pretrained")
+        raise InputError(f"{path} holds an encoder ({file.layout}), no linear classifier: pass it as --pretrained")
     return file
 
 
@@ -90,7 +96,7 @@ def resolve(options: LinclsOptions, origin: EncoderFile | None, resumed: bool) -
 
 
 def restore_classifiers(encoder: nn.Module, classifiers: Classifiers, file: EncoderFile, which: str) -> None:
-    """Puts all classifiers back, or the one that counts if there is one only. InputError if the shapes differ."""
+    """Restores all classifiers, or the only one. InputError if the shapes differ."""
     ours = file.rest.get("moco_lincls", {})
     prefix = classifier_name(encoder) + "."
     if len(classifiers) > 1:
@@ -102,14 +108,17 @@ def restore_classifiers(encoder: nn.Module, classifiers: Classifiers, file: Enco
         value = there.get(key)
         if value is None or value.shape != here.shape:
             told = len(value) if value is not None else "no"
-            raise InputError(f"{file.path} tells {told} classes apart, the data has {len(here)}: pass its own data")
+            raise InputError(
+                f"{file.path} was trained on {told} classes, but the data has {len(here)}: pass the data it was trained"
+                " on"
+            )
         here.copy_(value)
 
 
 def restore_progress(optimizer: torch.optim.Optimizer, file: EncoderFile) -> tuple[int, Best, int]:
-    """Puts the momentum back. Returns the epochs done, the best so far, and the number of the chosen classifier.
+    """Restores the optimiser; returns (epochs done, best so far, number of the chosen classifier).
 
-    MoCo's own files go on as well.
+    Also from files of MoCo itself. InputError if the state does not fit.
     """
     try:
         optimizer.load_state_dict(file.rest["optimizer"])
@@ -131,8 +140,11 @@ def save(
     classes: list[str],
     names: list[str],
 ) -> None:
-    """Writes the files `names`. Their `state_dict` is the encoder's, `module.` before its names whatever the number of
-    ranks; on the trunk's features the chosen classifier is the encoder's own, elsewhere it is in `moco_lincls`."""
+    """Writes the files `names`.
+
+    Their `state_dict` is the encoder's, with `module.` before the names for any number of ranks. The chosen classifier
+    is the encoder's own on features of the trunk; on other features it is in `moco_lincls`.
+    """
     head = classifier_name(encoder) + "."
     keep_head = options.features_from == OUTPUT  # the projection head: part of what is classified
     weights = {name: value for name, value in encoder.state_dict().items() if keep_head or not name.startswith(head)}

@@ -1,7 +1,7 @@
-"""Linear classifiers on an encoder's features, in training: one of them, many at once, or one with its encoder.
+"""Training of linear classifiers: one, many at once, or one with its encoder.
 
-Many classifiers are one matrix product: each has its own learning rate and weight decay, all see the same batches, and
-the gradient of the sum of their losses is for each the gradient of its own.
+Many classifiers are one matrix product. All see the same batches; each has its own learning rate and weight decay. The
+gradient of the sum of their losses gives each classifier the gradient of its own loss.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Stream(Protocol):
     def epoch(self, epoch: int) -> Generator[Any, None, None]: ...
 
     def inputs(self, batch: Any, epoch: int) -> tuple[Tensor, Tensor]:
-        """(what the model in training is given, labels) of a batch; its rows are this rank's share."""
+        """(input of the trained model, labels) of this rank's share of a batch."""
 
 
 @dataclass
@@ -107,7 +107,10 @@ class Cached:
 
 @torch.no_grad()
 def accuracies(classifiers: Classifiers, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """(top-1, top-5) in percent of each classifier on features [n, d]: fp64 [J]. 0 if its weights are not finite."""
+    """(top-1, top-5) in percent of each classifier on features [n, d]: fp64 [J].
+
+    0 for a classifier whose weights are not finite.
+    """
     right = torch.zeros((2, len(classifiers)), dtype=torch.float64, device=features.device)
     for x, y in zip(features.split(4096), labels.split(4096), strict=True):
         logits = classifiers(x)
@@ -117,7 +120,7 @@ def accuracies(classifiers: Classifiers, features: Tensor, labels: Tensor) -> tu
 
 
 def check_unchanged(before: dict[str, Tensor], now: dict[str, Tensor]) -> None:
-    """MoCo's sanity check: a probe that trains its encoder measures something else."""
+    """MoCo's sanity check: NumericsError if the frozen encoder has changed."""
     changed = [name for name, value in before.items() if not torch.equal(value, now[name])]
     if changed:
         raise NumericsError(f"{changed[0]} changed although the trunk is frozen: please report this fault")
@@ -126,9 +129,10 @@ def check_unchanged(before: dict[str, Tensor], now: dict[str, Tensor]) -> None:
 def make_optimizer(
     options: LinclsOptions, settings: Sequence[tuple[float, float]], classifiers: Classifiers, trunk: nn.Module | None
 ) -> tuple[torch.optim.Optimizer, list[float]]:
-    """The optimiser, a group for each classifier and then for `trunk` if it trains; and the groups' learning rates.
+    """(optimiser, learning rates of its groups).
 
-    settings: (learning rate per 256 images, weight decay) of each classifier.
+    A group for each classifier, and one for `trunk` if it is trained. settings: (learning rate per 256 images, weight
+    decay) of each classifier.
     """
     scale = options.batch_size / 256
     rates = [scale * lr for lr, _ in settings]
@@ -146,7 +150,10 @@ def make_optimizer(
 
 @dataclass
 class Probe:
-    """Classifiers in training. `trunk` None: they alone train, on features that the stream gives."""
+    """Training of classifiers.
+
+    trunk None: only the classifiers are trained, on the features of the stream.
+    """
 
     options: LinclsOptions
     device: torch.device
@@ -169,9 +176,9 @@ class Probe:
         return float(top1[self.chosen]), float(top5[self.chosen])
 
     def one_epoch(self, epoch: int) -> None:
-        """Waits for the device every `print_freq` steps only. Ranks may hold uneven parts of a batch, or none.
+        """Trains one epoch; logs the classifier that was the best so far.
 
-        The figures logged are those of the classifier that was the best so far.
+        Waits for the device only every `print_freq` steps. Ranks may have uneven parts of a batch, or none.
         """
         options, steps, world = self.options, self.stream.sampler.steps, distributed.world_size()
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):

@@ -21,20 +21,20 @@ from moco.report.runs import UNFINISHED, Encoder, read
 
 
 def drawing() -> Callable[..., list[Path]]:
-    """`moco.report.folder.write`; InputError that names the extra where matplotlib is missing."""
+    """Returns `moco.report.folder.write`. InputError with the install command without matplotlib."""
     try:
         from moco.report.folder import write
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "matplotlib":
             raise
         raise InputError(
-            "the report is drawn by matplotlib, which is not installed; pip install 'momentum-contrast[figures]'"
+            "the report needs matplotlib, which is not installed; pip install 'momentum-contrast[figures]'"
         ) from error
     return write
 
 
 def stamps(folders: Sequence[Path]) -> dict[Path, tuple[int, int]]:
-    """(time of the last change, bytes) of every log and result that the report reads."""
+    """(time of the last change, bytes) of each file that the report reads."""
     found = {}
     for folder in folders:
         for path in (*folder.rglob("*.jsonl"), *folder.rglob("*.json")):
@@ -47,7 +47,7 @@ def stamps(folders: Sequence[Path]) -> dict[Path, tuple[int, int]]:
 
 
 def watch(folders: Sequence[Path], report: Callable[[], Sequence[Encoder]], pause: Callable[[], None]) -> None:
-    """Calls `report` now and after every pause in which a file has changed, until no run is unfinished."""
+    """Calls `report` now and after each change of a file, until all runs are finished."""
     seen = stamps(folders)
     while any(one.state == UNFINISHED for one in report()):
         while (now := stamps(folders)) == seen:
@@ -56,7 +56,7 @@ def watch(folders: Sequence[Path], report: Callable[[], Sequence[Encoder]], paus
 
 
 def said(encoders: Sequence[Encoder]) -> str:
-    """The rank correlation in words, for the terminal."""
+    """Text for the terminal about the rank correlation."""
     lines = [f"{which}: {found}" for which, found in correlations(encoders)]
     return "rank correlation of alignment + uniformity with accuracy\n  " + "\n  ".join(lines)
 
@@ -77,13 +77,13 @@ def main(argv: list[str] | None = None) -> int:
         "--watch",
         type=number(float, 0.1, 86_400),
         metavar="SECONDS",
-        help="look for news this often and write the page again, until every run is done; Ctrl-C ends it earlier",
+        help="look for changes this often and write the page again, until every run is done; Ctrl-C ends it earlier",
     )
 
     def run() -> int:
         arguments = parser.parse_args(argv)
         if arguments.output.suffix or arguments.output.is_file():
-            raise InputError(f"--output is a folder for the page and its figures, and {arguments.output} names a file")
+            raise InputError(f"--output must be a folder, for page and figures, but {arguments.output} names a file")
 
         def report() -> list[Encoder]:
             encoders = read(arguments.runs)

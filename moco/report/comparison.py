@@ -1,4 +1,4 @@
-"""Comparison of encoders: the options in which they differ, and whether alignment and uniformity predict accuracy."""
+"""Comparison of encoders: differing options, and correlation of measures with accuracy."""
 
 from __future__ import annotations
 
@@ -20,18 +20,21 @@ DEFAULTS = {field.name: field.default for field in dataclasses.fields(PretrainOp
 
 
 def accuracy_measure(encoders: Sequence[Encoder]) -> str | None:
-    """The accuracy of colours and correlations: of the linear probe, kNN, MR, CR and depth's error the one that most
-    encoders have, the first of equal ones; None if none has any. They are never mixed."""
+    """Name of the accuracy that colours and correlations use; None if there is none.
+
+    Of the linear probe, kNN, MR, CR and depth's error the one that most encoders have, the first of equals. They are
+    never mixed.
+    """
     count = Counter(name for one in encoders if one.compared for name in ACCURACIES if name in one.measured)
     return max(ACCURACIES, key=lambda name: count[name]) if count else None
 
 
 def predicts(encoders: Sequence[Encoder], *, collapsed: bool) -> RankCorrelation:
-    """Spearman's ρ of alignment + uniformity on validation images against accuracy, near -1 where the sum predicts it
-    (of depth's error: near 1).
+    """Spearman's ρ of validation alignment + uniformity against accuracy.
 
-    `collapsed`: with collapsed encoders, which lie far from all others in both and so raise |ρ|. InputError where there
-    is none (too few encoders, all equal)."""
+    Near -1 if the sum predicts accuracy, near 1 if it predicts depth's error. collapsed: include collapsed encoders;
+    they lie far from the others in both, so they raise |ρ|. InputError if there are too few encoders or all are equal.
+    """
     measure = accuracy_measure(encoders)
     states = (DONE, COLLAPSE) if collapsed else (DONE,)
     used = [one.measured for one in encoders if one.state in states and measure in one.measured]
@@ -39,7 +42,10 @@ def predicts(encoders: Sequence[Encoder], *, collapsed: bool) -> RankCorrelation
 
 
 def correlations(encoders: Sequence[Encoder]) -> list[tuple[str, str]]:
-    """(which encoders, `predicts` in words, or why there is none): with collapsed ones, then without."""
+    """(which encoders, `predicts` as text or the reason why there is none).
+
+    First with collapsed encoders, then without.
+    """
     found = []
     for which, collapsed in (("all comparable encoders", True), ("without collapsed ones", False)):
         try:
@@ -55,7 +61,7 @@ def sum_of(measured: Mapping[str, float]) -> float:
 
 
 def published(encoders: Sequence[Encoder]) -> dict[str, list[Encoder]]:
-    """By measure: the comparable encoders that have a figure of their own and one that a paper printed for them."""
+    """For each measure the comparable encoders with a measured and a published value."""
     found = {
         name: [one for one in encoders if one.compared and name in one.measured and name in one.published]
         for name in LOGGED
@@ -64,11 +70,11 @@ def published(encoders: Sequence[Encoder]) -> dict[str, list[Encoder]]:
 
 
 def against_published(measure: str, encoders: Sequence[Encoder]) -> str:
-    """The mean difference of the measured figures from those published, and the rank correlation, in words."""
+    """Text: mean of measured - published values, and their rank correlation."""
     ours = [one.measured[measure] for one in encoders]
     theirs = [one.published[measure] for one in encoders]
     shift = (sum(ours) - sum(theirs)) / len(ours)
-    words = f"measured less published, mean of {len(ours)}: {shift:+.{LOGGED[measure].digits}f}"
+    words = f"measured minus published, mean of {len(ours)}: {shift:+.{LOGGED[measure].digits}f}"
     try:
         return f"{words}; rank correlation {rank_correlation(theirs, ours)}"
     except InputError as error:
@@ -76,13 +82,16 @@ def against_published(measure: str, encoders: Sequence[Encoder]) -> str:
 
 
 def differing(encoders: Sequence[Encoder], names: Iterable[str]) -> list[str]:
-    """Those options of `names` in which the encoders that have options differ where they matter."""
+    """Options of `names` whose values differ between encoders, where they have an effect.
+
+    Encoders without known options are left out.
+    """
     known = [one for one in encoders if one.options]
     return [name for name in names if len({json.dumps(one.option(name)) for one in known}) > 1]
 
 
 def tip(one: Encoder) -> str:
-    """Its measures, then its options that are not at their defaults."""
+    """Tooltip of an encoder: its measures, then its options that are not defaults."""
     lines = [one.name, *([f"{one.state}: {one.why}"] if one.why else [])]
     lines += [f"{row.heading}: {one.measured[name]:.4g}" for name, row in LOGGED.items() if name in one.measured]
     changed = [name for name in result_options(PretrainOptions) if one.option(name) not in (None, DEFAULTS.get(name))]
@@ -98,13 +107,13 @@ def written(value: Any) -> str:
 
 @dataclass
 class TemperatureCurve:
-    """Encoders of the contrastive loss that differ in nothing but temperature and seed, by temperature."""
+    """Encoders with the contrastive loss that differ only in temperature and seed."""
 
     label: str
     encoders: list[Encoder]
 
     def points(self, measure: str) -> tuple[list[float], list[float]]:
-        """(temperatures in ascending order, the mean of the measure over the seeds of each)."""
+        """(rising temperatures, the measure's mean over the seeds of each)."""
         values: dict[float, list[float]] = {}
         for one in self.encoders:
             if measure in one.measured:
@@ -113,8 +122,10 @@ class TemperatureCurve:
 
 
 def temperature_curves(encoders: Sequence[Encoder], names: Sequence[str]) -> list[TemperatureCurve]:
-    """Groups of compared encoders that use a temperature and differ in no other option of `names` but the seed; of two
-    or more temperatures each."""
+    """Groups of compared encoders with two or more temperatures.
+
+    In a group, other options of `names` are equal, except the seed.
+    """
     using = [one for one in encoders if one.compared and one.temperature]
     others = [name for name in differing(using, names) if name not in ("moco_t", "seed")]
     groups: dict[str, list[Encoder]] = {}

@@ -1,6 +1,6 @@
-"""Rank correlation with a bootstrap interval: does one measure of an encoder predict another?
+"""Rank correlation of two measures of encoders, with a bootstrap interval.
 
-Pure functions on NumPy vectors. Ties have the mean of the ranks they share, here and in every resample.
+Pure functions on NumPy vectors. Ties get the mean of the ranks they share, also in every resample.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from scipy import stats
 
 from moco.errors import InputError
 
-FEWEST = 5  # of fewer, resampling says nothing
+FEWEST = 5  # with fewer pairs, an interval from resampling means nothing
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,10 @@ class RankCorrelation:
 
 
 def spearman(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> float:
-    """Spearman's ρ: Pearson's correlation of the ranks. InputError if lengths differ, a value is not finite, there are
-    fewer than two pairs, or one side is constant (it then has no order)."""
+    """Spearman's ρ: Pearson's correlation of the ranks.
+
+    InputError if lengths differ, a value is not finite, there are fewer than two pairs, or one side is constant.
+    """
     x, y = _checked(x, y)
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         raise InputError("all values of one side are equal, so they have no order to correlate")
@@ -48,10 +50,10 @@ def rank_correlation(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> RankCorrelation:
-    """`spearman` and the percentile interval of `resamples` bootstrap draws of pairs (Efron & Tibshirani 1993, ch. 13).
+    """`spearman` with a percentile bootstrap interval (Efron & Tibshirani 1993, ch. 13).
 
-    The same seed gives the same interval. A draw in which one side is constant has no ρ and is left out. InputError as
-    `spearman`, and for fewer than five pairs.
+    resamples: draws of pairs. The same seed gives the same interval. A draw in which one side is constant has no ρ and
+    is left out. InputError as for `spearman`, and for fewer than five pairs.
     """
     n = len(x)
     if n < FEWEST:
@@ -70,7 +72,10 @@ def rank_correlation(
 
 
 def _of_ranks(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Pearson's correlation of the ranks along `axis`; scipy.stats.spearmanrho does the same, from scipy 1.17 on."""
+    """Pearson's correlation of the ranks along `axis`.
+
+    scipy.stats.spearmanrho does the same from scipy 1.17 on.
+    """
     return np.asarray(stats.pearsonr(stats.rankdata(x, axis=axis), stats.rankdata(y, axis=axis), axis=axis).statistic)
 
 

@@ -1,4 +1,4 @@
-"""Figures of runs: training curves from their logs, and what their features look like on paper."""
+"""Figures of runs: training curves, and features in the plane."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ AT_ONCE = len(RUN_COLOURS)  # runs that a figure can tell apart
 
 @dataclass(frozen=True)
 class Pictured:
-    """One encoder of a comparison. The log of an untrained one holds an evaluation at most: it is the baseline."""
+    """One encoder of a comparison.
+
+    An untrained encoder is the baseline; its log holds at most an evaluation.
+    """
 
     name: str
     records: Records
@@ -50,7 +53,10 @@ class Pictured:
 
 
 def series(records: Records, kind: str, value: str) -> tuple[np.ndarray, np.ndarray]:
-    """(epochs done, mean value over that epoch's records of `kind`); records without a finite `value` are left out."""
+    """(epochs done, mean of `value` over each epoch's records of `kind`).
+
+    Records without a finite `value` are left out.
+    """
     found: dict[int, list[float]] = {}
     for record in records:
         if record.get("kind") == kind and isinstance(record.get(value), (int, float)) and np.isfinite(record[value]):
@@ -60,17 +66,19 @@ def series(records: Records, kind: str, value: str) -> tuple[np.ndarray, np.ndar
 
 
 def project(features: np.ndarray, seed: int = 0) -> np.ndarray:
-    """t-SNE to the plane, float32 [n, 2]; it starts from the principal components, so runs look alike."""
+    """t-SNE of features [n, d] to the plane: float32 [n, 2].
+
+    It starts from the principal components, so that figures of several runs can be compared.
+    """
     perplexity = min(30.0, (len(features) - 1) / 3)
     return TSNE(2, perplexity=perplexity, init="pca", metric="cosine", random_state=seed).fit_transform(features)
 
 
 def training(encoders: Sequence[Encoder]) -> tuple[list[Plot], list[Plot]]:
-    """(kNN and the way through the plane of all runs, the losses of six runs each).
+    """Training curves: (kNN accuracy and alignment-uniformity path of all runs, losses).
 
-    Figures without points are left out.
-
-    Where a figure shows more than six runs, they have the colours of their last kNN accuracies.
+    A figure of losses shows six runs. Figures without points are left out. With more than six runs in a figure, colours
+    show the last kNN accuracies.
     """
     shown = [one for one in encoders if one.trained]
     names = [one.name if one.state == DONE else f"{one.name} ({one.state})" for one in shown]
@@ -99,7 +107,7 @@ def training(encoders: Sequence[Encoder]) -> tuple[list[Plot], list[Plot]]:
 
 
 def comparison(encoders: Sequence[Pictured], classes: Sequence[str], title: str, path: str | Path) -> Path:
-    """Writes one PNG: the runs' curves above, every encoder's features below, in the order given."""
+    """Writes one PNG: the runs' curves above, the encoders' features below."""
     colours = _colours(encoders)
     drawn = Figure(figsize=(13, 8.6), dpi=150, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1))
     drawn.suptitle(title, fontsize=15, color=INK, x=0.012, ha="left", weight="bold")
@@ -119,7 +127,10 @@ def comparison(encoders: Sequence[Pictured], classes: Sequence[str], title: str,
 
 
 def _colours(encoders: Sequence[Pictured]) -> dict[str, str]:
-    """Of more runs than there are colours: by their last kNN accuracy, and grey without."""
+    """Colour of each run, by name.
+
+    With more runs than colours, by the last kNN accuracy; grey if there is none.
+    """
     trained = [encoder for encoder in encoders if encoder.trained]
     if len(trained) <= AT_ONCE:
         return dict(zip((encoder.name for encoder in trained), RUN_COLOURS, strict=False))
@@ -129,7 +140,7 @@ def _colours(encoders: Sequence[Pictured]) -> dict[str, str]:
 
 
 def _losses(rows: Sequence[Axes], trained: Sequence[Pictured], colours: Mapping[str, str]) -> None:
-    """One panel each: different losses have no common scale."""
+    """Draws one panel per run, because different losses have no common scale."""
     for place, (axes, encoder) in enumerate(zip(rows, trained, strict=False)):
         epochs, values = series(encoder.records, "epoch", "loss")
         axes.plot(epochs, values, "-" if len(epochs) > 1 else "o", color=colours[encoder.name], linewidth=2)
@@ -154,7 +165,10 @@ def _knn(axes: Axes, encoders: Sequence[Pictured], colours: Mapping[str, str]) -
 
 
 def _sphere(axes: Axes, encoders: Sequence[Pictured], colours: Mapping[str, str]) -> None:
-    """Wang & Isola's plane, where less is better on both axes: each run's way through it; the dots grow in time."""
+    """Draws each run's path through Wang & Isola's plane; dots grow with time.
+
+    Lower is better on both axes.
+    """
     for number, encoder in enumerate(encoders):
         _, align = series(encoder.records, "eval", "val_alignment")
         _, uniform = series(encoder.records, "eval", "val_uniformity")
@@ -179,7 +193,7 @@ def _features(axes: Axes, encoder: Pictured, classes: Sequence[str], colour: str
         shade = CLASS_COLOURS[number % len(CLASS_COLOURS)]
         axes.scatter(mine[:, 0], mine[:, 1], s=15, color=shade, alpha=0.85, linewidths=0)
         if len(classes) <= len(CLASS_COLOURS):
-            # a point of the class, not the empty place between two clumps of it
+            # a point of the class, not an empty place between two groups of its points
             x, y = mine[np.argmin(np.abs(mine - np.median(mine, 0)).sum(1))]
             axes.text(x, y, name, ha="center", va="center", fontsize=13, weight="bold", color=INK,
                       path_effects=[patheffects.withStroke(linewidth=3.5, foreground="white")])  # fmt: skip

@@ -48,7 +48,10 @@ def write(
 
 
 def grids(encoders: Sequence[Encoder], queries: int) -> dict[str, list[Row]]:
-    """By the checkpoint's name. InputError if a run has none, or its images are gone."""
+    """Rows of nearest neighbours for each run, by the name of its checkpoint.
+
+    InputError if a run has no checkpoint, or its images are missing.
+    """
     found = {}
     for one in encoders if queries else ():
         if not one.sweep:

@@ -1,4 +1,4 @@
-"""Validation images, each with its nearest others in feature space."""
+"""Validation images with their nearest neighbours in feature space."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ THUMBNAIL = 72  # pixels a side
 
 @dataclass(frozen=True)
 class Shown:
-    """An image: where it comes from, its class ("" if unknown), its cosine to the query, itself as a data URI."""
+    """An image of the figure."""
 
-    name: str
-    label: str
-    similarity: float
-    uri: str
+    name: str  # of its file or sample
+    label: str  # its class; "" if unknown
+    similarity: float  # cosine to the query
+    uri: str  # the image as a data URI
 
     def compared_with(self, query: Shown) -> str:
         """ "same" or "different" class; "" if one is unknown."""
@@ -50,18 +50,18 @@ class Row:
 
 @torch.no_grad()
 def grid(checkpoint: Path, options: Mapping[str, Any], queries: int, count: int = 8) -> list[Row]:
-    """For `queries` images, evenly spaced in the validation split (the training split where there is none), the `count`
-    nearest others of the same split by the cosine of the trunk's features, the nearest first. Images that cannot be
-    read are left out.
+    """Finds the `count` nearest neighbours of `queries` images, the nearest first.
 
-    options: those of the run, which say where its images are. InputError if these or the checkpoint cannot be read.
+    The queries are evenly spaced in the validation split, or in the training split if there is no other. Neighbours are
+    images of the same split, by the cosine of the trunk's features. Images that cannot be read are left out.
+    options: those of the run; they name its images. InputError if images or checkpoint cannot be read.
     """
     data, dataset = options.get("data"), str(options.get("dataset"))
     if data is not None and not Path(data).exists():
-        raise InputError(f"the run's images are not at {data} any more: bring them back, or leave out --neighbours")
+        raise InputError(f"the run's images are no longer in {data}: put them back, or leave out --neighbours")
     if is_outside(dataset) and not is_hub(dataset):
         raise InputError(
-            f"the run's images come from --dataset {dataset}, which is not imported; leave out --neighbours"
+            f"the run's images come from --dataset {dataset}, which the report does not import; leave out --neighbours"
         )
     words = list(options.get("dataset_arg") or [])
     given = DataOptions(data=data, dataset=dataset, dataset_arg=words, skip_bad_images=True)

@@ -1,7 +1,7 @@
-"""The page: one HTML file with all figures, table and data in it, which loads nothing from anywhere.
+"""The page: one HTML file with all figures and data, which loads nothing.
 
-page.html is its template, and escapes everything that comes from a run; page.css and page.js are put into it as they
-are. The page's own policy forbids other scripts and any request.
+page.html is its template; it escapes everything that comes from a run. page.css and page.js are put into it unchanged.
+The page's content security policy forbids other scripts and any request.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from moco.run.options import result_options
 
 @dataclass
 class Contents:
-    """Of the page, from top to bottom."""
+    """Contents of the page, from top to bottom."""
 
     title: str
     encoders: Sequence[Encoder]
@@ -62,7 +62,7 @@ class Contents:
 
 
 def html(contents: Contents) -> str:
-    """The whole file."""
+    """The HTML of the whole page."""
     here = Path(__file__).parent
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(here), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
@@ -87,7 +87,7 @@ def html(contents: Contents) -> str:
 
 
 def number(value: float) -> str:
-    """As short as it can be said, with a proper minus: 0.05, 1500, −2.5."""
+    """Four significant digits and a proper minus: 0.05, 1500, −2.5."""
     return minus(f"{value:.4g}")
 
 
@@ -105,7 +105,7 @@ def about(encoders: Sequence[Encoder]) -> list[str]:
 
 
 def findings(encoders: Sequence[Encoder]) -> list[str]:
-    """Three sentences: how many runs count, which is best, and whether the sum predicts accuracy."""
+    """Three sentences: number of runs, best run, rank correlation."""
     compared = [one for one in encoders if one.compared]
     collapsed = sum(one.state == COLLAPSE for one in encoders)
     measure = accuracy_measure(encoders)
@@ -132,7 +132,10 @@ def findings(encoders: Sequence[Encoder]) -> list[str]:
 
 
 def verdict(encoders: Sequence[Encoder]) -> dict[str, Any]:
-    """The rank correlation, with and without collapsed encoders; no lines if they are too few."""
+    """The rank correlation with and without collapsed encoders.
+
+    No lines if there are too few encoders.
+    """
     measure, n = accuracy_measure(encoders), sum(one.compared for one in encoders)
     lines = [
         (which, words if words.startswith("none") else f"ρ = {minus(words)}".replace("n = ", "n\u00a0=\u00a0"))
@@ -143,7 +146,10 @@ def verdict(encoders: Sequence[Encoder]) -> dict[str, Any]:
 
 
 def table(encoders: Sequence[Encoder]) -> dict[str, Any]:
-    """A row for each encoder. A cell is (text, number as text; "" where there is none, None where it is text)."""
+    """The table: a row for each encoder.
+
+    A cell is (text, its number as text). The second is "" if the value is missing, None if it is not a number.
+    """
     options = differing(encoders, result_options(PretrainOptions))
     metrics = {name: row for name, row in LOGGED.items() if any(name in one.measured for one in encoders)}
     heads = [("encoder", ""), ("state", "")] + [(row.heading, row.direction) for row in metrics.values()]

@@ -1,8 +1,8 @@
-"""The look of every figure, and its two forms: SVG in the page, PNG beside it.
+"""Style of all figures, as SVG in the page and as PNG files.
 
-Figures are drawn on `Figure` objects, never through pyplot, so nothing global is touched and no display is needed.
-Colours are Okabe & Ito's and Tol's, which people with any of the usual colour blindnesses can tell apart; classes carry
-their name as well.
+Figures are `Figure` objects, not made by pyplot: so no global state changes and no display is needed. The colours are
+Okabe & Ito's and Tol's, which people with the usual kinds of colour blindness can distinguish. Classes are also
+labelled with their names.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CLASS_COLOURS = (
     "#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499", "#BBBBBB",
 )  # fmt: skip
 INK, FAINT, GRID = "#222222", "#8a8a8a", "#e6e6e6"
-# what page.css calls these colours: it has others in the dark
+# names of these colours in page.css, which has other values for dark mode
 IN_PAGE = {
     INK: "ink", FAINT: "soft", GRID: "grid", "#ffffff": "paper",
     **{shade: f"c{i}" for i, shade in enumerate(RUN_COLOURS)},
@@ -39,18 +39,21 @@ SVG, LINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
 
 @dataclass(frozen=True)
 class Plot:
-    """One figure. `marks`: attributes, in the page, of the artists with these gids."""
+    """One figure. marks: gid of an artist -> its attributes in the page."""
 
     name: str  # of its PNG; unique in a report
     figure: Figure
-    label: str  # read aloud
+    label: str  # for screen readers
     marks: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def png(self, folder: Path) -> Path:
         return write_figure(self.figure, folder / f"{self.name}.png")
 
     def svg(self) -> Markup:
-        """For the body of an HTML page: text as text, colours as variables of page.css, ids only where needed."""
+        """SVG for the body of an HTML page.
+
+        Text stays text, colours become variables of page.css, and unused ids are removed.
+        """
         packed = io.BytesIO()
         with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": self.name}):
             about = dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -88,7 +91,10 @@ def write_figure(figure: Figure, path: str | Path) -> Path:
 
 
 def figure(width: float, height: float) -> tuple[Figure, Axes]:
-    """One pair of axes, of a size in inches whose text can be read on a telephone."""
+    """A figure with one pair of axes; width and height in inches.
+
+    Its text can be read on a phone.
+    """
     drawn = Figure(figsize=(width, height), dpi=200, layout="constrained")
     return drawn, drawn.subplots()
 
@@ -105,7 +111,10 @@ def plain_axes(axes: Axes, title: str, x: str, y: str) -> None:
 
 
 def legend(axes: Axes) -> None:
-    """Below the figure, where it lies on no curve; names are text, whatever signs they hold."""
+    """Draws the legend below the axes, where it hides no curve.
+
+    Names are plain text, also if they contain $.
+    """
     # matplotlib's own choice would leave out a run whose name begins with _
     drawn = (*axes.lines, *axes.collections, *axes.patches)
     handles = [one for one in drawn if not re.fullmatch(r"|_child\d+", str(one.get_label()))]
@@ -118,12 +127,18 @@ def legend(axes: Axes) -> None:
 
 
 def colour(share: float) -> str:
-    """Viridis without its darkest end, which a dark page would swallow; `share` in [0, 1]."""
+    """A colour of viridis; `share` in [0, 1].
+
+    Without its darkest end, which would be invisible on a dark page.
+    """
     return matplotlib.colors.to_hex(matplotlib.colormaps["viridis"](0.12 + 0.86 * min(1.0, max(0.0, share))))
 
 
 def shares(values: Iterable[float]) -> list[float]:
-    """The position of each value between the least and the greatest, in [0, 1]; 0.5 if all are equal."""
+    """Position of each value between the smallest and the largest, in [0, 1].
+
+    0.5 if all are equal.
+    """
     known = list(values)
     low, high = min(known, default=0.0), max(known, default=1.0)
     return [(value - low) / (high - low) if high > low else 0.5 for value in known]

@@ -1,9 +1,8 @@
-"""Reads runs from disk: one `Encoder` for each, with its measures, or with the reason why it has none.
+"""Reads runs from disk: one `Encoder` each, with measures or a reason.
 
-A folder is a run of main_moco.py (log.jsonl in it, perhaps lincls/lincls.json or
-depth/depth.json of its probe) or a sweep of
-launch/sweep.py (sweep.json and elements/). Measures are read from the last epoch alone: a number of a half-trained
-encoder is never shown as that of a trained one.
+A folder is a run of main_moco.py (with log.jsonl, and lincls/lincls.json or depth/depth.json if it was probed) or a
+sweep of launch/sweep.py (with sweep.json and elements/). Measures come from the last epoch alone, so numbers of a
+half-trained encoder are never shown as those of a trained one.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ PROBE, KNN = "lincls_top1", "knn_top1"
 MR, CR = "val_mr_acc1", "val_cr_acc1"  # of moco/sentences
 DEPTH = "depth_mse"  # of moco/probe/depth; an error, so lower is better
 ACCURACIES = (PROBE, KNN, MR, CR, DEPTH)
-# An option says nothing where the weight of its term is 0
+# An option has no effect if the weight of its term is 0
 IDLE_WITHOUT = {
     "moco_t": "moco_contr_w",
     "in_batch": "moco_contr_w",
@@ -43,7 +42,7 @@ IDLE_WITHOUT = {
     "unif_global": "moco_unif_w",
 }
 OF_HEADS = {name for row in LOSSES.values() for name in row.settings.values()} | IDLE_WITHOUT.keys()
-# What must be alike for two probes to measure the same
+# Settings that must be equal for two probes to be comparable
 PROBE_SETTINGS = (
     "features_from", "epochs", "batch_size", "optimizer", "lr", "schedule", "lr_drop", "momentum", "adam_betas",
     "weight_decay", "train_fraction", "sweep", "sweep_lrs", "sweep_wds", "held_out", "cached",
@@ -54,20 +53,19 @@ COLLAPSE_RULE = f"collapsed: uniformity (t = 2) of the validation outputs above 
 
 @dataclass
 class Encoder:
-    """One run: a row of the table. `measured` has the keys of LOGGED that exist, and is empty unless `state` is in
-    MEASURED; `why` says what a state means here. `published`: a paper's figures for this encoder, by the same keys."""
+    """One run: a row of the table."""
 
     name: str
     folder: Path  # of its run
     sweep: str = ""
     state: str = DONE
-    why: str = ""
+    why: str = ""  # the reason for the state
     options: dict[str, Any] = field(default_factory=dict)
     records: Records = ()
-    measured: dict[str, float] = field(default_factory=dict)
+    measured: dict[str, float] = field(default_factory=dict)  # by key of LOGGED; empty unless state is in MEASURED
     commits: tuple[str, ...] = ()
-    probe: str = ""  # how its linear probe was trained
-    published: dict[str, float] = field(default_factory=dict)
+    probe: str = ""  # settings of its linear probe, as JSON
+    published: dict[str, float] = field(default_factory=dict)  # values from a paper, by key of LOGGED
 
     @property
     def compared(self) -> bool:
@@ -78,7 +76,10 @@ class Encoder:
         return any(record.get("kind") in ("train", "epoch") for record in self.records)
 
     def option(self, name: str) -> Any:
-        """The option's value; None if the run lacks it, its head does not take it, or its term's weight is 0."""
+        """The option's value; None if it is unset or has no effect.
+
+        An option has no effect if the loss does not take it, or the weight of its term is 0.
+        """
         value, row = self.options.get(name), LOSSES.get(str(self.options.get("loss")))
         if row is None or name not in OF_HEADS:
             return value
@@ -89,14 +90,16 @@ class Encoder:
 
     @property
     def temperature(self) -> float | None:
-        """None if the loss has none, or it follows the epoch."""
+        """The temperature; None if the loss has none, or if it changes with the epoch."""
         value = self.option("moco_t")
         return float(value) if _number(value) else None
 
 
 def read(folders: Iterable[Path]) -> list[Encoder]:
-    """The encoders of all folders, in the order given. InputError if a folder is neither a run nor a sweep, a run has
-    not begun, a sweep has nothing to show, or names are not unique."""
+    """Reads the encoders of all folders, in the order given.
+
+    InputError if a folder is neither a run nor a sweep, a run or a whole sweep has not begun, or names are not unique.
+    """
     found: list[Encoder] = []
     for folder in folders:
         found += _sweep(folder) if (folder / "sweep.json").exists() else [_run(folder)]
@@ -105,7 +108,7 @@ def read(folders: Iterable[Path]) -> list[Encoder]:
             one.name = f"{one.sweep}/{one.name}" if one.sweep else one.name
     name, count = Counter(one.name for one in found).most_common(1)[0]
     if count > 1:
-        raise InputError(f"{count} runs are called {name}: give each once; a folder that only has its name, rename")
+        raise InputError(f"{count} runs have the name {name}: give each run once, or rename a folder")
     mark_odd_ones(found)
     return found
 
@@ -131,7 +134,7 @@ def _sweep(folder: Path) -> list[Encoder]:
         described = json.loads((folder / "sweep.json").read_text())
         ids, name = [str(id) for id in described["elements"]], str(described["name"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder / 'sweep.json'} cannot be read; start the sweep again to have it written") from error
+        raise InputError(f"{folder / 'sweep.json'} cannot be read; start the sweep again to rewrite it") from error
     elements = [_element(folder / "elements" / id, id, name) for id in ids]
     if not any(one.trained or one.state == FAILED for one in elements):
         raise InputError(f"no element of the sweep in {folder} has begun; start it with launch/sweep.py")
@@ -160,7 +163,10 @@ def _element(place: Path, id: str, sweep: str) -> Encoder:
 
 
 def _judge(encoder: Encoder, probe: Path | None) -> None:
-    """Fills options, measures and state from the records, and from the probe's folder if there is to be one."""
+    """Sets options, measures and state, from the records and the probe's folder.
+
+    probe: None if the run has no probe.
+    """
     starts = [record for record in encoder.records if record.get("kind") == "start"]
     encoder.options = next((dict(s["options"]) for s in reversed(starts) if isinstance(s.get("options"), dict)), {})
     encoder.commits = tuple(dict.fromkeys(str(record.get("git")) for record in starts))
@@ -168,7 +174,7 @@ def _judge(encoder: Encoder, probe: Path | None) -> None:
         return
     epochs = encoder.options.get("epochs")
     if not isinstance(epochs, int):
-        encoder.state, encoder.why = UNMEASURED, "its log does not say how many epochs it was to have: another version"
+        encoder.state, encoder.why = UNMEASURED, "its log does not give the number of epochs: another version wrote it"
         return
     done = max((int(r["epoch"]) + 1 for r in encoder.records if r.get("kind") == "epoch"), default=0)
     if done < epochs:
@@ -177,7 +183,7 @@ def _judge(encoder: Encoder, probe: Path | None) -> None:
     last = [r for r in encoder.records if r.get("kind") in ("epoch", "eval") and r.get("epoch") == epochs - 1]
     odd = [LOGGED[name].heading for record in last for name in LOGGED if name in record and not _number(record[name])]
     if odd:
-        encoder.state, encoder.why = UNMEASURED, f"its log is damaged: no number stands for {', '.join(odd)}"
+        encoder.state, encoder.why = UNMEASURED, f"its log is damaged: the value of {', '.join(odd)} is no number"
         return
     values = {name: record[name] for record in last for name in LOGGED if name in record}
     if not {"val_alignment", "val_uniformity"} <= values.keys():
@@ -193,19 +199,22 @@ def _judge(encoder: Encoder, probe: Path | None) -> None:
 
 
 def _probe(encoder: Encoder, values: dict[str, Any], probe: Path, epochs: int) -> str:
-    """Adds the probe's measures to the values if it is one of the last checkpoint; else returns why it is not."""
+    """Adds the probe's measures to the values, or returns why not.
+
+    They count only if the probe is of the last checkpoint.
+    """
     kind = "depth" if probe.name == "depth" else "linear"
     file, measure = ("depth.json", DEPTH) if kind == "depth" else ("lincls.json", "top1")
     found = _json(probe / file)
     if not _number(found.get(measure)):
         if not (probe / file).exists():
             return f"its {kind} probe has not ended"
-        return f"its {file} is damaged: no number stands for {measure}"
+        return f"its {file} is damaged: {measure} is no number"
     if Path(str(found.get("pretrained"))).name != f"checkpoint_{epochs - 1:04d}.pth.tar":
         return f"its {kind} probe is not of the last checkpoint"
     settings = found["options"] if isinstance(found.get("options"), dict) else {}
     if settings.get("finetune"):
-        return "its classifier was trained together with the encoder, which is no linear probe"
+        return "its probe also trained the encoder (--finetune), so it is not a linear probe"
     encoder.probe = json.dumps([settings.get(name, _OF_EARLIER.get(name)) for name in PROBE_SETTINGS])
     if kind == "depth":
         values.update({name: found[name] for name in LOGGED if name.startswith("depth_") and _number(found.get(name))})
@@ -215,8 +224,10 @@ def _probe(encoder: Encoder, values: dict[str, Any], probe: Path, epochs: int) -
 
 
 def mark_odd_ones(encoders: Sequence[Encoder]) -> None:
-    """Encoders of another commit, data set or augmentation than most get the state OTHER: their numbers are shown, and
-    used for nothing. Probes with other settings than most are left out."""
+    """Marks encoders of another commit, data set or augmentation than most as OTHER.
+
+    Their numbers are shown but not used. Probes with other settings than most are left out.
+    """
     measured = [one for one in encoders if one.state in COMPARED]
     for what, values in (
         ("commit", {one.name: one.commits for one in measured}),

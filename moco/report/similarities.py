@@ -1,4 +1,4 @@
-"""The contents of a run's measures.json: how similar pairs of images are, and every measure of the checkpoint."""
+"""Contents of a run's measures.json: histograms of similarities, and all measures."""
 
 from __future__ import annotations
 
@@ -20,18 +20,21 @@ KINDS = {"negative": "two images", "same_class": "two images of one class", "pos
 
 @dataclass
 class Checkpoint:
-    """One checkpoint of a run. `why`: the reason why its measures cannot be shown; the rest is empty then."""
+    """Measures of one checkpoint of a run."""
 
     run: str
     name: str = ""
-    why: str = ""
+    why: str = ""  # why its measures cannot be shown; then the rest is empty
     heads: list[str] = field(default_factory=list)  # of the columns
     rows: list[tuple[str, list[float | None]]] = field(default_factory=list)  # (title, value of each kind of features)
     plots: list[Plot] = field(default_factory=list)
 
 
 def measured(encoders: Sequence[Encoder]) -> list[Checkpoint]:
-    """Of those encoders that have a measures.json in the run's folder (`python -m moco.evaluate --json`)."""
+    """Reads the measures.json of each run's folder, where there is one.
+
+    `python -m moco.evaluate --json` writes it.
+    """
     found = [one for one in encoders if (one.folder / MEASURES_FILE).exists()]
     return [_read(one, f"similarities-{number}") for number, one in enumerate(found, 1)]
 
@@ -40,7 +43,7 @@ def _read(encoder: Encoder, name: str) -> Checkpoint:
     try:
         found = json.loads((encoder.folder / MEASURES_FILE).read_text())
         if found["schema"] != SCHEMA:
-            return Checkpoint(encoder.name, why=f"has schema {found['schema']}, and this version reads {SCHEMA}")
+            return Checkpoint(encoder.name, why=f"has schema {found['schema']}, but this version reads {SCHEMA}")
         file, epoch, spaces = Path(found["checkpoint"]["path"]).name, found["checkpoint"]["epoch"], found["spaces"]
         return Checkpoint(
             encoder.name,
@@ -64,9 +67,12 @@ def _number(value: Any) -> float | None:
 
 
 def _histograms(name: str, space: str, counted: dict[str, Any]) -> Plot:
-    """Densities, so that kinds of pairs of different number can be compared; a kind without pairs is left out."""
+    """Draws densities, which are comparable for different numbers of pairs.
+
+    A kind without pairs is left out.
+    """
     few = sum(counted["positive"]) < 1000 and len(counted["positive"]) % 2 == 0
-    join = 2 if few else 1  # bins drawn as one: few pairs in narrow bins are noise
+    join = 2 if few else 1  # bins joined: few pairs in narrow bins are noise
     edges = np.array(counted["edges"], float)[::join]
     drawn, axes = figure(4.4, 3.7)
     for (kind, title), shade in zip(KINDS.items(), RUN_COLOURS, strict=False):

@@ -1,4 +1,4 @@
-"""The papers' figures: the plane of alignment and uniformity, what the temperature does, who is pushed away."""
+"""The papers' figures: alignment-uniformity plane, effect of temperature, penalties."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ from moco.report.plots import FAINT, INK, RUN_COLOURS, Plot, colour, figure, leg
 from moco.report.runs import COLLAPSE, DONE, MEASURED, OTHER, Encoder
 
 MARKERS = {DONE: "o", COLLAPSE: "D", OTHER: "s"}
-TEMPERATURES = (0.07, 0.2, 0.5, 1.0)  # where no run tells which
+TEMPERATURES = (0.07, 0.2, 0.5, 1.0)  # if no run has a temperature
 PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 
 
 def plane(encoders: Sequence[Encoder], measure: str | None) -> Plot:
-    """Wang & Isola's central figure: a dot for each measured encoder, coloured by its `measure`; hollow without it, and
-    if it cannot be compared. Pointing at a dot shows `tip`."""
+    """Wang & Isola's central figure: a dot for each measured encoder.
+
+    Its colour shows `measure`; it is hollow without one, or if the encoder cannot be compared. Hovering over a dot
+    shows `tip`.
+    """
     drawn, axes = figure(5, 4.8)
     shown = [one for one in encoders if one.state in MEASURED]
     coloured = [one for one in shown if one.compared and measure in one.measured]
@@ -47,7 +50,7 @@ def plane(encoders: Sequence[Encoder], measure: str | None) -> Plot:
     axes.margins(0.06)
     legend(axes)
     if measure and values:
-        # not as many colours as matplotlib would put into an image of its own
+        # 40 colours: a colour bar with matplotlib's own number would become an image
         scale = ScalarMappable(Normalize(min(values), max(values)), ListedColormap([colour(i / 39) for i in range(40)]))
         bar = drawn.colorbar(scale, ax=axes, location="top", aspect=40)
         bar.set_label(LOGGED[measure].heading, color=INK)
@@ -59,7 +62,7 @@ def plane(encoders: Sequence[Encoder], measure: str | None) -> Plot:
 
 
 def _dot(one: Encoder) -> dict[str, str]:
-    """What the page needs to show an encoder's options when its dot is pointed at."""
+    """Attributes with which the page shows an encoder's options on hover."""
     return {
         "class": "dot", "tabindex": "0", "role": "img", "aria-label": f"{one.name}: {one.state}",
         "data-name": one.name, "data-tip": tip(one),
@@ -67,7 +70,10 @@ def _dot(one: Encoder) -> dict[str, str]:
 
 
 def published(measure: str, encoders: Sequence[Encoder]) -> Plot:
-    """The measured figure of each encoder against the one that a paper printed; on the line they would be equal."""
+    """Each encoder's measured value against its published one.
+
+    On the line both are equal.
+    """
     drawn, axes = figure(4.4, 4.2)
     marks = {}
     for number, one in enumerate(encoders):
@@ -82,8 +88,10 @@ def published(measure: str, encoders: Sequence[Encoder]) -> Plot:
 
 
 def temperatures(curves: Sequence[TemperatureCurve], measures: Sequence[str]) -> list[Plot]:
-    """Each measure against the temperature, as Wang & Liu (2021) do: a line for each curve, the mean over seeds, and a
-    dot for each encoder."""
+    """Each measure against the temperature, as in Wang & Liu (2021).
+
+    A line for each curve (the mean over seeds), a dot for each encoder.
+    """
     plots = []
     for measure in measures:
         drawn, axes = figure(4.4, 3.7)
@@ -105,13 +113,19 @@ def temperatures(curves: Sequence[TemperatureCurve], measures: Sequence[str]) ->
 
 
 def shares_of_uniform(temperature: float, count: int = 1000) -> tuple[np.ndarray, np.ndarray]:
-    """(similarities, penalty relative to the mean) [count] of an anchor whose negatives lie evenly in [-1, 1]."""
+    """(similarities [count], penalties [count] relative to their mean) of an anchor.
+
+    Its negatives' similarities lie evenly in [-1, 1].
+    """
     similarities = torch.linspace(-1, 1, count, dtype=torch.float64)
     return similarities.numpy(), (gradient_shares(similarities, temperature) * count).numpy()
 
 
 def penalties(values: Sequence[float]) -> Plot:
-    """The gradient's share of each negative by its similarity, a line for each temperature (Wang & Liu)."""
+    """Gradient share of a negative by its similarity, a line per temperature.
+
+    Wang & Liu 2021.
+    """
     drawn, axes = figure(5, 4.2)
     for number, temperature in enumerate(values):
         shade = RUN_COLOURS[number % len(RUN_COLOURS)]

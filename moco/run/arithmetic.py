@@ -13,9 +13,10 @@ _WORKSPACE, _WORKSPACES = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")  # tho
 
 
 def set_arithmetic(deterministic: bool, device: torch.device) -> str:
-    """Sets determinism, TF32 and cudnn.benchmark; returns the line for the log. Before the first product on CUDA.
+    """Sets determinism, TF32 and cudnn.benchmark; returns a line for the log.
 
-    InputError where the environment forbids deterministic products.
+    Call it before the first matrix product on CUDA. InputError if the environment makes deterministic products
+    impossible.
     """
     if deterministic and device.type == "cuda":
         _set_workspace()
@@ -32,7 +33,7 @@ def set_arithmetic(deterministic: bool, device: torch.device) -> str:
 
 
 def check_deterministic(encoder: nn.Module, arch: str, deterministic: bool, device: torch.device) -> None:
-    """InputError for a network with a layer whose backward pass on CUDA has no deterministic kernel."""
+    """InputError for a layer without a deterministic backward pass on CUDA."""
     if not deterministic or device.type != "cuda":
         return
     for name, layer in encoder.named_modules():
@@ -44,10 +45,10 @@ def check_deterministic(encoder: nn.Module, arch: str, deterministic: bool, devi
 
 
 def _set_workspace() -> None:
-    """cuBLAS reads the variable when its handle is made, at the first product."""
+    """Sets cuBLAS's workspace, which it reads at the first product."""
     if os.environ.setdefault(_WORKSPACE, _WORKSPACES[0]) not in _WORKSPACES:
         raise InputError(
-            f"--deterministic, but {_WORKSPACE} is {os.environ[_WORKSPACE]!r};"
+            f"--deterministic cannot work while {_WORKSPACE} is {os.environ[_WORKSPACE]!r};"
             f" type: export {_WORKSPACE}={_WORKSPACES[0]}"
         )
 

@@ -1,8 +1,8 @@
-"""Checkpoint files that are whole or refused, written so that a crash at any moment leaves the previous one intact.
+"""Checkpoint files that are complete or refused.
 
-A file is written as moco/run/files.py says; its own SHA-256 travels inside it (moco/run/checksum.py).
-It is in MoCo's layout and opens with plain `torch.load` anywhere. Whatever is wrong with a file that is read, or keeps
-one from being written, is an InputError that names the fix.
+They are written by moco/run/files.py, so a crash leaves the previous file intact. Each contains its own SHA-256
+(moco/run/checksum.py). They are in MoCo's layout, and plain `torch.load` opens them anywhere. A file that cannot be
+read or written is an InputError that names the fix.
 """
 
 from __future__ import annotations
@@ -23,12 +23,18 @@ _NAME = re.compile(r"checkpoint_(\d{4,})(?:_(\d{6,}))?\.pth\.tar")
 
 
 def checkpoint_name(epoch: int, step: int | None = None) -> str:
-    """MoCo's file name for the end of the 0-based `epoch`; with `step`, the name for after that many steps of it."""
+    """MoCo's file name for the end of the 0-based `epoch`.
+
+    With `step` the name after that many steps of it.
+    """
     return f"checkpoint_{epoch:04d}.pth.tar" if step is None else f"checkpoint_{epoch:04d}_{step:06d}.pth.tar"
 
 
 def position(path: str | Path) -> tuple[int, int] | None:
-    """(epochs done, steps done in the next one) as the file's name tells; None if it is not a checkpoint's name."""
+    """(epochs done, steps done in the next one), from the file's name.
+
+    None if it is not the name of a checkpoint.
+    """
     match = _NAME.fullmatch(Path(path).name)
     if match is None:
         return None
@@ -37,7 +43,7 @@ def position(path: str | Path) -> tuple[int, int] | None:
 
 
 def _check_loadable(value: Any, where: str) -> None:
-    """TypeError if `load` would refuse `value` later, when it is too late."""
+    """TypeError if `load` would refuse `value` later."""
     if isinstance(value, dict):
         for key, entry in value.items():
             _check_loadable(entry, f"{where}[{key!r}]")
@@ -49,7 +55,10 @@ def _check_loadable(value: Any, where: str) -> None:
 
 
 def save(path: str | Path, state: dict[str, Any]) -> None:
-    """Writes `state` so that `path` is, at every moment, the previous file or the new one. InputError if it cannot."""
+    """Writes `state` to `path`, which is always the previous file or the new one.
+
+    InputError if it cannot be written.
+    """
     _check_loadable(state, "state")
 
     def write(file: IO[bytes]) -> None:
@@ -65,9 +74,10 @@ def save(path: str | Path, state: dict[str, Any]) -> None:
 
 
 def load(path: str | Path) -> dict[str, Any]:
-    """The dict in a checkpoint file, on the CPU. Ours are verified first, other projects' as far as their format lets.
+    """Loads the dict of a checkpoint file to the CPU.
 
-    InputError: missing, a folder, empty, damaged, no checkpoint, or a pickle that would run code (weights_only=True).
+    Files of this project are verified by their checksum, others as far as their format allows. InputError: missing, a
+    folder, empty, damaged, no checkpoint, or a pickle that would run code (weights_only=True).
     """
     path = Path(path)
     try:
@@ -80,7 +90,7 @@ def load(path: str | Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise InputError(f"there is no checkpoint {path}; check the path") from error
     except OSError as error:
-        raise InputError(f"cannot read the checkpoint {path}: {error.strerror or error}") from error
+        raise InputError(f"cannot read the checkpoint {path}: {error.strerror or error}; check the path") from error
     if not isinstance(state, dict):
         raise InputError(f"{path} holds a {type(state).__name__}, not a checkpoint (a dict); check the path")
     return state
@@ -116,12 +126,12 @@ def verify(path: str | Path) -> None:
             if check_bytes(Path(path), file):
                 return
     except OSError:
-        pass  # load says it better
+        pass  # load gives the better message
     load(path)
 
 
 def checkpoints(folder: str | Path) -> list[Path]:
-    """The files in `folder` that bear a checkpoint's name, in the order of the positions that those tell."""
+    """The files in `folder` named as checkpoints, in the order of their positions."""
     folder = Path(folder)
     if not folder.is_dir():
         return []
@@ -129,7 +139,7 @@ def checkpoints(folder: str | Path) -> list[Path]:
 
 
 def latest(folder: str | Path) -> tuple[Path | None, list[tuple[Path, str]]]:
-    """The newest checkpoint in `folder` that verifies (None: there is none); each newer one with why it was skipped."""
+    """(newest intact checkpoint or None, newer ones with the reasons to skip them)."""
     skipped: list[tuple[Path, str]] = []
     for path in reversed(checkpoints(folder)):
         try:
@@ -142,9 +152,10 @@ def latest(folder: str | Path) -> tuple[Path | None, list[tuple[Path, str]]]:
 
 
 def set_aside(folder: str | Path, after: tuple[int, int]) -> list[Path]:
-    """Renames the checkpoints past `after` (the position resumed from) to *.aside, and returns their new names.
+    """Renames checkpoints past `after` to *.aside; returns their new names.
 
-    They are damaged, or belong to a future that is now trained again; under their old names `latest` would find them.
+    after: the position resumed from. These files are damaged, or these epochs are now trained again. Under their old
+    names `latest` would find them.
     """
     renamed = []
     for path in checkpoints(folder):

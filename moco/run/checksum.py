@@ -1,7 +1,7 @@
-"""A SHA-256 inside the file it vouches for, where no other reader notices it.
+"""A SHA-256 checksum inside its own file, which other readers skip.
 
-torch.save writes a zip archive, and torch.load does not look at the CRC32 fields in it: a flipped bit in a weight loads
-without a word. A sum in a second file could be out of step with the first after a crash. So the sum is the archive's
+torch.save writes a zip archive, and torch.load does not check its CRC32 fields: a flipped bit in a weight is loaded
+without an error. After a crash, a checksum in a second file might not match the first. So the checksum is the archive's
 zip comment, which every reader skips:
 
     file = torch.save's zip archive, its end record announcing a comment | b"sha256-of-all-bytes-before:" hex digest
@@ -78,7 +78,10 @@ def _sum_of(file: IO[bytes], length: int) -> bytes:
 
 
 def check_bytes(path: Path, file: IO[bytes]) -> bool:
-    """InputError if `file`, open at `path`, is known to be damaged. True if a sum of ours vouches for its bytes."""
+    """InputError if `file`, open at `path`, is damaged.
+
+    True if a checksum of this project matches; False if the format has none.
+    """
     size = file.seek(0, io.SEEK_END)
     file.seek(max(0, size - _END_RECORD - _COMMENT))
     end, comment = file.read(_END_RECORD), file.read()

@@ -42,7 +42,7 @@ def write_file(path: str | Path, write: Callable[[IO[bytes]], object], advice: s
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
-    """Makes missing folders. InputError as `write_file`."""
+    """Writes bytes; makes missing folders. InputError as `write_file`."""
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -51,12 +51,15 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 
 
 def write_text(path: str | Path, content: str) -> None:
-    """In UTF-8, what it lacks escaped. InputError as `write_file`."""
+    """Writes text in UTF-8, with other characters escaped. InputError as `write_file`."""
     write_bytes(path, content.encode("utf-8", ESCAPED))
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """ValueError for a number that is not finite, which JSON lacks; InputError as `write_file`."""
+    """Writes JSON. InputError as `write_file`.
+
+    ValueError for a number that is not finite, which JSON lacks.
+    """
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
@@ -66,7 +69,10 @@ def cannot_write(path: str | Path, error: OSError, advice: str = ADVICE) -> Inpu
 
 
 def remove_temporaries(folder: str | Path) -> None:
-    """Deletes what killed writes left in `folder`. For the one run that holds the folder's RunLock."""
+    """Deletes the temporary files of killed writes in `folder`.
+
+    Only the run that holds the folder's RunLock may call it.
+    """
     for path in Path(folder).glob(f".*{_TEMPORARY}"):
         path.unlink(missing_ok=True)
 

@@ -1,6 +1,7 @@
 """A command line made from the fields of a dataclass.
 
-There is one flag for each field. A YAML file may give defaults. An error is one sentence."""
+There is one flag for each field. A YAML file may give defaults. An error is one sentence.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from moco.errors import InputError, did_you_mean, flag
 
 T = TypeVar("T")
 
-# MoCo spawned its own processes; torchrun does that now
+# MoCo started its own processes with these; torchrun starts them now
 _LAUNCH_FLAGS = {
     "--multiprocessing-distributed",
     "--world-size",
@@ -43,7 +44,10 @@ def option(default: Any, help: str, *names: str, group: str, positional: bool = 
 
 
 def build_parser(options: type, description: str) -> argparse.ArgumentParser:
-    """`options`: a dataclass of `option` fields. A field called `data` is the positional argument."""
+    """The parser of a dataclass of `option` fields.
+
+    A field called `data` is the positional argument.
+    """
     parser = Parser(description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     hints = typing.get_type_hints(options)
     groups: dict[str, argparse._ArgumentGroup] = {}

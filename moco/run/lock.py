@@ -42,7 +42,10 @@ def _read(path: str) -> str:
 
 
 def process_start(pid: int) -> str:
-    """The kernel's start time of process `pid` (a reused id is not taken for the old process); "" if it is dead."""
+    """The kernel's start time of process `pid`; "" if it is dead.
+
+    It tells a new process from an old one with the same id.
+    """
     fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()  # the name before ")" may hold anything
     if fields:
         return "" if fields[0] in ("Z", "X") else fields[19]  # a zombie, killed but not yet asked about, is dead
@@ -67,7 +70,10 @@ def _namespace() -> str:
 
 
 class RunLock:
-    """`with RunLock(folder):` holds `folder` for this process (global rank 0). InputError if a living run holds it."""
+    """Lock of an output folder for one run: `with RunLock(folder):` on global rank 0.
+
+    InputError if a running process holds it.
+    """
 
     def __init__(self, folder: str | Path):
         self.path = Path(folder) / ".lock"
@@ -113,7 +119,7 @@ class RunLock:
                 self.path.unlink(missing_ok=True)
 
     def held(self) -> bool:
-        """False if another run took the lock, as it may after this machine stood still for STALE_S."""
+        """False if another run took the lock; it may after STALE_S without a refresh."""
         return _holder(self.path).get("token") == self._me["token"]
 
     def __enter__(self) -> RunLock:
@@ -151,7 +157,7 @@ class RunLock:
                 right_to_replace.unlink(missing_ok=True)
 
     def _dead(self, holder: dict[str, Any], path: Path, mine: Path) -> str | None:
-        """The reason that the holder cannot be running any more; None if it may be."""
+        """The reason why the holder cannot be running; None if it may be."""
         me = self._me
         if holder.get("host") == me["host"] and holder.get("namespace") == me["namespace"]:
             if holder.get("boot") != me["boot"]:
@@ -174,7 +180,10 @@ class RunLock:
 
 
 def _link(source: Path, target: Path) -> bool:
-    """Whether `target` could be made: unlike open and write, its content is there from the first moment."""
+    """Links `target` to `source`; False if it exists.
+
+    Unlike open and write, the content is complete at once.
+    """
     try:
         os.link(source, target)
     except FileExistsError:
@@ -198,7 +207,7 @@ def _digest(holder: dict[str, Any]) -> str:
 
 
 def _holder(path: Path) -> dict[str, Any]:
-    """Contents of a lock file; {} if it is gone or another program's."""
+    """Contents of a lock file; {} if it is missing or of another program."""
     try:
         holder = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -208,9 +217,9 @@ def _holder(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def only_run_in(folder: Path) -> Iterator[None]:
-    """Rank 0 holds the folder's lock for the length of a `with` block; if it cannot have it, all ranks end.
+    """Holds the folder's lock on rank 0 during a `with` block.
 
-    A lock that was taken from a dead run is noted on stderr.
+    InputError on all ranks if a running process holds it. Taking the lock of a dead run prints a note on stderr.
     """
     lock = RunLock(folder)
     distributed.on_rank_0(lock.acquire)

@@ -33,7 +33,10 @@ _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 def json_ready(value: Any) -> Any:
-    """`value` in JSON's types, NumPy's and torch's scalars included; a number that is not finite as its name."""
+    """`value` in JSON's types, also for scalars of NumPy and torch.
+
+    A number that is not finite becomes its name.
+    """
     if isinstance(value, Mapping):
         return {str(key): json_ready(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
@@ -54,9 +57,10 @@ def _restored(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
-    """The records of a `log.jsonl`. A last line without its end is one that a kill cut off, and is dropped.
+    """The records of a `log.jsonl`.
 
-    InputError if the file is missing or any other line is not a JSON object.
+    An incomplete last line, from a killed process, is dropped. InputError if the file is missing or another line is not
+    a JSON object.
     """
     try:
         lines = Path(path).read_bytes().split(b"\n")[:-1]  # after the last newline: nothing, or half a record
@@ -77,7 +81,7 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
 class RunLog:
     """The log of one run in `folder`. On ranks other than 0 every method does nothing.
 
-    tensorboard: also write scalars for TensorBoard, if the package is installed. wandb: a project's name turns it on.
+    tensorboard: also write scalars for TensorBoard, if the package is installed. wandb: name of a project, or None.
     console: where plain lines go instead of stdout.
     """
 
@@ -102,9 +106,9 @@ class RunLog:
     # -- what the main calls -----------------------------------------------------------------------------------------
 
     def cut_back(self, global_step: int) -> int:
-        """Drops the records past `global_step`, the step resumed from; before anything is logged. Returns how many.
+        """Drops the records past `global_step`, the step resumed from; returns how many.
 
-        The file is replaced as a whole, so that a kill here leaves either the old one or the new one.
+        Call it before the first record. The file is replaced as a whole, so a kill leaves the old or the new one.
         """
         self._from_step = global_step
         if not self.active or not self.path.exists():
@@ -117,7 +121,7 @@ class RunLog:
         return len(lines) - len(kept)
 
     def start(self, values: Values, *, epoch: int = 0, global_step: int = 0) -> None:
-        """One record when a process begins or resumes: resolved options, world size, git sha, machine."""
+        """Logs the start or resume of a process: options, world size, git sha, machine."""
         if self.active:
             if self._wandb_project is not None:
                 self._wandb = open_wandb(self._wandb_project, self.folder, json_ready(values))
@@ -134,18 +138,21 @@ class RunLog:
         global_step: int,
         epochs: int,
     ) -> None:
-        """After step `step` (counted from 1) of `steps` in the 0-based `epoch`: the losses and their parts."""
+        """Logs the losses and their parts after a step.
+
+        step: counted from 1, of `steps`. epoch: 0-based.
+        """
         if self.active:
             self._record("train", dict(epoch=epoch, step=step, global_step=global_step), values, timing)
             self._console.step({**values, **(timing or {})}, epoch=epoch, epochs=epochs, step=step, steps=steps)
 
     def advance(self, *, epoch: int, step: int, steps: int, epochs: int) -> None:
-        """Moves the progress bar; cheap enough for every step, and nothing where there is no terminal."""
+        """Moves the progress bar on a terminal; fast enough for every step."""
         if self.active:
             self._console.advance(epoch=epoch, epochs=epochs, step=step, steps=steps)
 
     def epoch(self, values: Values, timing: Values | None = None, *, epoch: int, global_step: int) -> None:
-        """At the end of the 0-based `epoch`: its means."""
+        """Logs the means of the 0-based `epoch`."""
         self._summary("epoch", values, timing, epoch, global_step)
 
     def eval(self, values: Values, timing: Values | None = None, *, epoch: int, global_step: int) -> None:
@@ -153,18 +160,21 @@ class RunLog:
         self._summary("eval", values, timing, epoch, global_step)
 
     def warning(self, message: str, *, epoch: int, global_step: int, values: Values | None = None) -> None:
-        """Something the user should see; training goes on."""
+        """Logs and prints a warning."""
         if self.active:
             self._record("warning", dict(epoch=epoch, global_step=global_step, message=message), values or {}, None)
             self.say(f"warning: {message}")
 
     def say(self, text: str) -> None:
-        """One line on the console alone."""
+        """Prints one line on the console; it is not logged."""
         if self.active:
             self._console.line(text)
 
     def sync(self) -> None:
-        """On disk for good. Before a checkpoint is written, so that no power cut leaves a log behind its checkpoint."""
+        """Syncs the log to disk.
+
+        Call it before a checkpoint is written, so that after a power cut the log is as new as the checkpoint.
+        """
         if self._file is not None:
             os.fsync(self._file.fileno())
 

@@ -1,7 +1,7 @@
 """Sentence classification: labelled files, and l2 logistic regression by nested cross-validation.
 
-The protocol is Quick-Thought's for MR and CR: frozen features, shuffled once, C of 2⁰ … 2⁸ chosen on the training part
-of each outer fold by an inner cross-validation; the score is the mean accuracy of the outer folds.
+The protocol is Quick-Thought's for MR and CR. The features are frozen, and shuffled once. For each outer fold an inner
+cross-validation on its training part chooses C from 2⁰ … 2⁸. The score is the mean accuracy of the outer folds.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from moco.sentences.text import lines_of, read_text, words
 from moco.sentences.vocabulary import Vocabulary
 
 COSTS = [2.0**power for power in range(9)]
-# scikit-learn's own 1e-4 is met at once by features of unit length, whose gradients are small: C would decide nothing
+# with scikit-learn's default 1e-4 features of unit length stop at once, as their gradients are small: C had no effect
 TOLERANCE = 1e-5
 
 
@@ -41,18 +41,22 @@ class LabelledSentences:
 
     @property
     def majority(self) -> float:
-        """Percent of the most frequent class."""
+        """Share of the most frequent class in percent."""
         return 100 * float(np.bincount(self.labels).max()) / len(self.labels)
 
 
 def read_labelled(folder: str | Path, encoding: str = "auto", folds: int = 10) -> LabelledSentences:
-    """A folder of CLASS.txt files, one sentence a line. InputError for another, or one too small for `folds`."""
+    """Reads a folder of CLASS.txt files, one sentence a line.
+
+    InputError for fewer than two files, or for a file with fewer than folds² sentences.
+    """
     files = sorted(Path(folder).glob("*.txt"))
     if len(files) < 2:
         raise InputError(
             f"{folder} must hold a .txt file for each class, one sentence a line, such as pos.txt and neg.txt"
         )
-    sentences, labels = [], []
+    sentences = []
+    labels = []
     for number, path in enumerate(files):
         lines = [line for line in lines_of(read_text(path, encoding)) if line.strip()]
         if len(lines) < folds**2:
@@ -69,13 +73,16 @@ def read_labelled(folder: str | Path, encoding: str = "auto", folds: int = 10) -
 def sentence_features(
     pair: SentencePair, data: LabelledSentences, vocabulary: Vocabulary, longest: int, device: torch.device
 ) -> np.ndarray:
-    """[f; g] of each sentence, each half of unit length: float32 [n, 2C]."""
+    """[f; g] of each sentence: float32 [n, 2C], each half of unit length."""
     corpus: Corpus = from_sentences(data.sentences, vocabulary, longest)
     return torch.cat(encode(pair, corpus, device), dim=1).float().cpu().numpy()
 
 
 def bag_of_words(data: LabelledSentences) -> csr_matrix:
-    """Counts of every word of the data: sparse float64 [n, words]. No encoder, no pretraining."""
+    """Counts of every word of the data: sparse float64 [n, words].
+
+    The baseline without encoder and pretraining.
+    """
     columns: dict[str, int] = {}
     ids = [[columns.setdefault(word, len(columns)) for word in sentence] for sentence in data.sentences]
     rows = np.repeat(np.arange(len(ids)), [len(sentence) for sentence in ids])
@@ -84,13 +91,14 @@ def bag_of_words(data: LabelledSentences) -> csr_matrix:
 
 
 def _path(x: Any, y: np.ndarray, costs: Sequence[float], tolerance: float) -> list[Any]:
-    """A classifier for each C; each starts from the last one's weights."""
+    """A classifier for each C; each starts from the weights of the one before."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    model, found = LogisticRegression(warm_start=True, max_iter=1000, tol=tolerance), []
+    model = LogisticRegression(warm_start=True, max_iter=1000, tol=tolerance)
+    found = []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # at C 256 the last digits of the weights decide nothing
+        warnings.simplefilter("ignore", ConvergenceWarning)  # at C 256 the last digits of the weights do not matter
         for cost in costs:
             model.set_params(C=cost).fit(x, y)
             found.append((model.coef_.copy(), model.intercept_.copy(), model.classes_))
@@ -115,7 +123,7 @@ def _without(n: int, fold: np.ndarray) -> np.ndarray:
 def outer_fold(
     x: Any, y: np.ndarray, test: np.ndarray, folds: int, costs: Sequence[float], tolerance: float
 ) -> tuple[float, float]:
-    """(accuracy on the rows `test`, the C chosen without them)."""
+    """(accuracy in percent on the rows `test`, the C chosen without them)."""
     train = _without(len(y), test)
     x_train, y_train = x[train], y[train]
     scores = np.zeros(len(costs))
@@ -123,7 +131,8 @@ def outer_fold(
         kept = _without(len(train), held)
         classifiers = _path(x_train[kept], y_train[kept], costs, tolerance)
         scores += [_accuracy(classifier, x_train[held], y_train[held]) for classifier in classifiers]
-    best = float(costs[int(scores.round(6).argmax())])  # of equal ones the smallest, whatever the last bits say
+    # the smallest of equal ones; rounded, so that last bits do not matter
+    best = float(costs[int(scores.round(6).argmax())])
     return _accuracy(_path(x_train, y_train, [best], tolerance)[0], x[test], y[test]), best
 
 
@@ -135,9 +144,10 @@ def nested_cross_validation(
     costs: Sequence[float] = COSTS,
     tolerance: float = TOLERANCE,
 ) -> dict[str, Any]:
-    """{"accuracy": mean of the outer folds in percent, "folds": each one's, "costs": each one's C}, on every rank.
+    """Accuracy of l2 logistic regression, the same result on every rank.
 
-    x: [n, C] features, dense or sparse. The ranks share the outer folds.
+    x: [n, C] features, dense or sparse. y: int64 [n]. The ranks share the outer folds. Returns {"accuracy": mean of the
+    outer folds in percent, "folds": accuracy of each, "costs": C of each}.
     """
     order = permutation(stream_key(seed, 0, Purpose.FOLD), len(y))
     x, y = x[order], y[order]

@@ -1,4 +1,4 @@
-"""Text as an array of word ids, kept in the run's folder and read from there by every rank."""
+"""Text as an array of word ids, in files of the run's folder."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Corpus:
         return Corpus(self.tokens, self.starts[start : stop + 1], self.digest)
 
     def batch(self, rows: np.ndarray, device: torch.device) -> PackedSequence:
-        """The sentences `rows` (int64 [n]) as one packed sequence of ids: no padding is computed with."""
+        """The sentences `rows` (int64 [n]) as a packed sequence of ids."""
         lengths = self.starts[rows + 1] - self.starts[rows]
         place = self.starts[rows][:, None] + np.arange(lengths.max())
         padded = self.tokens[np.minimum(place, self.starts[rows + 1][:, None] - 1)]
@@ -58,7 +58,10 @@ class Corpus:
 
 
 def from_sentences(sentences: Iterable[Sequence[str]], vocabulary: Vocabulary, longest: int) -> Corpus:
-    """Tokenised sentences as a corpus in memory; one without a word is a single unknown word."""
+    """Tokenised sentences as a corpus in memory.
+
+    A sentence without words becomes a single unknown word.
+    """
     ids = [vocabulary.ids(sentence[:longest]) or [0] for sentence in sentences]
     starts = np.concatenate([[0], np.cumsum([len(sentence) for sentence in ids])]).astype(np.int64)
     return Corpus(np.array([word for sentence in ids for word in sentence], dtype=np.int32), starts)
@@ -82,25 +85,25 @@ def prepare(
     vocabulary: Vocabulary | None,
     resumed: str | None = None,
 ) -> None:
-    """Writes the corpus and its vocabulary into the run's `folder`, unless they are there. On rank 0, under the lock.
+    """Writes corpus and vocabulary into the run's folder, unless they are there.
 
-    `vocabulary` None: the `size` most frequent words of the text. The text is held in memory as it is read, about 6
-    bytes a word beside the largest file. `resumed`: the digest of the run that goes on; InputError, before anything is
-    written, for another text.
+    Call it on rank 0, under the lock. vocabulary None: the `size` most frequent words of the text. Memory: about 6
+    bytes a word plus the largest file. resumed: the digest of the resumed run's text. InputError for another text,
+    before anything is written.
     """
     files = find_files(texts)
     digest = _digest(files, {"encoding": encoding, "layout": layout, "longest": longest})
     if resumed not in (None, digest):
         raise InputError(
-            f"the run in {folder} was trained on another text, or the text was read with other options; give the same,"
-            " or start a new run in another --output-dir"
+            f"the run in {folder} was trained on another text, or on this text with another --encoding, --layout or"
+            " --longest; pass the same, or start a new run in another --output-dir"
         )
     place = folder / FOLDER
     if _is_there(place, digest, size, vocabulary):
         return
     corpus, chosen = _read(files, encoding, layout, longest, size, vocabulary)
     place.mkdir(parents=True, exist_ok=True)
-    (place / _ABOUT).unlink(missing_ok=True)  # what it said is true until the first array is replaced
+    (place / _ABOUT).unlink(missing_ok=True)  # it is wrong as soon as the first array is replaced
     for name, values in ((_TOKENS, corpus.tokens), (_STARTS, corpus.starts)):
         write_file(place / name, lambda file, values=values: np.save(file, values))  # type: ignore[misc]
     chosen.write(folder / FILE)
@@ -109,7 +112,7 @@ def prepare(
 
 
 def load(folder: Path) -> Corpus:
-    """The corpus that `prepare` left in the run's folder, mapped into memory. InputError if it is not there."""
+    """Maps the corpus of `prepare` into memory. InputError if there is none."""
     place = folder / FOLDER
     try:
         about = json.loads((place / _ABOUT).read_text())
@@ -145,10 +148,15 @@ def _is_there(place: Path, digest: str, size: int, vocabulary: Vocabulary | None
 def _read(
     files: list[Path], encoding: str, layout: str, longest: int, size: int, vocabulary: Vocabulary | None
 ) -> tuple[Corpus, Vocabulary]:
-    """One pass: words get ids as they appear, which become those of the vocabulary at the end."""
+    """Reads the text in one pass.
+
+    Words get ids in the order of appearance; at the end these are replaced by those of the vocabulary.
+    """
     seen: defaultdict[str, int] = defaultdict()
     seen.default_factory = seen.__len__
-    tokens, lengths, cut = array("i"), array("i"), 0
+    tokens = array("i")
+    lengths = array("i")
+    cut = 0
     for sentence in read_sentences(files, encoding, layout):
         kept = sentence[:longest]
         cut += len(kept) < len(sentence)

@@ -1,13 +1,12 @@
-"""Sentence classification and the geometry of a trained pair of encoders, with baselines beside it.
+"""Classification, alignment and uniformity of a trained pair of sentence encoders.
 
     python -m moco.sentences.evaluate runs/sentences-infonce/checkpoint_0000.pth.tar MR/ CR/
     python -m moco.sentences.evaluate checkpoint.pth.tar MR/ --text other_novels/ --json measures.json
 
 A folder has a .txt file for each class, one sentence a line. The features are frozen; the classifier is an l2 logistic
-regression by nested cross-validation (moco/sentences/classification.py). Beside the trained encoders stand the same
-encoders untrained, a logistic regression on the sentences' word counts, and the share of the largest class: without
-them a number says nothing. Alignment and uniformity are of text that was not trained on: --text, else the run's own
-held-out sentences, where its folder is still around the checkpoint.
+regression with nested cross-validation (moco/sentences/classification.py). Baselines are the same encoders untrained, a
+logistic regression on word counts, and the share of the largest class. Alignment and uniformity are measured on text
+that was not trained on: --text, else the run's held-out sentences, if the checkpoint is still in the run's folder.
 """
 
 from __future__ import annotations
@@ -45,7 +44,10 @@ TRAINED, UNTRAINED, WORDS, MAJORITY = "trained encoders", "untrained encoders", 
 
 
 def read_pairs(path: Path, device: torch.device) -> tuple[dict[str, SentencePair], dict[str, Any]]:
-    """The trained and an untrained pair of the same shape, and the run's part of the checkpoint. InputError."""
+    """Trained and untrained encoders of one shape, and the checkpoint's run.
+
+    InputError if the file is no checkpoint of a sentence run.
+    """
     state = checkpoint.load(path)
     run = check(state, path)
     options = run["options"]
@@ -59,21 +61,24 @@ def read_pairs(path: Path, device: torch.device) -> tuple[dict[str, SentencePair
 
 
 def held_out_text(path: Path, run: dict[str, Any], o: argparse.Namespace) -> tuple[Corpus | None, str]:
-    """Consecutive sentences that were not trained on, and where they come from; None with the reason."""
+    """(consecutive sentences that were not trained on, their origin).
+
+    Or (None, the reason why there are none). InputError if --text cannot be used.
+    """
     options = run["options"]
     if o.text:
         files = find_files(o.text)
         sentences = read_sentences(files, o.encoding, options["layout"])
         found = from_sentences(sentences, vocabulary_of(run), options["longest"])
         if len(found) < 2:
-            raise InputError("--text holds fewer than 2 sentences: alignment is of neighbours, so give more text")
+            raise InputError("--text has fewer than 2 sentences, but alignment compares neighbours: give more text")
         return found, ", ".join(map(str, o.text))
     try:
         text = load(path.parent)
     except InputError:
-        return None, "the run's folder is not around the checkpoint: pass --text"
+        return None, "the checkpoint is not in its run's folder: pass --text"
     if text.digest != run["text"]:
-        return None, f"the text in {path.parent} is not the one of this checkpoint: pass --text"
+        return None, f"the text in {path.parent} is not that of this checkpoint: pass --text"
     held = held_out_count(len(text), options["held_out"])
     if held < 2:
         return None, "the run held out no text (--held-out): pass --text"
@@ -83,9 +88,10 @@ def held_out_text(path: Path, run: dict[str, Any], o: argparse.Namespace) -> tup
 def accuracies(
     pairs: dict[str, SentencePair], data: LabelledSentences, run: dict[str, Any], o: argparse.Namespace
 ) -> dict[str, Any]:
-    """Encoders and baselines on one data set: name -> accuracy in percent and its folds."""
+    """Results of encoders and baselines on one data set, accuracies in percent."""
     device = next(pairs[TRAINED].parameters()).device
-    vocabulary, longest = vocabulary_of(run), run["options"]["longest"]
+    vocabulary = vocabulary_of(run)
+    longest = run["options"]["longest"]
     found = {name: classify(pair, data, vocabulary, longest, device, o.folds, o.seed) for name, pair in pairs.items()}
     found[WORDS] = nested_cross_validation(bag_of_words(data), data.labels, o.folds, o.seed)
     found[MAJORITY] = {"accuracy": data.majority}
@@ -115,8 +121,9 @@ def evaluate(path: Path, o: argparse.Namespace, device: torch.device) -> dict[st
 
 
 def table(found: dict[str, Any]) -> str:
-    """The measures for people: a line for each encoder and baseline."""
-    held, datasets = found["held_out"], found["datasets"]
+    """Formats the measures as a table: a row for each encoder and baseline."""
+    held = found["held_out"]
+    datasets = found["datasets"]
     heads = [*(f"{name} [%]" for name in datasets), "alignment", "uniformity"]
     lines = [f"{'':20}" + "".join(f"{head:>14}" for head in heads)]
     for row in (TRAINED, UNTRAINED, WORDS, MAJORITY):

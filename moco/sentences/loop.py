@@ -26,7 +26,7 @@ from moco.timing import stage, timeline
 
 @dataclass
 class Training:
-    """The loop. `position` says where it is; everything it changes is in the checkpoint."""
+    """The training loop. `snapshot` saves everything it changes."""
 
     options: SentenceOptions
     device: torch.device
@@ -58,11 +58,16 @@ class Training:
         return EXIT_OK
 
     def one_epoch(self) -> bool:
-        """The rest of the current epoch, from `position.step` on. False if it was preempted, and saved."""
-        options, position, epoch, steps = self.options, self.position, self.position.epoch, len(self.sampler)
+        """Trains the rest of the epoch. False if the run was preempted and saved."""
+        options = self.options
+        position = self.position
+        epoch = position.epoch
+        steps = len(self.sampler)
         starts = self.sampler.starts(epoch)
         timeline.start(self.device)
-        clock, of_batch, (since_print, of_epoch) = Clock("tokens"), Meter(), self.meters
+        clock = Clock("tokens")
+        of_batch = Meter()
+        since_print, of_epoch = self.meters
         while position.step < steps:
             start = int(starts[position.step])
             own = self.sampler.own(start)
@@ -92,7 +97,7 @@ class Training:
         return True
 
     def evaluate(self, last: bool) -> dict[str, Any]:
-        """Measures of the held-out text; after the last epoch also the accuracies of --classify."""
+        """Measures the held-out text; after the last epoch also --classify."""
         found: dict[str, Any] = {}
         if len(self.held_out) > 1:
             found |= held_out_measures(*encode(self.step.pair, self.held_out, self.device))

@@ -15,7 +15,10 @@ _AT_ONCE = 512  # sentences
 
 @torch.no_grad()
 def encode(pair: SentencePair, corpus: Corpus, device: torch.device) -> tuple[Tensor, Tensor]:
-    """f and g of every sentence: unit rows [n, C] on every rank. Each rank encodes its part."""
+    """f and g of every sentence, on every rank: unit rows [n, C].
+
+    Each rank encodes its part.
+    """
     training = pair.training
     pair.eval()
     own = np.arange(len(corpus))[distributed.share(len(corpus))]
@@ -31,11 +34,12 @@ def encode(pair: SentencePair, corpus: Corpus, device: torch.device) -> tuple[Te
 
 
 def held_out_measures(f: Tensor, g: Tensor) -> dict[str, float]:
-    """alignment (α 2) of f_i and g_{i±1}, and uniformity (t 2), the mean of f's and g's.
+    """Alignment (α 2) of f_i with g_{i±1}, and uniformity (t 2), mean of both.
 
-    Rows are consecutive sentences, at least 2.
+    f, g [n, C]: unit rows of n ≥ 2 consecutive sentences.
     """
-    forward, backward = metrics.alignment(f[:-1], g[1:]), metrics.alignment(f[1:], g[:-1])
+    forward = metrics.alignment(f[:-1], g[1:])
+    backward = metrics.alignment(f[1:], g[:-1])
     return {
         "val_alignment": float((forward + backward) / 2),
         "val_uniformity": float((metrics.uniformity(f) + metrics.uniformity(g)) / 2),

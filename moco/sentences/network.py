@@ -9,7 +9,10 @@ from torch.nn.utils.rnn import PackedSequence
 
 
 class SentenceEncoder(nn.Module):
-    """Word embedding and a bidirectional GRU; the feature is the last state of both directions."""
+    """Word embedding and a bidirectional GRU.
+
+    The feature is the last state of both directions.
+    """
 
     def __init__(self, vocabulary: int, embedding: int, hidden: int):
         super().__init__()
@@ -28,10 +31,10 @@ class SentenceEncoder(nn.Module):
 
 
 def last_states(gru: nn.GRU, words: Tensor, sizes: list[int]) -> Tensor:
-    """The last state of both directions, without padding, for the CPU: [n, 2 · hidden], longest sentence first.
+    """The last state of both directions on a CPU: [n, 2 · hidden], longest sentence first.
 
-    words [sum(sizes), C]: packed, `sizes[t]` sentences have a word t. The same numbers as `gru` itself. That is twice
-    as slow here: the backward pass of each of its time steps fills a gradient as large as all words.
+    words [sum(sizes), C]: packed; `sizes[t]` sentences have a word t. The result equals that of `gru`. On a CPU `gru`
+    is twice as slow: the backward pass of each of its time steps fills a gradient as large as all words.
     """
     parts = words.split(sizes)
     weights = [[getattr(gru, name) for name in names] for names in gru._all_weights]
@@ -50,7 +53,10 @@ def last_states(gru: nn.GRU, words: Tensor, sizes: list[int]) -> Tensor:
 
 
 class SentencePair(nn.Module):
-    """The encoders f and g, which share nothing. All parameters start uniform in ± `init`."""
+    """The encoders f and g, without shared weights.
+
+    Initial parameters are uniform in ± `init`.
+    """
 
     def __init__(self, vocabulary: int, embedding: int = 620, hidden: int = 600, init: float = 0.1):
         super().__init__()
@@ -60,5 +66,5 @@ class SentencePair(nn.Module):
             nn.init.uniform_(parameter, -init, init)
 
     def forward(self, sentences: PackedSequence) -> tuple[Tensor, Tensor]:
-        """Ids of n sentences -> f and g of each, unit rows [n, 2 · hidden]."""
+        """Ids of n sentences -> f, g: unit rows [n, 2 · hidden]."""
         return self.encoder_f(sentences), self.encoder_g(sentences)

@@ -1,6 +1,6 @@
-"""The options of python -m moco.sentences.train: flag, default, meaning, whether it changes the results.
+"""The options of python -m moco.sentences.train.
 
-Flags that the image trainer has keep its names; the defaults are those of Wang & Isola's BookCorpus encoders.
+Flags have the names of the image trainer. The defaults are those of Wang & Isola's BookCorpus encoders.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class SentenceOptions:
         None, "sentences at the end of the text that are not trained on; default: a tenth, at most 5000"
     )
     vocabulary: str | None = result(None, "use the words of this vocabulary.txt of a run, not those of the text")
-    vocabulary_size: int = result(50000, "most frequent words of the text that are known")
-    longest: int = result(30, "words of a sentence that are read; the rest is cut")
+    vocabulary_size: int = result(50000, "number of words in the vocabulary: the most frequent ones of the text")
+    longest: int = result(30, "largest number of words read of a sentence; the rest is cut")
 
     embedding: int = result(620, "width of the word embeddings")
     hidden: int = result(600, "width of the GRU in each of its two directions; features have twice as many numbers")
@@ -89,14 +89,14 @@ class SentenceOptions:
 
 
 def parse_sentences(argv: list[str] | None = None, world_size: int | None = None) -> SentenceOptions:
-    """The options, checked and resolved. InputError.
+    """The options, checked and resolved. InputError if they are wrong.
 
-    world_size: the number of ranks that will train; default: of this process's start.
+    world_size: the number of ranks that will train; None: the ranks of this process's start.
     """
     world_size = World.launched().size if world_size is None else world_size
     o = flags.parse(SentenceOptions, "Sentence encoders from plain text.", argv)
     if not o.data:
-        raise InputError("say where the text is: plain-text files, or folders with .txt files")
+        raise InputError("no text was given: pass plain-text files, or folders with .txt files")
     given = (o.moco_contr_w, o.moco_align_w, o.moco_unif_w)
     weights = [preset if w is None else w for w, preset in zip(given, NEIGHBOUR_WEIGHTS[o.loss], strict=True)]
     resolved = dataclasses.replace(
@@ -112,9 +112,7 @@ def parse_sentences(argv: list[str] | None = None, world_size: int | None = None
     positive(resolved, "lr", "init", "rank_timeout")
     check_seed(resolved.seed)
     if resolved.batch_size < world_size:
-        raise InputError(
-            f"--batch-size {resolved.batch_size} leaves some of {world_size} ranks without a sentence; raise it"
-        )
+        raise InputError(f"--batch-size {resolved.batch_size} must be at least {world_size}, the number of ranks")
     unread = {} if resolved.classify else {"folds": "training alone, without --classify"}
     check_unread(flags.typed(SentenceOptions, argv), unread | unread_saves(resolved.keep_last))
     make_loss(resolved)  # its own checks, before anything is read
@@ -123,7 +121,7 @@ def parse_sentences(argv: list[str] | None = None, world_size: int | None = None
 
 
 def make_loss(o: SentenceOptions, across: Across | None = None) -> NeighbourLoss:
-    """The loss that the resolved options describe. `across`: the other ranks."""
+    """The loss that the resolved options describe. across: the other ranks."""
     assert o.moco_contr_w is not None and o.moco_align_w is not None and o.moco_unif_w is not None
     return NeighbourLoss(
         contr_w=o.moco_contr_w,

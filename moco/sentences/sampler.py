@@ -1,4 +1,7 @@
-"""The batches of an epoch: windows of consecutive sentences, in an order that is a function of seed and epoch."""
+"""The batches of an epoch: windows of consecutive sentences.
+
+Their order is a function of seed and epoch.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +13,24 @@ from moco.randomness import Purpose, permutation, stream_key
 
 
 def held_out_count(n: int, wish: int | None) -> int:
-    """The number of n sentences that are held out, at the end of the text; by default a tenth, at most 5000."""
+    """Number of sentences held out at the end of a text of n.
+
+    wish None: a tenth, at most 5000.
+    """
     return min(n, min(5000, n // 10) if wish is None else wish)
 
 
 class WindowSampler:
-    """The sentences 0 … n - 1 in windows of `batch_size`; the last, smaller part of the text is left out.
+    """The sentences 0 … n - 1 in windows of `batch_size`.
 
-    Each rank gets its own contiguous stretch of a window, so that the ranks together see what one process would.
-    InputError if there is not one window.
+    The last, smaller part of the text is left out. Each rank gets a contiguous part of a window, so all ranks together
+    see the same as one process. InputError if n < batch_size.
     """
 
     def __init__(self, n: int, batch_size: int, seed: int):
-        self.batch_size, self.seed, self.steps = batch_size, seed, n // batch_size
+        self.batch_size = batch_size
+        self.seed = seed
+        self.steps = n // batch_size
         if not self.steps:
             raise InputError(
                 f"the text has {n} sentence{'s' * (n != 1)} to train on, fewer than --batch-size {batch_size};"

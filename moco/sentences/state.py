@@ -1,4 +1,4 @@
-"""The checkpoint of a sentence run, in MoCo's layout: what goes in, and how a run goes on from it."""
+"""Saves and restores a sentence run, in MoCo's checkpoint layout."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ def snapshot(
     vocabulary: Vocabulary,
     text: str,
 ) -> dict[str, Any]:
-    """The checkpoint's contents. All ranks must call it. `text`: the digest of the corpus."""
+    """The contents of a checkpoint. All ranks must call it.
+
+    text: the digest of the corpus.
+    """
     return {
         "epoch": position.epoch,
         "arch": ARCH,
@@ -49,7 +52,7 @@ def snapshot(
 
 
 def check(state: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The run's part of a checkpoint. InputError if it is not one of this program."""
+    """The run's part of a checkpoint. InputError for a checkpoint of another program."""
     if state.get("arch") != ARCH or "moco_run" not in state:
         raise InputError(f"{path} is no checkpoint of python -m moco.sentences.train; check the path")
     return state["moco_run"]
@@ -60,7 +63,7 @@ def vocabulary_of(run: dict[str, Any]) -> Vocabulary:
 
 
 def load_weights(pair: SentencePair, state: dict[str, Any], path: Path) -> None:
-    """InputError if the checkpoint's weights are of another shape."""
+    """Loads the checkpoint's weights. InputError if their shapes differ."""
     weights = {name.removeprefix("module."): value for name, value in state["state_dict"].items()}
     wanted = pair.state_dict()
     odd = [name for name in wanted if name not in weights or weights[name].shape != wanted[name].shape]
@@ -69,8 +72,8 @@ def load_weights(pair: SentencePair, state: dict[str, Any], path: Path) -> None:
         shape = " ".join(f"--{name} {before[name]}" for name in _SHAPE)
         words = len(state["moco_run"]["vocabulary"].split("\n"))
         raise InputError(
-            f"{path} does not fit this model, the first difference is {odd[0]}; it was trained with {shape} and a"
-            f" vocabulary of {words}"
+            f"{path} does not fit this model: {odd[0]} differs; pass {shape} and a vocabulary of {words} words, as in"
+            " its training"
         )
     pair.load_state_dict(weights)
 
@@ -78,20 +81,24 @@ def load_weights(pair: SentencePair, state: dict[str, Any], path: Path) -> None:
 def restore(
     state: dict[str, Any], path: Path, step: TrainingStep, meters: list[Meter], options: SentenceOptions
 ) -> tuple[Position, list[str]]:
-    """Puts a checkpoint's contents in place; returns where its run was, and what should be said about it."""
+    """Restores a run from a checkpoint; returns its position, and notes for the log.
+
+    InputError if the checkpoint does not fit the model, or its epoch cannot be finished with these options.
+    """
     run = check(state, path)
-    before, now = run["options"], as_dict(options)
+    before = run["options"]
+    now = as_dict(options)
     changed = [
         name
         for name in result_options(SentenceOptions)
-        # where the text lies makes no difference, its digest was compared
+        # the place of the text does not matter, as its digest was compared
         if name in before and before[name] != now[name] and name not in ("data", "vocabulary")
     ]
     cut = [name for name in changed if name in ("batch_size", "seed", "held_out")]
     if run["step_in_epoch"] and cut:
         raise InputError(
-            f"{path} was saved inside an epoch of {flag(cut[0])} {before[cut[0]]}, which another value"
-            " cannot finish; pass the same, or resume from a checkpoint at an epoch's end"
+            f"{path} was saved inside an epoch with {flag(cut[0])} {before[cut[0]]}; pass the same value to finish that"
+            " epoch, or resume from a checkpoint at an epoch's end"
         )
     load_weights(step.pair, state, path)
     load_state(step.optimizer, state["optimizer"])
@@ -100,6 +107,6 @@ def restore(
     if len(run["meters"]) != distributed.world_size():
         notes.append(
             f"{path} was written by {len(run['meters'])} ranks, this run has {distributed.world_size()}: the sentences"
-            " stay the same, sums over ranks round differently from here on"
+            " are the same, but sums over ranks are rounded differently from here on"
         )
     return Position(int(state["epoch"]), int(run["step_in_epoch"]), int(run["global_step"])), notes

@@ -15,8 +15,9 @@ from moco.sentences.network import SentencePair
 
 
 class TrainingStep:
-    """Encode, loss, backward, clip, Adam. A step whose gradient is not finite is not applied, and counted.
+    """Encode, loss, backward, clip, Adam.
 
+    A step whose gradient is not finite is counted but not applied.
     model: a SentencePair, or DistributedDataParallel around one. sizes: sentences of each rank.
     """
 
@@ -29,7 +30,9 @@ class TrainingStep:
         sizes: list[int],
         grad_clip: float | None,
     ) -> None:
-        self.model, self.loss, self.optimizer = model, loss, optimizer
+        self.model = model
+        self.loss = loss
+        self.optimizer = optimizer
         self.pair: SentencePair = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model  # type: ignore[assignment]
         self.device = next(self.pair.parameters()).device
         # DistributedDataParallel averages over ranks; this weight makes it the mean over sentences
@@ -40,8 +43,11 @@ class TrainingStep:
         self.guard = GuardedOptimizer(optimizer, self.pair.parameters(), self.device, grad_clip=grad_clip or None)
 
     def __call__(self, sentences: PackedSequence, measure: bool = False) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """One step on this rank's stretch. Returns means on the device: the loss and its parts; and, if `measure`,
-        alignment of adjacent sentences and uniformity of f."""
+        """One step on this rank's part of the window.
+
+        Returns means on the device: (loss and its parts, measures). With `measure` these are the alignment of adjacent
+        sentences and the uniformity of f; else there are none.
+        """
         self.guard.begin()
         f, g = self.model(sentences)
         loss, logs = self.loss(f, g)
@@ -54,5 +60,8 @@ class TrainingStep:
         return {"loss": loss.detach(), **logs}, measured
 
     def not_applied(self) -> int:
-        """The first step since the last call that was not applied, from 1; 0 if all were. Waits for the device."""
+        """The first step, from 1, that was not applied since the last call.
+
+        0 if all were applied. Waits for the device.
+        """
         return self.guard.not_applied()[1]

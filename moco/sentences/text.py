@@ -21,7 +21,10 @@ _LINE_END = tuple(".!?\"':;)]…—")
 
 
 def find_files(paths: Iterable[str | Path]) -> list[Path]:
-    """The text files that `paths` name, in order; of a folder all its .txt files, sorted. InputError if none."""
+    """The text files of `paths`, in order; of a folder its .txt files, sorted.
+
+    InputError if a path does not exist or holds no text file.
+    """
     files: list[Path] = []
     for path in map(Path, paths):
         if not path.exists():
@@ -31,15 +34,15 @@ def find_files(paths: Iterable[str | Path]) -> list[Path]:
             raise InputError(f"{path} holds no .txt file; give text files or a folder with some")
         files += inside
     if not files:
-        raise InputError("say where the text is: plain-text files, or folders with .txt files")
+        raise InputError("no text was given: pass plain-text files, or folders with .txt files")
     return files
 
 
 def read_text(path: Path, encoding: str = "auto") -> str:
-    """The text of a file. 'auto': by its byte order mark, else UTF-8, else Windows-1252.
+    """The text of a file.
 
-    Windows-1252 is Latin-1 with quotation marks and dashes in the place of controls. InputError for a file that
-    is empty, binary or of another encoding.
+    encoding 'auto': that of the byte order mark, else UTF-8, else Windows-1252 (Latin-1 with quotation marks and dashes
+    instead of control characters). InputError for a file that is empty, binary or in another encoding.
     """
     try:
         content = path.read_bytes()
@@ -55,7 +58,7 @@ def read_text(path: Path, encoding: str = "auto") -> str:
     try:
         return content.decode(name)
     except LookupError as error:
-        raise InputError(f"--encoding {name} is not known; utf-8, latin-1 and cp1252 are usual ones") from error
+        raise InputError(f"unknown --encoding {name}; pass for example utf-8, latin-1 or cp1252") from error
     except UnicodeDecodeError as error:
         if encoding == "auto" and marked is None:
             with contextlib.suppress(UnicodeDecodeError):
@@ -73,17 +76,17 @@ def lines_of(text: str) -> list[str]:
 
 
 def is_wrapped(lines: list[str]) -> bool:
-    """Whether the lines look broken at a width: short, and often without a sentence's end."""
+    """Whether lines seem wrapped: short, and often not at a sentence's end."""
     full = [line.rstrip() for line in lines if line.strip()]
     open_ended = sum(not line.endswith(_LINE_END) for line in full)
     return max(map(len, full), default=0) <= 100 and open_ended > len(full) / 4
 
 
 def split_sentences(text: str, layout: str = "auto") -> Iterator[str]:
-    """Yields the sentences of a text that hold a letter or a digit.
+    """Yields the sentences of a text that contain a letter or a digit.
 
-    layout: 'lines' is one sentence a line; 'paragraphs' one paragraph a line; 'wrapped' has paragraphs between blank
-    lines; 'auto' is one of the last two. A paragraph is split by sentencex. InputError if that is not installed.
+    layout: 'lines' is one sentence a line, 'paragraphs' one paragraph a line, 'wrapped' has paragraphs between blank
+    lines, 'auto' is one of the last two. sentencex splits paragraphs. InputError if it is not installed.
     """
     lines = lines_of(text)
     if layout == "auto":
@@ -113,12 +116,12 @@ def _segment(paragraph: str) -> list[str]:
         import sentencex
     except ImportError as error:
         raise InputError(
-            "paragraphs are split into sentences by sentencex, which is not installed; pip install sentencex, or give"
-            " one sentence a line and pass --layout lines"
+            "sentencex, which splits paragraphs into sentences, is not installed; pip install sentencex, or give one"
+            " sentence a line and pass --layout lines"
         ) from error
     return sentencex.segment("en", paragraph)
 
 
 def words(sentence: str) -> list[str]:
-    """The tokens of a sentence, case kept: words, clitics ('s, 't), numbers, marks of punctuation."""
+    """Tokens of a sentence: words, endings ('s, 't), numbers, punctuation; case kept."""
     return _TOKEN.findall(unicodedata.normalize("NFC", sentence).translate(_QUOTES))

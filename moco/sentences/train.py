@@ -5,7 +5,7 @@
 
 Two encoders f and g read the same sentences; the positives of f(s_i) are g(s_{i-1}) and g(s_{i+1}). The loop is
 moco/sentences/loop.py, the losses are moco/losses/neighbours.py, the output folder is that of any run (moco/run/).
-Exit codes (moco/errors.py): 0 done, 2 bad input, 3 numbers gone wrong, 75 preempted and saved. After 75 start the same
+Exit codes (moco/errors.py): 0 done, 2 bad input, 3 numbers not finite, 75 preempted and saved. After 75 start the same
 command again with --resume auto.
 """
 
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
 def train(options: SentenceOptions, world: World, device: torch.device, preemption: Preemption) -> int:
     folder = Path(options.output_dir)
 
-    # What is there to go on from? A checkpoint that cannot be used ends here, before any text is read.
+    # The checkpoint to resume from. One that cannot be used ends the run here, before any text is read.
     path, notes = distributed.on_rank_0(lambda: resume.find(options.resume, folder))
     saved = checkpoint.load(path) if path else None
     run = check(saved, path) if saved is not None and path is not None else None
@@ -69,12 +69,14 @@ def train(options: SentenceOptions, world: World, device: torch.device, preempti
     torch.manual_seed(seed)
     kernels = set_arithmetic(options.deterministic, device)
 
-    # Text: rank 0 reads it once and leaves the ids in the folder, where all ranks map them.
+    # Text: rank 0 reads it once and writes the ids to the folder, from where all ranks map them.
     labelled = [read_labelled(name, folds=options.folds) for name in options.classify]
     distributed.on_rank_0(lambda: read_text(options, run, path, folder))
-    text, vocabulary = corpus.load(folder), read_vocabulary(folder / FILE)
+    text = corpus.load(folder)
+    vocabulary = read_vocabulary(folder / FILE)
     border = len(text) - held_out_count(len(text), options.held_out)
-    training_text, held_out = text.part(0, border), text.part(border, len(text))
+    training_text = text.part(0, border)
+    held_out = text.part(border, len(text))
     preemption.steps_follow()
     sampler = WindowSampler(len(training_text), options.batch_size, seed)
 
@@ -89,7 +91,8 @@ def train(options: SentenceOptions, world: World, device: torch.device, preempti
         sampler.sizes,
         options.grad_clip,
     )
-    position, meters = Position(), [Meter(), Meter()]
+    position = Position()
+    meters = [Meter(), Meter()]
     if saved is not None and path is not None:
         position, more = restore(saved, path, step, meters, options)
         notes += more
@@ -109,7 +112,10 @@ def train(options: SentenceOptions, world: World, device: torch.device, preempti
 
 
 def read_text(options: SentenceOptions, run: dict[str, Any] | None, path: Path | None, folder: Path) -> None:
-    """Leaves corpus and vocabulary in the run's folder. InputError if the vocabulary is that of another run."""
+    """Writes corpus and vocabulary to the run's folder.
+
+    InputError if --vocabulary is not that of the resumed run.
+    """
     vocabulary: Vocabulary | None = read_vocabulary(Path(options.vocabulary)) if options.vocabulary else None
     if run is not None:
         of_run = vocabulary_of(run)

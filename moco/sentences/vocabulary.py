@@ -16,7 +16,7 @@ FILE = "vocabulary.txt"  # in the run's folder: a word a line, in the order of t
 
 
 class Vocabulary:
-    """Words in the order of their ids; id 0 is the unknown word."""
+    """Words in the order of their ids; 0 is the unknown word."""
 
     def __init__(self, words: Iterable[str]):
         self.words = [UNKNOWN, *words]
@@ -37,20 +37,23 @@ class Vocabulary:
 
 
 def most_frequent(words: list[str], counts: np.ndarray, size: int) -> Vocabulary:
-    """The `size` most frequent of the words; ties go to the alphabet. counts: int64 [len(words)]."""
+    """The `size` most frequent words; ties are in alphabetical order.
+
+    counts: int64 [len(words)].
+    """
     order = sorted(range(len(words)), key=lambda number: (-counts[number], words[number]))
     return Vocabulary(words[number] for number in order[:size])
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
-    """A file that `Vocabulary.write` wrote. InputError for another."""
+    """Reads a file of `Vocabulary.write`. InputError for any other file."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the vocabulary {path}: {error}; give a run's {FILE}") from error
     if lines[0] != UNKNOWN or lines[-1] != "" or len(set(lines)) < len(lines):
         raise InputError(
-            f"{path} is no vocabulary: it must hold different words, one a line, and {UNKNOWN} first; give a"
-            f" run's {FILE}"
+            f"{path} is no vocabulary: it must have {UNKNOWN} first and then different words, one a line; give a run's"
+            f" {FILE}"
         )
     return Vocabulary(lines[1:-1])

@@ -26,7 +26,7 @@ def write_pairs(folder: Path, count: int, seed: int) -> Path:
     folder.mkdir(parents=True)
     for number in range(count):
         colours, depth = frame(100 * seed + number)
-        depth[:6, :9] = 0
+        depth[:10, :18] = 0
         Image.fromarray(colours).save(folder / f"{number:06d}.color.png")
         Image.fromarray(depth).save(folder / f"{number:06d}.depth.png")
     return folder

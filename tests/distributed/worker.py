@@ -40,6 +40,7 @@ from moco.encoders.batchnorm import isolate_batchnorm
 from moco.errors import InputError
 from moco.evaluate.online import OnlineEvaluator
 from moco.losses import LossOutput, WeightedLoss, align_loss, contrastive_loss, uniform_loss
+from moco.losses.batch_keys import BatchKeysDecoupledLoss, BatchKeysLoss
 from moco.losses.debiased import DebiasedLoss
 from moco.losses.decoupled import DecoupledLoss, InBatchDecoupledLoss
 from moco.losses.hard import HardContrastiveLoss, SimpleLoss
@@ -371,30 +372,32 @@ def training_step(
     encoder: nn.Module | None = None,
     kind: type[MoCo] = MoCo,
     K: int = 7,
-    queue_per_view: bool = False,
+    of_model: dict[str, Any] | None = None,
     **arguments: Any,
 ) -> TrainingStep:
     torch.manual_seed(11)
-    more = {"queue_per_view": queue_per_view}
-    model = kind(encoder or Net(), dim=DIM, K=K, m=0.5, bn=bn, bn_group_size=2, seed=3, **more)
+    model = kind(encoder or Net(), dim=DIM, K=K, m=0.5, bn=bn, bn_group_size=2, seed=3, **of_model or {})
     optimizer = torch.optim.SGD(model.parameters(), 0.3, momentum=0.9, weight_decay=1e-2, fused=True)
     return TrainingStep(distributed.data_parallel(model, CPU), loss, optimizer, augment, across, **arguments)
 
 
-def batch(step: int, total: int, part: slice) -> Batch:
+def batch(step: int, total: int, part: slice, small: int = 0) -> Batch:
+    """small: number of small crops, which are of the large ones' size here, for the network's sake."""
     generator = torch.Generator().manual_seed(100 + step)
     crops = torch.randint(0, 256, (total, 2, 8, 8, 3), generator=generator, dtype=torch.uint8)
-    return Batch(crops[part], torch.arange(total)[part] + 1000 * step, torch.arange(total)[part] % 3)
+    more = torch.randint(0, 256, (total, small, 8, 8, 3), generator=generator, dtype=torch.uint8)[part]
+    index = torch.arange(total)[part]
+    return Batch(crops[part], index + 1000 * step, index % 3, more if small else None)
 
 
-def train(step: TrainingStep, all_sizes: list[list[int]]) -> list[dict[str, float]]:
+def train(step: TrainingStep, all_sizes: list[list[int]], small: int = 0) -> list[dict[str, float]]:
     """One step per entry; what it logged, as means over all ranks."""
     logged = []
     for number, sizes in enumerate(all_sizes):
         meter = Meter()
         part = mine(sizes) if world_size() > 1 else slice(None)
         here = sizes if world_size() > 1 else [sum(sizes)]
-        values, measured = step(batch(number, sum(sizes), part), 1, here, measure=True)
+        values, measured = step(batch(number, sum(sizes), part, small), 1, here, measure=True)
         measured = {name: measured[name] for name in ("acc1", "alignment") if name in measured}
         meter.add({**values, **measured}, here[rank()])
         logged.append(meter.read())
@@ -405,11 +408,13 @@ def state(step: TrainingStep) -> dict[str, Tensor]:
     return {**step.moco.state_dict(), "labels": step.moco.queue_labels, "filled": step.moco.filled}
 
 
-def assert_equal_training(several: TrainingStep, one: TrainingStep, all_sizes: list[list[int]]) -> None:
+def assert_equal_training(
+    several: TrainingStep, one: TrainingStep, all_sizes: list[list[int]], small: int = 0
+) -> None:
     start = {name: value.clone() for name, value in state(several).items()}
-    logged = train(several, all_sizes)
+    logged = train(several, all_sizes, small)
     with one_process():
-        expected = train(one, all_sizes)
+        expected = train(one, all_sizes, small)
     for here, there in zip(logged, expected, strict=True):
         assert here.keys() == there.keys()
         torch.testing.assert_close(here, there, **CLOSE)
@@ -507,9 +512,10 @@ def symmetric_training_equals_one_process() -> None:
 @check
 def a_queue_for_each_view_equals_one_process() -> None:
     sizes = [shares(n, world_size()) for n in (2 * world_size() + 1, 3 * world_size() - 1)] * 2
-    several = training_step(SupConLoss(0.2), GlobalBatch(), "shuffle", symmetric=True, queue_per_view=True)
+    two = {"queue_per_view": True}
+    several = training_step(SupConLoss(0.2), GlobalBatch(), "shuffle", symmetric=True, of_model=two)
     with one_process():
-        one = training_step(SupConLoss(0.2), GlobalBatch(), "local", symmetric=True, queue_per_view=True)
+        one = training_step(SupConLoss(0.2), GlobalBatch(), "local", symmetric=True, of_model=two)
     assert_equal_training(several, one, sizes)
     torch.testing.assert_close(several.moco.queue_for(0), one.moco.queue_for(0), **CLOSE)
 
@@ -527,6 +533,42 @@ def training_without_a_queue_equals_one_process() -> None:
         with one_process():
             one = training_step(InBatchLoss(w[0], 0.2, w[1], 2.0, w[2], 2.0), GlobalBatch(), K=0)
         assert_equal_training(several, one, rounds())
+
+
+@check
+def training_with_the_batchs_keys_equals_one_process() -> None:
+    """MoCo v3: negatives on other ranks, uneven shares, a predictor, both views."""
+    losses = [BatchKeysLoss(1.0, 0.4), BatchKeysLoss(0.5, 0.4, 1.0, 2.0, 1.0, 2.0), BatchKeysDecoupledLoss(0.3, 0.5)]
+    for loss in losses:
+        both = []
+        for bn in ("shuffle", "local"):
+            with one_process() if bn == "local" else contextlib.nullcontext():
+                across = GlobalBatch()
+                torch.manual_seed(4)
+                predictor = nn.Sequential(nn.Linear(DIM, 5), nn.Tanh(), nn.Linear(5, DIM))
+                of_model = {"keys": "batch", "predictor": predictor}
+                spread_loss = dataclasses.replace(loss, across=across)
+                both.append(training_step(spread_loss, across, bn, of_model=of_model, symmetric=True))
+        assert_equal_training(both[0], both[1], rounds())
+
+
+@check
+def multi_crop_equals_one_process() -> None:
+    """In parts, symmetric, over the queue; and over the batch's keys."""
+    sizes = [shares(n, world_size()) for n in (2 * world_size() + 1, 3 * world_size() - 1)]
+    queue = {"symmetric": True, "accum_steps": 2}
+    for loss, of_model, more in (
+        (WeightedLoss(1.0, 0.2, 1.0), {}, queue),
+        (BatchKeysLoss(1.0, 0.4), {"keys": "batch"}, {}),
+    ):
+        both = []
+        for bn in ("shuffle", "local"):
+            with one_process() if bn == "local" else contextlib.nullcontext():
+                across = GlobalBatch()
+                of_ranks = dataclasses.replace(loss, across=across)
+                arguments = more if bn == "shuffle" else {**more, "accum_steps": 1}
+                both.append(training_step(of_ranks, across, bn, of_model=of_model, **arguments))
+        assert_equal_training(both[0], both[1], sizes, small=2)
 
 
 class MeanOfParts:

@@ -148,7 +148,7 @@ LABELLED = {"knn_top1", "tolerance", "within_between", "own_mean_cosine", "simpl
     ("make", "missing", "says"),
     [
         (without_classes, LABELLED, "kNN needs labels"),
-        (of_one_class, LABELLED - {"tolerance"}, "kNN tells classes apart, and the data has one"),
+        (of_one_class, LABELLED - {"tolerance"}, "kNN needs two classes, but the data has one"),
         (without_train, {"knn_top1"}, "kNN needs labelled training images"),
     ],
 )

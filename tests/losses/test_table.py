@@ -410,7 +410,7 @@ def test_supcon_asks_for_labels() -> None:
         SupConLoss()(q, k, queue)
     table.check_labels("infonce", np.full(3, -1))
     table.check_labels("supcon", np.array([-1, 4, -1]))
-    with pytest.raises(InputError, match="--loss supcon compares labels and these images have none"):
+    with pytest.raises(InputError, match="--loss supcon compares labels, but these images have none"):
         table.check_labels("supcon", np.full(3, -1))
 
 
@@ -492,21 +492,21 @@ def test_the_temperature_is_the_losss_own_unless_given(temperature: tuple[str, f
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ("--loss hard --moco-hard-alpha 0", "the share of hard negatives must be above 0 and at most 1, not 0"),
-        ("--loss hard-simple --moco-hard-alpha 1.5", "the share of hard negatives must be above 0 and at most 1"),
-        ("--loss hard --moco-hard-alpha nan", "the share of hard negatives must be above 0 and at most 1, not nan"),
-        ("--loss simple --moco-simple-w 0", "the weight of the negatives must be a positive number, not 0"),
-        ("--loss hcl --moco-tau-plus 1", "τ⁺, the share of negatives of the same class, must be in [0, 1), not 1"),
-        ("--loss debiased --moco-tau-plus -0.1", "must be in [0, 1), not -0.1"),
-        ("--loss debiased --moco-tau-plus nan", "must be in [0, 1), not nan"),
-        ("--loss hcl --moco-beta -1", "β, the weight of hard negatives, must be at least 0 and finite, not -1"),
+        ("--loss hard --moco-hard-alpha 0", "--moco-hard-alpha must be greater than 0 and at most 1, not 0"),
+        ("--loss hard-simple --moco-hard-alpha 1.5", "--moco-hard-alpha must be greater than 0 and at most 1"),
+        ("--loss hard --moco-hard-alpha nan", "--moco-hard-alpha must be greater than 0 and at most 1, not nan"),
+        ("--loss simple --moco-simple-w 0", "(--moco-simple-w) must be a positive number, not 0"),
+        ("--loss hcl --moco-tau-plus 1", "--moco-tau-plus must be at least 0 and less than 1, not 1"),
+        ("--loss debiased --moco-tau-plus -0.1", "must be at least 0 and less than 1, not -0.1"),
+        ("--loss debiased --moco-tau-plus nan", "must be at least 0 and less than 1, not nan"),
+        ("--loss hcl --moco-beta -1", "--moco-beta must be at least 0 and finite, not -1"),
         ("--loss hcl --moco-beta inf", "must be at least 0 and finite, not inf"),
         ("--loss hcl --moco-align-w 1", "mix the terms of infonce and align-uniform, which --loss hcl does not have"),
         ("--loss supcon --moco-contr-w 1", "which --loss supcon does not have: leave them out"),
         ("--loss hcl --moco-k 0", "--loss hcl takes its negatives from the queue, so --moco-k must be at least 1"),
-        ("--loss supcon --moco-k 0", "--moco-k 0 goes with infonce or align-uniform"),
+        ("--loss supcon --moco-k 0", "--moco-k 0 works with --loss infonce or align-uniform"),
         ("--moco-k 0 --symmetric", "--symmetric has no meaning with --moco-k 0, where both views are queries"),
-        ("--moco-k 0 --accum-steps 2", "--accum-steps would leave parts of a batch to compare with"),
+        ("--moco-k 0 --accum-steps 2", "--accum-steps splits the batch, but with --moco-k 0 all negatives"),
         ("--moco-k 0 --batch-size 1", "--batch-size must be at least 2"),
         ("--moco-k 0 --bn split", "--bn split separates keys from queries; it has no effect with --moco-k 0"),
         ("--moco-k 0 --bn shuffle", "pass --bn local, or --bn sync on several GPUs"),
@@ -523,7 +523,7 @@ def test_what_has_no_meaning_is_refused_in_one_sentence(words: str, told: str) -
 @pytest.mark.parametrize("bad", [0.0, -0.07, math.nan, math.inf])
 @pytest.mark.parametrize("loss", [HardContrastiveLoss, DebiasedLoss, SupConLoss, InBatchLoss, DecoupledLoss])
 def test_temperatures_must_be_positive(loss: type, bad: float) -> None:
-    with pytest.raises(InputError, match="the temperature must be a positive number"):
+    with pytest.raises(InputError, match=r"the temperature \(--moco-t\) must be a positive number"):
         loss(temperature=bad)
 
 

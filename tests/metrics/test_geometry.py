@@ -93,9 +93,9 @@ def test_collapse_closed_forms() -> None:
 
 def test_what_does_not_exist_is_refused() -> None:
     x = unit(6, 4)
-    with pytest.raises(InputError, match="samples are of 1"):
+    with pytest.raises(InputError, match="samples have 1"):
         class_collapse(x, torch.zeros(6, dtype=torch.long))
-    with pytest.raises(InputError, match="samples are of 0"):
+    with pytest.raises(InputError, match="samples have 0"):
         class_collapse(x, torch.full((6,), -1))
     with pytest.raises(InputError, match="every class has one"):
         class_collapse(x, torch.arange(6))
@@ -113,7 +113,7 @@ def test_what_does_not_exist_is_refused() -> None:
     ):
         with pytest.raises(InputError, match="not finite"):
             measure()
-    with pytest.raises(InputError, match="all zero"):
+    with pytest.raises(InputError, match="all features are zero"):
         metrics.effective_rank(torch.zeros(3, 2))
     assert math.isnan(metrics.uniformity(bad).item())
     assert math.isnan(metrics.tolerance(bad, labels).item())

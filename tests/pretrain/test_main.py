@@ -213,7 +213,7 @@ def test_photos_without_classes_are_enough_to_pretrain(launcher: Launcher, tmp_p
     state = checkpoint.load(checkpoint.checkpoints(tmp_path / "run")[-1])
     assert set(state["moco_run"]["queue_state"]["labels"].tolist()) == {-1}
     ended = launcher.run([*SMALL, "--loss", "supcon", str(photos / "train/dark")], tmp_path / "supcon")
-    assert_refused(ended, "--loss supcon compares labels and these images have none")
+    assert_refused(ended, "--loss supcon compares labels, but these images have none")
 
 
 def test_goes_on_with_the_next_epochs(launcher: Launcher, images: Path, finished: Path, tmp_path: Path) -> None:
@@ -398,7 +398,7 @@ def good(finished: Path, folder: Path) -> Path:
         (good, "-a resnet18_small", "holds a smallcnn, not a resnet18_small; pass --arch smallcnn"),
         (good, "--moco-dim 16", "was trained with --moco-dim 8 --moco-k 21; pass the same"),
         (good, "--moco-k 22", "was trained with --moco-dim 8 --moco-k 21; pass the same"),
-        (good, "--mlp", "does not fit this model (arch, --mlp, --moco-mlp-layers?)"),
+        (good, "--mlp", "does not fit this model (arch, --mlp, --moco-mlp-layers, --predictor?)"),
     ],
 )
 def test_bad_checkpoints(

@@ -244,7 +244,7 @@ def test_unknown_flags_show_near_ones(words: str, told: str) -> None:
         ("--moco-m nan", "--moco-m must lie between 0 and 1, not nan"),
         ("--moco-m 0:0.9,5:1.5", "--moco-m must lie between 0 and 1, not 1.5"),
         ("--moco-m 5:0.9,0:0.99", "is neither a number nor a curve of rising epochs"),
-        ("--lr-per-step", "--lr-per-step is for a warm-up or a cosine: pass --cos or --warmup-epochs too"),
+        ("--lr-per-step", "--lr-per-step works only with a warm-up or a cosine: pass --cos or --warmup-epochs too"),
         ("--moco-dim 0", "--moco-dim must be at least 1"),
         ("--epochs 0", "--epochs must be at least 1"),
         ("--batch-size 0", "--batch-size must be at least 1"),

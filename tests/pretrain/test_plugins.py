@@ -143,12 +143,12 @@ BROKEN = {
         ("--loss syntax:X", r"syntax.py line 1: "),
         ("--loss needs:X", r"its import failed at .*needs.py line 1: ModuleNotFoundError"),
         ("--loss fine:needs_too", "fine.py defines no needs_too; did you mean needs_two"),
-        ("--loss fine:number", "--loss fine:number is a int; name a class or a function"),
+        ("--loss fine:number", "--loss fine:number is a int; it must be a class or a function"),
         ("--loss fine:needs_two --loss-arg a=1", "missing a required argument: 'b'; arguments are given as --loss-arg"),
         ("--loss fine:needs_two --loss-arg 3", "--loss-arg 3 must have the form name=value"),
-        ("--loss-arg a=1", "--loss-arg a=1 goes with --loss module:Name, not with the built-in infonce"),
-        ("--arch-arg a=1", "--arch-arg a=1 goes with --arch module:Name"),
-        ("--dataset-arg a=1", "--dataset-arg a=1 goes with --dataset module:Name"),
+        ("--loss-arg a=1", "--loss-arg a=1 works only with --loss module:Name, not with the built-in infonce"),
+        ("--arch-arg a=1", "--arch-arg a=1 works only with --arch module:Name"),
+        ("--dataset-arg a=1", "--dataset-arg a=1 works only with --dataset module:Name"),
         ("--loss infonse", "unknown --loss 'infonse'; did you mean infonce.*or module:Name"),
         ("--dataset cifar1", "unknown --dataset 'cifar1'; did you mean cifar10"),
         ("--dataset fine:needs_two --dataset-arg c=1", "got an unexpected keyword argument 'c'"),
@@ -191,7 +191,7 @@ def keep(a: object) -> dict[str, object]:
 def test_values_of_arguments(text: str, value: object) -> None:
     options = parse_pretrain(["folder", "--loss", f"{__name__}:keep", "--loss-arg", f"a={text}"])
     assert options.loss_arg == [f"a={text}"]
-    with pytest.raises(InputError, match="gives a dict, which cannot be called"):
+    with pytest.raises(InputError, match="gives a dict; it must give an object to call"):
         make_loss(options)
     assert find("--loss", options.loss or "", options.loss_arg)() == {"a": value}
 
@@ -208,7 +208,7 @@ def test_arguments_may_stand_in_a_config_file(tmp_path: Path) -> None:
 def test_a_module_is_no_network() -> None:
     with pytest.raises(InputError, match=r"--arch builtins:int gives a int, not a torch.nn.Module"):
         build_encoder("builtins:int", 3)
-    with pytest.raises(InputError, match=r"--arch-arg a=1 goes with --arch module:Name"):
+    with pytest.raises(InputError, match=r"--arch-arg a=1 works only with --arch module:Name"):
         parse_lincls(["--dataset", "digits", "--arch", "resnet18", "--arch-arg", "a=1"])
 
 

@@ -18,7 +18,7 @@ from moco.encoders import build_encoder
 from moco.errors import InputError
 from moco.losses.table import LOSSES, make_loss
 from moco.pretrain import state as resume
-from moco.pretrain.__main__ import projector_of
+from moco.pretrain.heads import projector_of
 from moco.pretrain.optimiser import make_optimizer
 from moco.pretrain.options import PretrainOptions, parse_pretrain
 from moco.pretrain.state import Position, find, restore, snapshot
@@ -288,7 +288,7 @@ def refuse(state: dict[str, Any], o: PretrainOptions, told: str) -> None:
         (["--moco-dim", "16"], r"--moco-dim 8 --moco-k 11; pass the same"),
         (["--moco-k", "12"], r"--moco-dim 8 --moco-k 11; pass the same"),
         (["--mlp"], r"does not fit this model \(arch, .*\?\): \d+ entries differ, the first is encoder_k\.fc"),
-        (["--moco-mlp-layers", "2", "--moco-mlp-bn"], r"--moco-mlp-layers\?\): \d+ entries differ, the first is"),
+        (["--moco-mlp-layers", "2", "--moco-mlp-bn"], r"--predictor\?\): \d+ entries differ, the first is"),
         (["--symmetric", "--queue-per-view"], r"with one queue for both views: leave out --queue-per-view"),
     ],
 )
@@ -307,7 +307,7 @@ def test_two_queues_are_resumed_as_two() -> None:
 def test_an_epoch_is_finished_as_it_was_begun(word: str) -> None:
     """Its samples would be others; at an epoch's end, both may change."""
     state = snapshot(training_step(options()), [], Position(1, 3, 9), options())
-    refuse(state, options(word, "77"), r"saved inside an epoch of --(batch-size 256|seed 5), which another value")
+    refuse(state, options(word, "77"), r"saved inside an epoch with --(batch-size 256|seed 5); pass the same value")
     state["moco_run"]["step_in_epoch"] = 0
     restore(state, Path("old.pth.tar"), training_step(options()), [], options(word, "77"))
 

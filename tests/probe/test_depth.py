@@ -8,11 +8,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import nn
 
+from moco.data.depth import open_depth
+from moco.data.depth_crops import DepthLoader, depth_of
+from moco.data.sampler import Sampler
 from moco.encoders import SmallAlexNet, build_encoder
 from moco.errors import EXIT_INPUT, EXIT_NUMERICS, InputError
 from moco.evaluate.layers import FeatureMaps, Layers
@@ -161,6 +165,41 @@ def test_it_learns_and_leaves_what_a_probe_leaves(whole: Path) -> None:
     assert all(kept[name].equal(fresh[name]) for name in frozen), "the encoder was trained"
     with Image.open(whole / "predictions.png") as grid:
         assert grid.size == (3 * 16, 3 * 16) and grid.mode == "RGB"
+
+
+def central_depth(folder: Path, split: str, count: int) -> torch.Tensor:
+    loader = DepthLoader(
+        open_depth(str(folder), split), Sampler(count, count, 0, shuffle=False), size=16, eval_crop=64 / 70, workers=1
+    )
+    return depth_of(next(loader.epoch(0)).crops)
+
+
+def test_the_number_beside_it_and_the_picture(pairs: Path, whole: Path) -> None:
+    """The training images' mean depth as a prediction; rows of image, truth and prediction, none of it black."""
+    train, val = central_depth(pairs, "train", 9), central_depth(pairs, "val", 3)
+    known = val > 0
+    assert 0 < (~known).sum() < 100
+    constant = json.loads((whole / "depth.json").read_text())["constant"]
+    assert constant["depth_mse"] == pytest.approx(
+        (train[train > 0].mean() - val[known]).square().mean().item(), rel=1e-5
+    )
+    grid = torch.from_numpy(np.array(Image.open(whole / "predictions.png"))).view(3, 16, 3, 16, 3)
+    true, predicted = grid[:, :, 1, :, 0], grid[:, :, 2, :, 0]
+    torch.testing.assert_close(true, ((255 - 235 * val / val.max()) * known).round().byte(), rtol=0, atol=1)
+    assert not true[~known].any() and predicted.min() >= 20
+
+
+@pytest.mark.parametrize(
+    ("split", "said"), [("train", "training images has a depth"), ("val", "these images has a")]
+)
+def test_data_without_any_depth_is_refused_before_training(
+    pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], split: str, said: str
+) -> None:
+    copy = shutil.copytree(pairs, tmp_path / "none")
+    for path in (copy / split).glob("*.depth.png"):
+        Image.fromarray(np.zeros((48, 64), np.uint16)).save(path)
+    assert said in refused(capsys, EXIT_INPUT, str(copy), *SMALL, "--output-dir", str(tmp_path / "out"))
+    assert not (tmp_path / "out" / "checkpoint.pth.tar").exists()
 
 
 def test_a_run_that_was_cut_goes_on_with_the_same_bits(pairs: Path, whole: Path, tmp_path: Path) -> None:

@@ -65,5 +65,5 @@ def test_draws_are_a_function_of_the_seed_and_their_spread_is_given() -> None:
 
 def test_too_few_images_of_a_class() -> None:
     x, y = clusters(12, seed=0)
-    with pytest.raises(InputError, match="one class has 4"):
+    with pytest.raises(InputError, match="one class has only 4"):
         few_label_accuracy(x, y, x, y, per_class=5)

@@ -273,7 +273,7 @@ Make = Callable[[Path, Path], Path]  # (what is there, an empty folder) -> what 
         ({"pretrained": foreign, "arch": "smallcnn"}, None, "does not fit this encoder"),
         ({"pretrained": lambda source, _: source, "arch": "resnet18"}, None, "pass --arch smallcnn"),
         ({"resume": lambda source, _: source}, None, "pass it as --pretrained"),
-        ({"resume": of_other_classes}, None, "2 classes apart, the data has 3"),
+        ({"resume": of_other_classes}, None, "trained on 2 classes, but the data has 3"),
         ({"evaluate": True, "arch": "smallcnn"}, None, "--resume"),
         ({"arch": "smallcn"}, None, "smallcnn"),
         ({"arch": "smallalexnet"}, None, "--image-size"),

@@ -58,7 +58,7 @@ def test_neighbours_are_the_nearest_others(folder: Path) -> None:
 
 
 def test_images_that_are_gone(folder: Path) -> None:
-    with pytest.raises(InputError, match="not at /nowhere any more"):
+    with pytest.raises(InputError, match="no longer in /nowhere"):
         grid(folder / "checkpoint_0001.pth.tar", OPTIONS | {"dataset": "folder", "data": "/nowhere"}, queries=3)
 
 

@@ -90,7 +90,7 @@ def test_a_row_without_numbers_says_why(tmp_path: Path) -> None:
         (["nowhere"], "neither a run nor a sweep in nowhere"),
         (["one", "--neighbours", "-3"], "argument --neighbours: -3 must be at least 0"),
         (["one", "--output", "curves.png"], "names a file"),
-        (["one", "again/one"], "2 runs are called one"),
+        (["one", "again/one"], "2 runs have the name one"),
     ],
 )
 def test_bad_input(

@@ -71,7 +71,7 @@ def test_latin_1_text_keeps_its_number_of_lines(tmp_path: Path) -> None:
         (b"\x89PNG\r\n\x1a\n\x00\x00", "latin-1", "is a binary file, not plain text"),
         (b"caf\xe9 \x81", "auto", "is not UTF-8 or Windows-1252 (byte 0xe9 at 3)"),
         (b"caf\xe9 noir", "utf-8", "is not utf-8 (byte 0xe9 at 3); pass its --encoding"),
-        (b"coffee", "utf-9", "--encoding utf-9 is not known"),
+        (b"coffee", "utf-9", "unknown --encoding utf-9"),
     ],
 )
 def test_files_that_are_no_text(content: bytes, encoding: str, message: str, tmp_path: Path) -> None:

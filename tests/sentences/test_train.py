@@ -233,7 +233,7 @@ def test_bad_texts_are_refused(argv: list[str], text: Path, tmp_path: Path, caps
     assert "is empty" in refused(capsys, [str(tmp_path / "empty.txt"), *settings], tmp_path / "run")
     assert "is a binary file" in refused(capsys, [str(tmp_path / "binary.txt"), *settings], tmp_path / "run")
     assert "there is no file or folder" in refused(capsys, [str(tmp_path / "gone"), *settings], tmp_path / "run")
-    assert "say where the text is" in refused(capsys, settings, tmp_path / "run")
+    assert "no text was given" in refused(capsys, settings, tmp_path / "run")
     assert "fewer than --batch-size 20" in refused(capsys, argv, tmp_path / "run", "--held-out", "500")
     assert not checkpoints(tmp_path / "run")
 
@@ -242,7 +242,7 @@ def test_bad_texts_are_refused(argv: list[str], text: Path, tmp_path: Path, caps
     ("words", "message"),
     [
         (["--moco-contr-w", "0"], "at least one must be positive"),
-        (["--moco-t", "0"], "the temperature must be a positive number"),
+        (["--moco-t", "0"], "the temperature (--moco-t) must be a positive number"),
         (["-b", "1"], "--batch-size must be at least 2"),
         (["--lr", "-1"], "--lr must be greater than 0"),
         (["--save-every", "soon"], "--save-every takes steps"),
@@ -268,7 +268,7 @@ def test_what_does_not_go_on_is_refused(argv: list[str], tmp_path: Path, capsys:
     assert "was trained on another text" in refused(capsys, [str(other), *argv[1:]], run, *auto)
     assert "was trained on another text" in refused(capsys, argv, run, *auto, "--longest", "4")
     assert {path: path.stat().st_ino for path in run.rglob("*") if path.is_file()} == before, "as it was"
-    assert "it was trained with --embedding 6 --hidden 5" in refused(capsys, argv, run, *auto, "--hidden", "4")
+    assert "pass --embedding 6 --hidden 5" in refused(capsys, argv, run, *auto, "--hidden", "4")
     assert train([str(other), *argv[1:]], tmp_path / "second", "--epochs", "1", "--vocabulary-size", "7") == 0
     words = ("--vocabulary", str(tmp_path / "second" / "vocabulary.txt"))
     assert "is the vocabulary of another run" in refused(capsys, argv, run, *auto, *words)
@@ -289,4 +289,4 @@ def test_another_number_in_the_middle_of_an_epoch_is_refused(
     assert train(argv, tmp_path / "run", "--epochs", "1", "--save-every", "4") == 0
     (tmp_path / "run" / "checkpoint_0000.pth.tar").unlink()
     message = refused(capsys, argv, tmp_path / "run", "--resume", "auto", "-b", "10")
-    assert "was saved inside an epoch of --batch-size 20" in message
+    assert "was saved inside an epoch with --batch-size 20" in message

@@ -7,7 +7,7 @@ import os
 import random
 
 from moco.encoders.files import EncoderFile, network_of, read_encoder
-from moco.encoders.preprocessing import suited
+from moco.encoders.preprocessing import suited, with_images_of
 from moco.errors import InputError, flag
 from moco.probe.depth.options import DepthOptions
 
@@ -46,6 +46,7 @@ def resolve(options: DepthOptions, origin: EncoderFile | None, resumed: bool) ->
                     f"{origin.path} was trained with {flag(name)} {before[name]}; pass the same,"
                     " or another --output-dir"
                 )
+    options = with_images_of(options, before)
     size, recipe = suited(options.dataset, before)
     arch, arch_arg = options.arch or "smallalexnet", options.arch_arg
     if origin and (origin.arch or options.arch):
