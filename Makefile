@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help quickstart house bits test quick test-oldest lint types pytest reliability soak test-slurm bench bench-gpu evidence-gpu peers docs dist install install-dev clean distclean
+.PHONY: help quickstart house bits test quick test-oldest lint types pytest reliability soak soak-ends test-slurm bench bench-gpu evidence-gpu peers docs dist install install-dev clean distclean
 
 PY := .venv/bin/python
 CODE := moco tests examples hubconf.py $(wildcard main_moco.py main_lincls.py launch benchmarks docs/site.py)
@@ -54,8 +54,11 @@ reliability: install-dev ## the fault-injection suite alone; writes the table of
 	@MOCO_RELIABILITY_RESULTS=$(RESULTS) OMP_NUM_THREADS=1 $(PY) -m pytest tests/reliability $(ARGS)
 	@$(PY) tests/reliability/table.py $(RESULTS)
 
-soak: ## the same with ten times as many kills, and restarts by torchrun
+soak: soak-ends ## the same with ten times as many kills, restarts by torchrun, and a thousand ends
 	@MOCO_SOAK=10 $(MAKE) reliability
+
+soak-ends: install-dev ## a thousand ends of real runs on a busy machine, for at most an hour; writes docs/reliability.md
+	@$(PY) -m tests.reliability.ends $(ARGS)
 
 # Where Slurm can neither be found nor installed they are skipped, with a loud reason; not with SLURM=required, as in CI.
 SLURM ?= if-possible

@@ -10,8 +10,8 @@ The program is moco/probe/__main__.py; docs/evaluation.md has the protocols.
 """
 
 
-from moco.commands import end_process
+from moco.commands import end_with
 from moco.probe.__main__ import main
 
 if __name__ == "__main__":
-    end_process(main())
+    end_with(main)

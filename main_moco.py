@@ -9,8 +9,8 @@ The program is moco/pretrain/__main__.py; one step is moco/pretrain/step.py; the
 """
 
 
-from moco.commands import end_process
+from moco.commands import end_with
 from moco.pretrain.__main__ import main
 
 if __name__ == "__main__":
-    end_process(main())
+    end_with(main)

@@ -21,7 +21,7 @@ import submitit
 
 from launch.encoders_table import PUBLISHED
 from launch.job import Job, JobFailed, Step
-from moco.commands import end_process, run_command
+from moco.commands import end_with, run_command
 from moco.errors import EXIT_OK
 from moco.run.files import write_file, write_json, write_text
 from moco.run.lock import RunLock
@@ -126,4 +126,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    end_process(main())
+    end_with(main)

@@ -14,13 +14,12 @@ import contextlib
 import os
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from launch import journal
-from moco.commands import Parser, number, run_command
+from moco.commands import Parser, end_with, number, run_command
 from moco.errors import EXIT_OK, InputError
 from moco.run.log import read_log
 
@@ -121,4 +120,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main)

@@ -8,28 +8,18 @@ from __future__ import annotations
 
 import runpy
 import sys
-import traceback
+from functools import partial
 
-from moco.commands import end_process
+from moco.commands import end_with
 
 
 def run(words: list[str]) -> int:
     """Runs `words`: -u -m MODULE and its arguments. Returns the exit code."""
     start = words.index("-m") + 1
-    module = words[start]
     sys.argv = words[start:]
-    try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
-    except SystemExit as end:
-        if end.code is None or isinstance(end.code, int):
-            return end.code or 0
-        print(end.code, file=sys.stderr)
-        return 1
-    except BaseException:
-        traceback.print_exc()
-        return 1
+    runpy.run_module(words[start], run_name="__main__", alter_sys=True)
     return 0
 
 
 if __name__ == "__main__":
-    end_process(run(sys.argv[1:]))
+    end_with(partial(run, sys.argv[1:]))

@@ -28,7 +28,7 @@ from submitit.slurm.slurm import _make_sbatch_string
 
 from launch import jobs, options_file, snapshot
 from launch.job import Job, JobFailed, Step
-from moco.commands import Parser, number, run_command
+from moco.commands import Parser, end_with, number, run_command
 from moco.errors import EXIT_INPUT, EXIT_OK, InputError
 from moco.run.files import write_text
 from moco.run.provenance import git_state
@@ -288,4 +288,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main)

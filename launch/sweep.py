@@ -27,7 +27,7 @@ from typing import Any
 
 from launch import jobs, options_file, snapshot, spec, submitit_job
 from launch.element import DESCRIPTION, FAILED, ROW, Element, gather
-from moco.commands import Parser, number, run_command
+from moco.commands import Parser, end_with, number, run_command
 from moco.errors import EXIT_PREEMPTED, InputError
 from moco.run.files import write_json
 from moco.run.log import read_log
@@ -220,4 +220,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main)

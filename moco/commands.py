@@ -8,6 +8,7 @@ import math
 import os
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -98,11 +99,34 @@ def run_command(work: Callable[[], int]) -> int:
         return EXIT_INTERRUPTED
 
 
+def end_with(main: Callable[[], int]) -> NoReturn:
+    """Calls `main` and ends the process with its exit code; after an unforeseen error with 1."""
+    end_process(code_of(main))
+
+
+def code_of(main: Callable[[], int]) -> int:
+    """The exit code that Python gives a process that calls `main`; what it would print is printed.
+
+    `--help` and foreign code end by SystemExit, a bug by its traceback.
+    """
+    try:
+        return main()
+    except SystemExit as end:
+        if end.code is None or isinstance(end.code, int):
+            return end.code or 0
+        print(end.code, file=sys.stderr)
+        return 1
+    except BaseException:
+        traceback.print_exc()
+        return 1
+
+
 def end_process(code: int) -> NoReturn:
     """Ends the process with `code`, after Python's threads, its atexit functions and its output.
 
-    Libraries have threads of their own in C++. One that is still alive when the interpreter is taken down can abort the
-    process, and a run that ended well would be reported as failed. So the interpreter is not taken down.
+    A daemon thread that comes out of torch while the interpreter is taken down is ended by Python (`pthread_exit`).
+    That unwinds C++ functions that must not be left so: "terminate called without an active exception", signal 6, and a
+    run that ended well would be reported as failed. So the interpreter is not taken down.
     """
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()

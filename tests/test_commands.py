@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -130,6 +131,51 @@ def test_a_rank_of_submitit_ends_with_its_own_code(ends: str, code: int, tmp_pat
     assert done.returncode == code
     assert done.stdout == "work\nthread\natexit\n"
     assert ("ZeroDivisionError" in done.stderr) == (ends == "1 / 0")
+
+
+def commands_of_the_tree() -> list[Path]:
+    """Every file of the program that can be started."""
+    there = [*ROOT.glob("main_*.py"), *(ROOT / "moco").rglob("*.py"), *(ROOT / "launch").rglob("*.py")]
+    return [path for path in there if '__name__ == "__main__"' in path.read_text(encoding="utf-8")]
+
+
+def test_every_command_leaves_by_the_ordered_end() -> None:
+    """Mains, probe, evaluation, sentences, launch, console scripts: none takes the interpreter down."""
+    commands = commands_of_the_tree()
+    assert len(commands) >= 14
+    for path in commands:
+        last = path.read_text(encoding="utf-8").partition('if __name__ == "__main__":\n')[2].splitlines()
+        assert len(last) == 1 and last[0].startswith("    end_with("), path
+    scripts = re.findall(r'^moco-\w+ = "(.+):(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert len(scripts) == 5
+    for module, function in scripts:
+        text = (ROOT / f"{module.replace('.', '/')}.py").read_text()
+        assert f'def {function}() -> NoReturn:\n    """The console script."""\n    end_with(main)\n' in text, module
+
+
+@pytest.mark.parametrize(("words", "code"), [("--help", 0), ("--dry-run --dataset digits", 0), ("--nonsense", 2)])
+def test_a_library_that_aborts_at_the_end_changes_no_code(words: str, code: int, tmp_path: Path) -> None:
+    """By the console script: a thread inside torch is there from the start, and --help ends by SystemExit."""
+    start = "from tests.reliability.busy_threads import digits; digits('train', None);"
+    start += "import sys; from moco.pretrain.__main__ import script; sys.argv[0] = 'moco-pretrain'; script()"
+    done = subprocess.run([sys.executable, "-c", start, *words.split()], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == code, done.stderr
+
+
+def test_a_thread_inside_torch_aborts_an_ordinary_end() -> None:
+    """What the ordered end is for. Python 3.14 lets such threads hang instead."""
+    if sys.version_info >= (3, 14):
+        pytest.skip("Python does not end such threads any more")
+    start = "from tests.reliability.busy_threads import digits; digits('train', None); import sys; sys.exit(0)"
+    codes = [subprocess.run([sys.executable, "-c", start], cwd=ROOT, capture_output=True).returncode for _ in range(3)]
+    assert -6 in codes
+
+
+def test_a_bug_ends_with_1_and_its_traceback(tmp_path: Path) -> None:
+    code = "from moco.commands import end_with\ndef main():\n    raise ValueError('a bug')\nend_with(main)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Traceback") and done.stderr.endswith("ValueError: a bug\n")
 
 
 def test_output_that_cannot_be_written_is_no_success() -> None:

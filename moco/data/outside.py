@@ -1,4 +1,4 @@
-"""Data sets from outside: a factory's source, or a map-style torch dataset made into one."""
+"""Data sets from outside: a factory's source, a map-style torch dataset made into one, or one of the hub."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from PIL import Image
 from moco import plugins
 from moco.data.channels import RGB, PixelFormat
 from moco.data.decode import BadImage, decode, decode_whole
+from moco.data.hub import is_hub, open_hub
 from moco.data.source import ArrayPicture, ArraySource, Source
 from moco.errors import InputError
 
@@ -28,7 +29,8 @@ def open_outside(
 
     The factory returns a Source, or a torch dataset with `len` and `[i]`. InputError for anything else.
     """
-    made = _make(dataset, split, data, tuple(arguments))
+    hub = is_hub(dataset)
+    made = open_hub(dataset, split, data, arguments, pixels) if hub else _make(dataset, split, data, tuple(arguments))
     if made is None:
         return None
     if not (hasattr(made, "__len__") and (hasattr(made, "open") or hasattr(made, "__getitem__"))):
@@ -41,8 +43,12 @@ def open_outside(
         raise InputError(f"--dataset {dataset} gives no image for {split}")
     if labels_required and (np.asarray(source.labels) < 0).any():
         raise InputError(
-            f"--dataset {dataset} has images without a label in {split}, and labels are needed here: give the data set"
-            " an attribute `targets` with the label of each image"
+            f"--dataset {dataset} has images without a label in {split}, and labels are needed here: "
+            + (
+                "name their column with --dataset-arg label=COLUMN"
+                if hub
+                else "give the data set an attribute `targets` with the label of each image"
+            )
         )
     return source
 

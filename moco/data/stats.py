@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from moco.commands import Parser, end_process, number, run_command
+from moco.commands import Parser, end_with, number, run_command
 from moco.data.channels import MOST_CHANNELS, PixelFormat, pixel_format
 from moco.data.datasets import DATASETS, open_split
 from moco.data.decode import BadImage
@@ -126,4 +126,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    end_process(main())
+    end_with(main)

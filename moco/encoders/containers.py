@@ -26,7 +26,10 @@ def open_weights(path: Path) -> dict[str, Any]:
         for told, name in ((METADATA, None), ("config.json", "model.safetensors")):
             if (path / told).is_file():
                 about = _read_json(path / told)
-                return open_weights(path / (name or about["file"])) | _described(about)
+                file = name or about.get("file")
+                if not isinstance(file, str) or Path(file).name != file:  # it may come from a stranger
+                    raise InputError(f"{path / told} names no file beside it: give the checkpoint file itself")
+                return open_weights(path / file) | _described(about)
         raise InputError(f"{path} is a folder without {METADATA} or config.json: give the checkpoint file itself")
     if path.suffix == ".safetensors":
         content = _open_safetensors(path)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from moco.encoders import hub
 from moco.encoders.channels import input_channels, weights_for
 from moco.encoders.containers import open_weights
 from moco.encoders.networks import build_encoder, classifier_name, trunk
@@ -104,8 +105,9 @@ def network_of(file: EncoderFile, arch: str | None, arguments: Sequence[str]) ->
 
 def read_encoder(path: str | Path) -> EncoderFile:
     """The encoder in a checkpoint of any layout in `LAYOUTS`: a torch or safetensors file, or a folder that moco.export
-    or `timm.models.save_for_hf` wrote. InputError if there is none or a number is not finite."""
-    content = open_weights(Path(path))
+    or `timm.models.save_for_hf` wrote, here or as hf-hub:USER/NAME. InputError if there is none or a number is not
+    finite."""
+    content = open_weights(hub.fetch(str(path)) if hub.is_hub(path) else Path(path))
     # torch.compile puts _orig_mod into the names
     weights = {key.replace("_orig_mod.", ""): value for key, value in _weights(content, path).items()}
     prefix, layout = next((p, name) for p, name in LAYOUTS if any(key.startswith(p) for key in weights))

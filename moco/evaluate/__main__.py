@@ -29,14 +29,14 @@ from __future__ import annotations
 import dataclasses
 import time
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from moco import distributed
-from moco.commands import end_process, run_command
+from moco.commands import end_with, run_command
 from moco.data.augment import Augment
 from moco.data.source import Source, check_same_classes, labelled
 from moco.distributed.session import pick_device
@@ -178,5 +178,10 @@ def main(argv: list[str] | None = None) -> int:
     return run_command(run)
 
 
+def script() -> NoReturn:
+    """The console script."""
+    end_with(main)
+
+
 if __name__ == "__main__":
-    end_process(main())
+    end_with(main)

@@ -2,6 +2,7 @@
 
     python -m moco.export runs/x/checkpoint_0199.pth.tar --to torchvision
     python -m moco.export runs/lincls/model_best.pth.tar --to huggingface --output-dir cards/v2 --licence mit
+    python -m moco.export runs/x/checkpoint_0199.pth.tar --push-to-hub USER/NAME --licence mit
 
 A checkpoint of pretraining gives the trunk, one of main_lincls.py the trunk with its classifier. The result is a
 folder: the weights in the format's layout, and `metadata.json`. It is first written under a temporary name. The
@@ -18,19 +19,20 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from moco.commands import Parser, end_process, number, run_command
+from moco.commands import Parser, end_with, number, run_command
 from moco.encoders import build_encoder, classifier_name, feature_dim
 from moco.encoders.containers import METADATA
 from moco.encoders.files import EncoderFile, load_trunk, network_of, read_encoder
 from moco.encoders.preprocessing import Preprocessing
 from moco.errors import EXIT_OK, InputError
 from moco.export.formats import FORMATS, Exported
+from moco.export.hub import check_name, push
 
 TOLERANCE = 1e-5  # largest difference of an output, relative to the largest output (at least 1): fp32 in another order
 # Options about the machine of the run, which are not published.
@@ -173,7 +175,7 @@ def compare(x: Exported, other: Any, images: Tensor) -> float:
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="moco-export", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("checkpoint", help="file of any layout that main_lincls.py --pretrained reads")
-    parser.add_argument("--to", required=True, choices=tuple(FORMATS))
+    parser.add_argument("--to", choices=tuple(FORMATS), help="format; default with --push-to-hub: huggingface")
     parser.add_argument("--output-dir", help="new folder; default: one beside the checkpoint")
     parser.add_argument("-a", "--arch", help="the network, where the checkpoint does not say")
     parser.add_argument("--arch-arg", action="append", default=[], metavar="NAME=VALUE", help="of your own --arch")
@@ -184,8 +186,23 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--no-classifier", action="store_true", help="leave out the classifier of main_lincls.py")
     parser.add_argument("--licence", default="other", help="of the weights, in the hub's spelling (%(default)s)")
 
+    parser.add_argument("--push-to-hub", metavar="USER/NAME", help="then send the folder to the Hugging Face hub")
+    parser.add_argument("--private", action="store_true", help="of a new repository of --push-to-hub")
+    parser.add_argument("--dry-run", action="store_true", help="write the folder of --push-to-hub, and send nothing")
+
     def run() -> int:
         arguments = parser.parse_args(argv)
+        name = arguments.push_to_hub
+        if name:
+            check_name(name)
+            arguments.to = arguments.to or "huggingface"
+        elif arguments.to is None:
+            raise InputError("the following arguments are required: --to (see --help)")
+        for flag in ("private", "dry_run"):
+            if getattr(arguments, flag) and not name:
+                raise InputError(f"--{flag.replace('_', '-')} is read with --push-to-hub alone: leave it out")
+        if name and arguments.to not in ("huggingface", "safetensors"):
+            raise InputError(f"--push-to-hub sends --to huggingface or safetensors, not {arguments.to}")
         x = prepare(
             read_encoder(arguments.checkpoint),
             arch=arguments.arch,
@@ -195,16 +212,29 @@ def main(argv: list[str] | None = None) -> int:
             classifier=not arguments.no_classifier,
             licence=arguments.licence,
         )
+        if name:
+            x.about["hub"] = name
         path = Path(arguments.checkpoint)
         default = path.parent / f"{path.name.split('.')[0]}-{arguments.to}"
         result = export(x, arguments.to, arguments.output_dir or default)
         what = f"{len(x.classes)} class scores" if x.classes else f"{x.about['feature_dim']} features"
         print(f"{result.file}: {x.arch}, {what}; differs by {result.difference:.1e}, read back by {result.verified_by}")
         print(f"use it: {result.usage}")
+        if name and arguments.dry_run:
+            files = ", ".join(sorted(file.name for file in result.folder.iterdir()))
+            print(f"not sent: {name} would hold {files}; send it without --dry-run, into another --output-dir")
+        elif name:
+            address = push(result.folder, name, arguments.private, f"{x.arch}, exported by moco")
+            print(f"sent: {address}; read it with --pretrained hf-hub:{name}")
         return EXIT_OK
 
     return run_command(run)
 
 
+def script() -> NoReturn:
+    """The console script."""
+    end_with(main)
+
+
 if __name__ == "__main__":
-    end_process(main())
+    end_with(main)

@@ -22,10 +22,12 @@ def model_card(about: dict[str, Any]) -> str:
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     options = "\n".join(f"{key}: {value}" for key, value in about["options"].items())
     result = "class scores" if classes else "features"
+    place = f"hf-hub:{about['hub']}" if about.get("hub") else "local-dir:PATH"
     return f"""---
 library_name: timm
 license: {about["licence"]}
-tags:
+pipeline_tag: image-{"classification" if classes else "feature-extraction"}
+{_datasets(about)}tags:
 - image-{"classification" if classes else "feature-extraction"}
 - timm
 - self-supervised-learning
@@ -40,8 +42,19 @@ tags:
 import timm
 from timm.data import create_transform, resolve_data_config
 
-network = timm.create_model("local-dir:PATH", pretrained=True).eval()  # or hf-hub:OWNER/NAME
+network = timm.create_model("{place}", pretrained=True).eval()
 transform = create_transform(**resolve_data_config({{}}, model=network))
 {result.replace(" ", "_")} = network(transform(image)[None])  # image: a Pillow image
 ```
 """ + (f"\nThe run's options:\n\n```yaml\n{options}\n```\n" if options else "")
+
+
+# the data sets of torchvision under their names on the hub
+_ON_THE_HUB = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100", "svhn": "ufldl-stanford/svhn"}
+
+
+def _datasets(about: dict[str, Any]) -> str:
+    """The card's `datasets:` entry; empty where the images have no name on the hub."""
+    name = str(about["options"].get("dataset", ""))
+    found = _ON_THE_HUB.get(name) or (name.split(":")[1] if name.startswith("hf:") else "")
+    return f"datasets:\n- {found}\n" if found.count("/") == 1 and not found.startswith(("/", ".")) else ""

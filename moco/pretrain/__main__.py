@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
 from moco import distributed
 from moco.builder import MoCo, compile_encoders
-from moco.commands import end_process, run_command
+from moco.commands import end_with, run_command
 from moco.data.augment import Augment
 from moco.data.crops import multi_crop
 from moco.data.loader import Loader
@@ -249,5 +250,10 @@ def online_evaluator(options: ResolvedPretrainOptions, train: Source, device: to
     )
 
 
+def script() -> NoReturn:
+    """The console script."""
+    end_with(main)
+
+
 if __name__ == "__main__":
-    end_process(main())
+    end_with(main)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import re
 from dataclasses import dataclass
 
 from moco.builder import KEYS, choose_bn
@@ -214,7 +215,7 @@ def parse_pretrain(argv: list[str] | None = None, world_size: int | None = None)
         moco_unif_w=weights[2],
         bn=choose_bn(o.bn, o.moco_k, world_size, o.keys),
         moco_k=0 if o.keys == "batch" else o.moco_k,
-        output_dir=o.output_dir or os.path.join("runs", f"{o.dataset}-{o.arch}-{loss}".replace(":", "-")),
+        output_dir=o.output_dir or os.path.join("runs", re.sub("[:/]", "-", f"{o.dataset}-{o.arch}-{loss}")),
     )
     if resolved.channels != 3 and resolved.mean is None:
         of_channels = resolved.find_recipe(resolved.recipe)

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
 from moco import distributed
-from moco.commands import end_process, run_command
+from moco.commands import end_with, run_command
 from moco.data.source import Source, check_same_classes, share_of_classes
 from moco.distributed.session import pick_device
 from moco.encoders.files import read_encoder
@@ -119,5 +120,10 @@ def open_images(options: LinclsOptions) -> tuple[Source, Source]:
     return train, val
 
 
+def script() -> NoReturn:
+    """The console script."""
+    end_with(main)
+
+
 if __name__ == "__main__":
-    end_process(main())
+    end_with(main)

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import os
 import random
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ def resolve(options: LinclsOptions, origin: EncoderFile | None, resumed: bool) -
     if origin and (origin.arch or options.arch):
         arch, arch_arg = network_of(origin, options.arch, options.arch_arg)
     name = f"{origin.path.absolute().parent.name}-{origin.path.name.split('.')[0]}" if origin else "untrained"
-    folder = options.output_dir or os.path.join("runs", f"lincls-{options.dataset}-{arch}-{name}".replace(":", "-"))
+    folder = options.output_dir or os.path.join("runs", re.sub("[:/]", "-", f"lincls-{options.dataset}-{arch}-{name}"))
     if options.resume is None and distributed.on_rank_0(lambda: os.path.exists(os.path.join(folder, LAST))):
         raise InputError(f"{folder} already holds a probe: pass --resume auto to go on, or another --output-dir")
     return dataclasses.replace(

@@ -11,8 +11,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
-from moco.commands import Parser, end_process, number, run_command
+from moco.commands import Parser, end_with, number, run_command
 from moco.errors import EXIT_OK, InputError
 from moco.report.comparison import correlations
 from moco.report.correlation import FEWEST
@@ -104,5 +105,10 @@ def main(argv: list[str] | None = None) -> int:
     return run_command(run)
 
 
+def script() -> NoReturn:
+    """The console script."""
+    end_with(main)
+
+
 if __name__ == "__main__":
-    end_process(main())
+    end_with(main)

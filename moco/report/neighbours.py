@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 
 from moco.data.augment import Augment
+from moco.data.hub import is_hub
 from moco.data.source import Source
 from moco.encoders import build_encoder, trunk
 from moco.encoders.files import load_trunk, network_of, read_encoder
@@ -58,11 +59,13 @@ def grid(checkpoint: Path, options: Mapping[str, Any], queries: int, count: int 
     data, dataset = options.get("data"), str(options.get("dataset"))
     if data is not None and not Path(data).exists():
         raise InputError(f"the run's images are no longer in {data}: put them back, or leave out --neighbours")
-    if is_outside(dataset):
+    if is_outside(dataset) and not is_hub(dataset):
         raise InputError(
             f"the run's images come from --dataset {dataset}, which the report does not import; leave out --neighbours"
         )
-    where = with_images_of(DataOptions(data=data, dataset=dataset, skip_bad_images=True), options)
+    words = list(options.get("dataset_arg") or [])
+    given = DataOptions(data=data, dataset=dataset, dataset_arg=words, skip_bad_images=True)
+    where = with_images_of(given, options)
     source = where.open("val" if where.has("val") else "train", labels_required=False)
     size, recipe_name = suited(dataset, options)
     recipe, file = where.find_recipe(recipe_name), read_encoder(checkpoint)

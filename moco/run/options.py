@@ -16,6 +16,7 @@ from typing import Any
 from moco.data.augment.recipes import Recipe, find_recipe
 from moco.data.channels import PixelFormat, pixel_format, statistics
 from moco.data.datasets import DATASETS, LOADERS, has_split, open_split
+from moco.data.hub import check_hub, is_hub
 from moco.data.source import CACHES, Source
 from moco.errors import InputError, flag
 from moco.plugins import check_unused, find, is_outside, known_or_outside
@@ -35,11 +36,13 @@ class DataOptions:
 
     data: str | None = result(None, "folder with train/ and val/, a .beton file, or where a --dataset lies or goes")
     dataset: str = result(
-        "folder", f"{', '.join(DATASETS)}, or your own module:factory (new)",
+        "folder", f"{', '.join(DATASETS)}, hf:NAME[:SPLIT] (of the Hugging Face hub, or a folder of parquet files or"
+        " WebDataset tars), or your own module:factory (new)",
         type=known_or_outside("--dataset", DATASETS), metavar="NAME",
     )  # fmt: skip
     dataset_arg: list[str] = result(
-        [], "argument of a data set of your own; may be repeated (new)", action="append", metavar="NAME=VALUE"
+        [], "argument of a data set of your own, or image=COLUMN, label=COLUMN of hf:NAME; may be repeated (new)",
+        action="append", metavar="NAME=VALUE",
     )
     image_size: int | None = result(None, "side of the square crops in pixels; default: the data set's usual one (new)")
     channels: int | None = result(
@@ -101,7 +104,9 @@ def check_data(o: DataOptions) -> None:
     pixel_format(o.channels, o.value_range)
     statistics(o.channels, o.mean, o.std)
     check_unused("--dataset", o.dataset, o.dataset_arg)
-    if is_outside(o.dataset):
+    if is_hub(o.dataset):
+        check_hub(o.dataset, o.data, o.dataset_arg)
+    elif is_outside(o.dataset):
         find("--dataset", o.dataset, o.dataset_arg, "train", o.data)
     at_least(o, 1, "workers", "image_size")
 

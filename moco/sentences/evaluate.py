@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from moco import distributed
-from moco.commands import Parser, end_process, number, run_command
+from moco.commands import Parser, end_with, number, run_command
 from moco.distributed.session import pick_device
 from moco.errors import EXIT_OK, InputError
 from moco.run import checkpoint
@@ -171,4 +171,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    end_process(main())
+    end_with(main)

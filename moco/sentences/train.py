@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from moco import distributed
-from moco.commands import end_process, run_command
+from moco.commands import end_with, run_command
 from moco.distributed.global_batch import GlobalBatch
 from moco.distributed.session import pick_device
 from moco.errors import EXIT_OK, InputError
@@ -144,4 +144,4 @@ def about_text(text: corpus.Corpus, options: SentenceOptions) -> list[str]:
 
 
 if __name__ == "__main__":
-    end_process(main())
+    end_with(main)

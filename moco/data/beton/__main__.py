@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from moco.commands import Parser, end_process, number, run_command
+from moco.commands import Parser, end_with, number, run_command
 from moco.data.beton.file import JPEG, BetonFile, BetonSource, require_ffcv
 from moco.data.beton.writer import MODES, progress_bar, write_beton
 from moco.data.channels import RGB, PixelFormat, pixel_format
@@ -223,4 +223,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    end_process(main())
+    end_with(main)

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import torch
 
-from moco.commands import end_process, run_command
+from moco.commands import end_with, run_command
 from moco.data.augment import Augment
 from moco.data.augment.recipes import Recipe
 from moco.data.depth import DepthSource
@@ -150,4 +150,4 @@ def in_words(errors: dict[str, float]) -> str:
 
 
 if __name__ == "__main__":
-    end_process(main())
+    end_with(main)
