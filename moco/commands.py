@@ -38,7 +38,7 @@ class Parser(argparse.ArgumentParser):
         # argparse would drop the value of --option=-- and give the option an empty list
         if action.option_strings and "--" in arg_strings:
             self.error(f"argument {'/'.join(action.option_strings)}: -- is no value")
-        return super()._get_values(action, arg_strings)  # type: ignore[misc]
+        return super()._get_values(action, arg_strings)
 
 
 def number(kind: type[int] | type[float], least: float, most: float = 2**31 - 1) -> Callable[[str], float]:
