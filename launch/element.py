@@ -27,7 +27,9 @@ from moco.run.files import write_file, write_json, write_text
 from moco.run.lock import RunLock
 from moco.run.log import read_log
 
-ROW, FAILED, DESCRIPTION = "row.json", "failed.json", "element.json"
+ROW = "row.json"
+FAILED = "failed.json"
+DESCRIPTION = "element.json"
 
 
 class Element(Job):

@@ -60,7 +60,9 @@ class Job:
     """The steps, one after the other, in the same ranks. `folder` is the job's; a step writes to its own output_dir."""
 
     def __init__(self, steps: list[Step], folder: Path, stalled_restarts: int = 5):
-        self.steps, self.folder, self.stalled_restarts = steps, folder, stalled_restarts
+        self.steps = steps
+        self.folder = folder
+        self.stalled_restarts = stalled_restarts
 
     def __call__(self) -> None:
         task = this_task()
@@ -155,7 +157,8 @@ def become_rank(task: submitit.JobEnvironment | None, number: int) -> None:
     """Sets what torchrun would set. Each job, restart and step has a port of its own: the old one may linger."""
     if task is None:
         return
-    job, restart = int(task.raw_job_id), int(os.environ.get("SLURM_RESTART_COUNT", 0))
+    job = int(task.raw_job_id)
+    restart = int(os.environ.get("SLURM_RESTART_COUNT", 0))
     os.environ.update(
         RANK=str(task.global_rank),
         WORLD_SIZE=str(task.num_tasks),

@@ -25,7 +25,8 @@ from typing import Any
 class Journal:
     def __init__(self, path: Path, folders: Iterable[Path]):
         """`folders`: where the job's runs write their checkpoints."""
-        self.path, self.folders = path, list(folders)
+        self.path = path
+        self.folders = list(folders)
 
     def saved(self) -> list[Any]:
         """The newest checkpoint as [time of writing in ns, path]; [] if there is none."""

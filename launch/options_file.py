@@ -37,7 +37,8 @@ def probe(argv: list[str], pretrain: PretrainOptions, ranks: int = 1) -> LinclsO
 
     Linear; of NYU-Depth-V2, which has no classes, that of depth. InputError if it cannot be trained by `ranks` ranks.
     """
-    out, of_depth = Path(pretrain.output_dir), pretrain.dataset == "nyu-depth"
+    out = Path(pretrain.output_dir)
+    of_depth = pretrain.dataset == "nyu-depth"
     if of_depth and ranks > 1:
         raise InputError(f"the depth probe takes one process, not {ranks}: start a job of its own for it")
     given = {

@@ -53,8 +53,10 @@ class Timeline:
 
     def start(self, device: torch.device) -> None:
         """Begins to measure, with this device's clock."""
-        self.running, self.on_gpu = True, device.type == "cuda"
-        self._stack, self._unread = [], []
+        self.running = True
+        self.on_gpu = device.type == "cuda"
+        self._stack = []
+        self._unread = []
         self._last = self._now()
 
     @contextlib.contextmanager
@@ -101,7 +103,8 @@ class Timeline:
         return event
 
     def _change(self) -> None:
-        now, name = self._now(), self._stack[-1] if self._stack else OTHER
+        now = self._now()
+        name = self._stack[-1] if self._stack else OTHER
         if self.on_gpu:
             self._unread.append((name, self._last, now))
         elif self._last is not None:
@@ -149,7 +152,9 @@ class Profile:
     """
 
     def __init__(self, folder: Path, device: torch.device, wanted: bool, say: Callable[[str], Any]) -> None:
-        self.folder, self.on_gpu, self.say = folder / "profile", device.type == "cuda", say
+        self.folder = folder / "profile"
+        self.on_gpu = device.type == "cuda"
+        self.say = say
         self._done = 0
         self._profiler: Any = None
         if wanted:

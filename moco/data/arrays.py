@@ -26,7 +26,8 @@ class ValuesPicture:
     """The values of a file, [H, W, C] of any kind, in memory."""
 
     def __init__(self, values: np.ndarray, wanted: PixelFormat) -> None:
-        self.values, self.wanted = values, wanted
+        self.values = values
+        self.wanted = wanted
         self.size: Size = (values.shape[0], values.shape[1])
 
     @property
@@ -54,7 +55,8 @@ def _read(data: bytes) -> np.ndarray:
         raise BadImage(f"its header is not that of a .npy array ({type(problem).__name__})") from None
     if dtype.hasobject or dtype.fields or dtype.subdtype:
         raise BadImage("its values are Python objects or records, which are never read: save an array of numbers")
-    there, needed = len(data) - file.tell(), math.prod(shape) * dtype.itemsize
+    there = len(data) - file.tell()
+    needed = math.prod(shape) * dtype.itemsize
     if there < needed:
         raise BadImage(f"it is cut off: {there} bytes of values where its header says {needed}")
     values = np.frombuffer(data, dtype, math.prod(shape), file.tell()) if needed else np.empty(0, dtype)

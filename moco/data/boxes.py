@@ -30,12 +30,14 @@ def random_box(draws: Sequence[float], size: Size, scale: tuple[float, float], r
     then the largest central box whose aspect ratio is allowed.
     """
     height, width = size
-    low, high = math.log(ratio[0]), math.log(ratio[1])
+    low = math.log(ratio[0])
+    high = math.log(ratio[1])
     for attempt in range(ATTEMPTS):
         a, r, y, x = draws[4 * attempt : 4 * attempt + 4]
         area = height * width * (scale[0] + (scale[1] - scale[0]) * a)
         aspect = math.exp(low + (high - low) * r)
-        h, w = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
+        h = round(math.sqrt(area / aspect))
+        w = round(math.sqrt(area * aspect))
         if 0 < w <= width and 0 < h <= height:
             return int(y * (height - h + 1)), int(x * (width - w + 1)), h, w
     w = min(width, max(1, round(height * ratio[1])))
@@ -61,8 +63,10 @@ def reduction(boxes: Sequence[Box], output: int) -> int:
 def snap(box: Box, k: int) -> Box:
     """The box with its edges moved, by less than k px, to multiples of k: whole pixels in an image of 1/k the size."""
     top, left, h, w = box
-    bottom, right = (top + h) // k * k, (left + w) // k * k
-    top, left = top // k * k, left // k * k
+    bottom = (top + h) // k * k
+    right = (left + w) // k * k
+    top = top // k * k
+    left = left // k * k
     return top, left, bottom - top, right - left
 
 
@@ -71,8 +75,12 @@ def rescale(box: Box, size: Size, stored: Size) -> Box:
     if size == stored:
         return box
     top, left, h, w = box
-    down, across = Fraction(stored[0], size[0]), Fraction(stored[1], size[1])
-    y0, y1 = round(top * down), round((top + h) * down)
-    x0, x1 = round(left * across), round((left + w) * across)
-    y0, x0 = min(y0, stored[0] - 1), min(x0, stored[1] - 1)
+    down = Fraction(stored[0], size[0])
+    across = Fraction(stored[1], size[1])
+    y0 = round(top * down)
+    y1 = round((top + h) * down)
+    x0 = round(left * across)
+    x1 = round((left + w) * across)
+    y0 = min(y0, stored[0] - 1)
+    x0 = min(x0, stored[1] - 1)
     return y0, x0, max(1, y1 - y0), max(1, x1 - x0)

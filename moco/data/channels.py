@@ -124,7 +124,8 @@ def to_bytes(values: np.ndarray, ranges: Sequence[tuple[float, float]] = ()) -> 
         if ranges:
             low, high = ranges[channel if len(ranges) > 1 else 0]
         else:
-            low, high = float(of_channel.min()), float(of_channel.max())
+            low = float(of_channel.min())
+            high = float(of_channel.max())
         out[..., channel] = _scaled(of_channel, low, high)
     return out
 
@@ -132,7 +133,8 @@ def to_bytes(values: np.ndarray, ranges: Sequence[tuple[float, float]] = ()) -> 
 def _scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
     """uint8 [H, W]; all 0 where low = high."""
     if values.dtype.kind in "iu" and values.dtype.itemsize * 8 <= _TABLE_BITS:
-        least, most = int(values.min()), int(values.max())
+        least = int(values.min())
+        most = int(values.max())
         table = _levels(np.arange(least, most + 1, dtype=np.float64), low, high)
         return table[values.astype(np.int64) - least]
     return _levels(values.astype(np.float64), low, high)

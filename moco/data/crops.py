@@ -33,7 +33,10 @@ def multi_crop(text: str) -> MultiCrop:
         match = _GROUP.fullmatch(part)
         if match is None:
             raise ValueError(f"{part!r} is not COUNTxPIXELS@SMALLEST-LARGEST")
-        count, size, low, high = int(match[1]), int(match[2]), float(match[3]), float(match[4])
+        count = int(match[1])
+        size = int(match[2])
+        low = float(match[3])
+        high = float(match[4])
         if not (count and size and 0 < low <= high <= 1):
             raise ValueError(f"{part!r} has a count or size of 0, or shares that do not rise from above 0 to at most 1")
         groups.append(SmallCrops(count, size, (low, high)))

@@ -20,11 +20,14 @@ from moco.data.listing import entries, says_what_cannot_be_read
 from moco.data.source import ArrayPicture, Picture, Source
 from moco.errors import InputError
 
-LABELLED, SPLIT_FILE = "nyu_depth_v2_labeled.mat", "splits.mat"
+LABELLED = "nyu_depth_v2_labeled.mat"
+SPLIT_FILE = "splits.mat"
 _INDEX = {"train": "trainNdxs", "val": "testNdxs"}
-_COLOUR, _DEPTH = (".color.jpg", ".color.jpeg", ".color.png"), ".depth.png"
+_COLOUR = (".color.jpg", ".color.jpeg", ".color.png")
+_DEPTH = ".depth.png"
 _HDF5 = b"\x89HDF\r\n\x1a\n"
-_MOST, _NONE = 65_534, 65_535  # millimetres that 16 bits hold, and what Kinects write where they see nothing
+_MOST = 65_534  # millimetres that 16 bits hold
+_NONE = 65_535  # what Kinects write where they see nothing
 
 
 class DepthSource(Source, Protocol):
@@ -42,7 +45,8 @@ class _Unlabelled:
 
     def __init__(self, count: int) -> None:
         self.labels = np.full(count, -1, dtype=np.int64)
-        self.classes, self.notes = [], []
+        self.classes = []
+        self.notes = []
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -56,7 +60,8 @@ class NyuDepth(_Unlabelled):
 
     def __init__(self, path: Path, index: np.ndarray) -> None:
         super().__init__(len(index))
-        self.path, self.index = path, index
+        self.path = path
+        self.index = index
         images, depths = self._entries
         if images.ndim != 4 or images.shape[1] != 3 or depths.shape != (len(images), *images.shape[2:]):
             raise InputError(
@@ -137,7 +142,8 @@ class PairFolder(_Unlabelled):
         try:
             with Image.open(path) as image:
                 image.load()
-                values, mode = np.asarray(image), image.mode
+                values = np.asarray(image)
+                mode = image.mode
         except Exception as problem:  # Pillow raises many kinds for a damaged file
             raise BadImage(f"its depth {path.name}: {problem}") from None
         if not mode.startswith("I") or values.min() < 0 or values.max() > _NONE:

@@ -32,7 +32,8 @@ class DepthLoader(Loader):
 
     def cut(self, index: int, draws: np.ndarray, out: Tensor, small: Tensor | None = None) -> None:
         super().cut(index, draws, out[:1])
-        size, depth = self.pairs.size(index), self.pairs.depth(index)
+        size = self.pairs.size(index)
+        depth = self.pairs.depth(index)
         if abs(size[0] * depth.shape[1] - size[1] * depth.shape[0]) > max(*size, *depth.shape):  # more than a pixel
             shown = f"{depth.shape[1]} x {depth.shape[0]} px, the image {size[1]} x {size[0]}"
             raise BadImage(f"its depth has another shape than it: the depth is {shown}")
@@ -46,13 +47,15 @@ def _nearest(depth: np.ndarray, box: Box, side: int) -> np.ndarray:
     """uint16 [side, side], little-endian: the pixel of `box` under the middle of each place."""
     top, left, h, w = box
     middle = np.arange(side) + 0.5
-    rows, columns = (top + (middle * h / side).astype(int)), (left + (middle * w / side).astype(int))
+    rows = top + (middle * h / side).astype(int)
+    columns = left + (middle * w / side).astype(int)
     return np.ascontiguousarray(depth[np.ix_(rows, columns)]).astype("<u2")
 
 
 def depth_of(crops: Tensor) -> Tensor:
     """Depth of a DepthLoader's crops, in metres, 0 where it is missing: fp32 [n, S, S]."""
-    low, high = crops[:, 1, ..., 0].float(), crops[:, 1, ..., 1].float()
+    low = crops[:, 1, ..., 0].float()
+    high = crops[:, 1, ..., 1].float()
     return (low + 256 * high) / 1000
 
 
@@ -64,6 +67,7 @@ def augmented_pairs(batch: Batch, augment: Augment, epoch: int) -> tuple[Tensor,
     view = augment.recipe.view(0)
     if view.rotation:
         raise ValueError("depth is flipped with the image, and not rotated")
-    images, depth = augment(batch.crops[:, 0], batch.index, epoch), depth_of(batch.crops)
+    images = augment(batch.crops[:, 0], batch.index, epoch)
+    depth = depth_of(batch.crops)
     flip = draw(view, augment.seed, epoch, batch.index, 0).flip
     return images, depth if flip is None else torch.where(flip[:, None, None], depth.flip(2), depth)

@@ -49,19 +49,23 @@ class FolderSource:
         pixels: PixelFormat = RGB,
     ) -> None:
         self.root = Path(root)
-        self.pixels, self.channels = pixels, pixels.channels
+        self.pixels = pixels
+        self.channels = pixels.channels
         if not self.root.is_dir():
             raise InputError(f"there is no folder {self.root}: check the path")
         self.notes: list[str] = []
         self._foreign: list[str] = []
-        found, circle = entries(self.root), around(self.root)
+        found = entries(self.root)
+        circle = around(self.root)
         folders = sorted(name for name in found.folders if not leads_back(self.root / name, circle))
         self._foreign += [f"{name} (a link to a folder that holds it)" for name in found.folders if name not in folders]
         self._foreign += [f"{name} (not a file)" for name in found.others]
         loose = found.files
         if listed is not None:
             self._read_listed(listed, subset)
-            folders, loose, subset = [], [], None
+            folders = []
+            loose = []
+            subset = None
         if subset is not None:
             _check_subset(self.root, folders, subset)
             folders = list(subset)
@@ -75,7 +79,8 @@ class FolderSource:
         elif listed is None:
             self._read_unlabelled(loose, labels_required)
         if self._foreign:
-            names, more = ", ".join(self._foreign[:5]), len(self._foreign) - 5
+            names = ", ".join(self._foreign[:5])
+            more = len(self._foreign) - 5
             names += f" and {more} more" if more > 0 else ""
             self.notes.append(f"left out {len(self._foreign)} files that are not images: {names}{self._advice()}")
 
@@ -94,7 +99,9 @@ class FolderSource:
                 f"no image in {len(empty)} of the {len(folders)} classes of {self.root}: {', '.join(empty[:5])}; "
                 f"fill or remove these folders{self._advice()}"
             )
-        self.paths, self.labels, self.classes = paths, np.array(labels, dtype=np.int64), folders
+        self.paths = paths
+        self.labels = np.array(labels, dtype=np.int64)
+        self.classes = folders
 
     def _read_listed(self, listed: Labels, subset: Sequence[str] | None) -> None:
         """Sorted by class, as class folders are read."""
@@ -115,7 +122,8 @@ class FolderSource:
         if not labelled:
             raise InputError(f"{listed.origin} names none of the images in {self.root}: download both again")
         labelled.sort()
-        self.paths, self.classes = [path for _, path in labelled], classes
+        self.paths = [path for _, path in labelled]
+        self.classes = classes
         self.labels = np.array([label for label, _ in labelled], dtype=np.int64)
         self.notes.append(f"labels of {self.root} from {listed.origin}")
 
@@ -130,7 +138,9 @@ class FolderSource:
                 f"{self.root} has images but no class folders, and labels are needed here: "
                 f"sort them into {self.root}/<class>/<image>"
             )
-        self.paths, self.labels, self.classes = paths, np.full(len(paths), -1, dtype=np.int64), []
+        self.paths = paths
+        self.labels = np.full(len(paths), -1, dtype=np.int64)
+        self.classes = []
 
     def _advice(self) -> str:
         """ "; ..." if a file was left out that could be read."""
@@ -181,7 +191,8 @@ class FolderPicture:
     """An encoded image in memory."""
 
     def __init__(self, image: Image.Image, wanted: PixelFormat = RGB) -> None:
-        self.image, self.wanted = image, wanted
+        self.image = image
+        self.wanted = wanted
         self.size: Size = upright_size(image)
 
     @property

@@ -78,7 +78,8 @@ class HubSource:
         self, rows: Any, title: str, wanted: PixelFormat = RGB, image: str | None = None, label: str | None = None
     ) -> None:
         self.title = title
-        self.wanted, self.channels = wanted, wanted.channels
+        self.wanted = wanted
+        self.channels = wanted.channels
         self.notes: list[str] = []
         library = importlib.import_module("datasets")
         column = image or _image_column(rows, library, title)

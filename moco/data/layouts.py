@@ -59,7 +59,8 @@ def no_split(root: Path, split: str) -> InputError:
     if len(inner) == 1:
         return InputError(f"{missing}, but there is {root / inner[0] / split}: give {root / inner[0]}")
     if found.folders and not any((root / name).is_dir() for name in SPLITS):
-        new, classes = quote(f"{root}.data"), quote(str(root.absolute()))
+        new = quote(f"{root}.data")
+        classes = quote(str(root.absolute()))
         return InputError(
             f"{missing}: expected {root}/{split}/<class>/<image>. If the folders in {root} are the classes, run "
             f"`mkdir {new} && ln -s {classes} {new}/{split}` and give {root}.data"

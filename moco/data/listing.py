@@ -85,7 +85,8 @@ def files_below(folder: Path) -> tuple[list[str], list[str]]:
     files: list[str] = []
     left_out: list[str] = []
     seen = around(folder)
-    plain, links = deque([""]), deque[str]()
+    plain = deque([""])
+    links = deque[str]()
     while plain or links:
         inner = plain.popleft() if plain else links.popleft()
         if inner:

@@ -73,7 +73,8 @@ class MapStyleSource(ArraySource):
             raise InputError(f"{title} has {len(dataset)} images and labels of shape {list(found.shape)}")
         names = getattr(dataset, "classes", None) or range(int(found.max(initial=-1)) + 1)
         super().__init__(dataset, found, [str(name) for name in names], title)
-        self.wanted, self.channels = wanted, wanted.channels
+        self.wanted = wanted
+        self.channels = wanted.channels
         if labels is None:
             self.notes = [f"{title} has no attribute targets or labels: images without labels"]
 

@@ -17,7 +17,9 @@ def without_text(data: bytes) -> bytes:
     Pillow calls a file unreadable if such a chunk is damaged, or expands to more than 1 MiB (the prompts of image
     generators, the profiles of scanners). Text that can hold an orientation stays, unless it is one of these.
     """
-    kept, at, dropped = [data[: len(SIGNATURE)]], len(SIGNATURE), False
+    kept = [data[: len(SIGNATURE)]]
+    at = len(SIGNATURE)
+    dropped = False
     while at + 8 <= len(data):
         length, kind = struct.unpack_from(">L4s", data, at)
         end = at + length + 12
@@ -33,7 +35,8 @@ def without_text(data: bytes) -> bytes:
 
 def _may_turn(kind: bytes, chunk: bytes) -> bool:
     """Whether a chunk, from its kind to its checksum, is whole and can hold an orientation."""
-    content, (checksum,) = chunk[:-4], struct.unpack(">L", chunk[-4:])
+    content = chunk[:-4]
+    (checksum,) = struct.unpack(">L", chunk[-4:])
     keyword, _, text = content[4:].partition(b"\0")
     if keyword not in _MAY_TURN or zlib.crc32(content) != checksum:
         return False

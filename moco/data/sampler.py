@@ -43,8 +43,12 @@ class Sampler:
             raise InputError(
                 f"the data set has {n} images, fewer than one batch of {batch_size}: pass --batch-size {n} or less"
             )
-        self.n, self.batch_size, self.seed, self.shuffle = n, batch_size, seed, shuffle
-        self.rank, self.world_size = rank, world_size
+        self.n = n
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.rank = rank
+        self.world_size = world_size
         self.steps = n // batch_size if drop_last else -(-n // batch_size)
         self._order: tuple[int, np.ndarray] = (-1, np.arange(n)) if shuffle else (0, np.arange(n))
 

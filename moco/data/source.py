@@ -134,8 +134,11 @@ class Subset:
     """The samples at `index` (int64 [n], positions in `source`), in that order."""
 
     def __init__(self, source: Source, index: np.ndarray) -> None:
-        self.source, self.index = source, index
-        self.labels, self.classes, self.notes = source.labels[index], source.classes, source.notes
+        self.source = source
+        self.index = index
+        self.labels = source.labels[index]
+        self.classes = source.classes
+        self.notes = source.notes
         self.channels = channels_of(source)
 
     def __len__(self) -> int:

@@ -63,7 +63,8 @@ class Crew:
         self._stop.set()
         for _ in self._threads:
             self._tasks.put(None)
-        threads, self._threads = self._threads, []
+        threads = self._threads
+        self._threads = []
         if not threads:  # closed before: a generator may end when Python has already cleared this module's names
             return
         for thread in threads:

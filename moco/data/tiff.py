@@ -17,7 +17,10 @@ ADVICE = (
     " pages, or as a .npy array"
 )
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_SAMPLES, _BITS, _PHOTOMETRIC, _ORIENTATION = 277, 258, 262, 274  # tags
+_SAMPLES = 277  # tags
+_BITS = 258
+_PHOTOMETRIC = 262
+_ORIENTATION = 274
 _PLAIN = (0, 1, 2)  # photometric interpretations whose channels are what was measured: grey and RGB
 
 
@@ -41,7 +44,8 @@ def read_bands(data: bytes) -> np.ndarray | None:
             page = file.pages[0]
             if page.samplesperpixel < 2 or int(page.photometric) not in _PLAIN:
                 return None
-            height, width = page.imagelength, page.imagewidth
+            height = page.imagelength
+            width = page.imagewidth
             if height * width > 2 * (Image.MAX_IMAGE_PIXELS or height * width):  # as Pillow
                 raise BadImage(f"its header gives it a size of {width}×{height} pixels")
             if page.tags.valueof(_ORIENTATION, 1) != 1:
@@ -65,7 +69,8 @@ def _pillow_gives_all(data: bytes) -> bool:
         return False
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return True
-    samples, bits = image.tag_v2.get(_SAMPLES, 1), image.tag_v2.get(_BITS, (1,))
+    samples = image.tag_v2.get(_SAMPLES, 1)
+    bits = image.tag_v2.get(_BITS, (1,))
     if image.tag_v2.get(_PHOTOMETRIC) not in _PLAIN:
         return True
     return samples == 1 or (samples == len(image.getbands()) and max(bits) <= 8)

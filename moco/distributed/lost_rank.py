@@ -36,7 +36,8 @@ def name_of_start(store: Store, rank: int, world_size: int, limit: timedelta) ->
         word = store.get(f"moco/answer to {mine}").decode()
         store.set(f"moco/{word}/{rank} knows", "")
         return word
-    waiting, answered = set(range(1, world_size)), set()
+    waiting = set(range(1, world_size))
+    answered = set()
     while waiting:
         for r in sorted(waiting):
             if store.check([f"moco/{mine}/{r} knows"]):
@@ -58,7 +59,9 @@ class RollCall:
     """
 
     def __init__(self, store: Store, rank: int, world_size: int) -> None:
-        self._store, self._rank, self._world_size = store, rank, world_size
+        self._store = store
+        self._rank = rank
+        self._world_size = world_size
 
     def say(self, note: str) -> None:
         with contextlib.suppress(RuntimeError):  # the store may have ended with rank 0: then no note can be written

@@ -82,7 +82,8 @@ def _process_group(device: torch.device, timeout: float) -> Iterator[None]:
     finally:
         # A DistributedDataParallel must not be the group's last owner. It would run the destructor without releasing
         # Python's lock, and wait for a gloo thread that waits for this lock.
-        _cpu_group, _ended = None, dist.group.WORLD
+        _cpu_group = None
+        _ended = dist.group.WORLD
         # With NCCL this waits for collectives that the other ranks may never join. So after an error the group lives
         # until the process ends, and the message is printed before.
         if ended_well:

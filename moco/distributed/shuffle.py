@@ -19,7 +19,8 @@ class RowShuffle:
     """
 
     def __init__(self, key: int, sizes: list[int]) -> None:
-        me, world = rank() if len(sizes) > 1 else 0, len(sizes)
+        me = rank() if len(sizes) > 1 else 0
+        world = len(sizes)
         starts = [sum(sizes[:r]) for r in range(world + 1)]
         order = torch.from_numpy(permutation(key, starts[-1]))  # new position p holds old row order[p]
         owner = torch.bucketize(order, torch.tensor(starts[1:]), right=True)  # rank that holds old row order[p]

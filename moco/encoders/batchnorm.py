@@ -51,7 +51,8 @@ def _replace(module: nn.Module, kind: Callable[..., nn.Module]) -> None:
                 track_running_stats=child.track_running_stats,
             )
             # the very tensors, whatever their type
-            layer._parameters, layer._buffers = child._parameters, child._buffers
+            layer._parameters = child._parameters
+            layer._buffers = child._buffers
             setattr(module, name, layer)
         else:
             _replace(child, kind)

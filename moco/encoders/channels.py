@@ -52,7 +52,9 @@ def weights_for(
     odd = [key for key, value in wanted.items() if key in offered and offered[key].shape != value.shape]
     if channels == 3 or len(odd) != 1:
         return offered, ""
-    key, there, here = odd[0], offered[odd[0]], wanted[odd[0]]
+    key = odd[0]
+    there = offered[odd[0]]
+    here = wanted[odd[0]]
     if there.dim() != 4 or there.shape[1] != 3 or here.shape[1] != channels or there[:, 0].shape != here[:, 0].shape:
         return offered, ""
     from timm.models import adapt_input_conv  # here, because timm takes half a second to import

@@ -112,7 +112,8 @@ def read_encoder(path: str | Path) -> EncoderFile:
     weights = {key.replace("_orig_mod.", ""): value for key, value in _weights(content, path).items()}
     prefix, layout = next((p, name) for p, name in LAYOUTS if any(key.startswith(p) for key in weights))
     state = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-    arch, epoch = content.get("arch"), content.get("epoch")
+    arch = content.get("arch")
+    epoch = content.get("epoch")
     run = next((content[name] for name in ("moco_run", "moco_lincls", "moco_depth") if name in content), None)
     if arch is None and isinstance(content.get("args"), argparse.Namespace):
         arch = getattr(content["args"], "arch", None)
@@ -213,7 +214,8 @@ def load_trunk(encoder: nn.Module, file: EncoderFile) -> Loaded:
 
     InputError if a tensor is missing, unknown or of another shape.
     """
-    head, wanted = classifier_name(encoder) + ".", _trunk_of(encoder)
+    head = classifier_name(encoder) + "."
+    wanted = _trunk_of(encoder)
     file = _find(wanted, file)
     if _is_solos_small(file):
         raise _another_function(file.path, "solo-learn's ResNet for small images, whose stem pads by 2 pixels, not 1")

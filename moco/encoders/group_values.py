@@ -125,7 +125,8 @@ def gradients(
     into: Tensor, grad: Tensor, x: Tensor, statistics: Tensor, weight: Tensor | None, sums: Tensor
 ) -> Tensor:
     """into = the gradient of x for a block; returns those of weight and bias. sums: of grad, of grad · (x - mean)."""
-    (mean, inverse_std), (sum_grad, sum_product) = statistics.unbind(), sums.unbind()
+    (mean, inverse_std) = statistics.unbind()
+    (sum_grad, sum_product) = sums.unbind()
     count = x.numel() // mean.numel()
     scale = inverse_std if weight is None else inverse_std * weight
     slope = inverse_std**2 * sum_product / count

@@ -90,9 +90,11 @@ def with_images_of(options: Options, before: Mapping[str, Any]) -> Options:
     if told.get("channels", 3) != channels or (channels == 3 and before.get("dataset") != options.dataset):
         told = {}
     value_range = told.get("value_range") if options.value_range is None else options.value_range
-    mean, std = options.mean, options.std
+    mean = options.mean
+    std = options.std
     if mean is None and std is None:
-        mean, std = told.get("mean"), told.get("std")
+        mean = told.get("mean")
+        std = told.get("std")
     return replace(options, channels=channels, value_range=value_range, mean=mean, std=std)
 
 

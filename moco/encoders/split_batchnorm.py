@@ -80,7 +80,8 @@ def traceable(
     eps: float,
 ) -> Tensor:
     """The same in a few functions that torch.compile of a whole encoder can fuse."""
-    x, out = dense(x), []
+    x = dense(x)
+    out = []
     for block, _, share in blocks(x, groups, momentum):
         wide = block.to(torch.promote_types(x.dtype, torch.float32))
         var, mean = torch.var_mean(wide, dim=[1, 3][: block.dim() - 2], correction=0)
@@ -117,16 +118,19 @@ class _NativeValues(torch.autograd.Function):
                 out=into, save_mean=mean[g], save_invstd=inverse_std[g],
             )  # fmt: skip
         ctx.save_for_backward(x, weight, mean, inverse_std)
-        ctx.sizes, ctx.eps = sizes, eps
+        ctx.sizes = sizes
+        ctx.eps = eps
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, inverse_std = ctx.saved_tensors
-        grad, wanted = dense(grad), list(ctx.needs_input_grad[:3])
+        grad = dense(grad)
+        wanted = list(ctx.needs_input_grad[:3])
         grad_x = torch.empty_like(x) if wanted[0] else x
-        of_weight, of_bias = [], []
+        of_weight = []
+        of_bias = []
         parts = zip(grad.split(ctx.sizes), x.split(ctx.sizes), grad_x.split(ctx.sizes), mean, inverse_std, strict=True)
         for of_part, part, into, middle, inverse in parts:
             by_x, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(
@@ -177,7 +181,8 @@ class _CompiledValues(torch.autograd.Function):
             for of_grad, of_x, mean, inverse_std in zip(grad.split(sizes), x.split(sizes), *statistics, strict=True)
         ]
         sums = in_rows(of_parts)
-        by_x, by_channel = torch.empty_like(x), []
+        by_x = torch.empty_like(x)
+        by_channel = []
         for (into, of, _), (of_grad, _, _), (of_x, _, _) in zip(
             *(blocks(tensor, ctx.groups) for tensor in (by_x, grad, x)), strict=True
         ):

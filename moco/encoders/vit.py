@@ -84,7 +84,8 @@ class ConvStem(nn.Module):
         super().__init__()
         if patch_size != 16 or embed_dim % 8:
             raise ValueError("a convolutional stem has patches of 16 pixels and a width of a multiple of 8")
-        self.img_size, self.patch_size = (img_size, img_size), (16, 16)
+        self.img_size = (img_size, img_size)
+        self.patch_size = (16, 16)
         self.grid_size = (img_size // 16, img_size // 16)
         self.num_patches = self.grid_size[0] ** 2
         widths = [in_chans, *(embed_dim // 8 * 2**i for i in range(4))]

@@ -94,9 +94,11 @@ def evaluate(file: EncoderFile, o: EvaluateOptions, device: torch.device) -> dic
     of_bank = None
     if bank is not None:
         of_bank = extract_features(layers, centre_crops(bank, recipe, size, o, device), plain)
-    spaces, start = {}, 0
+    spaces = {}
+    start = 0
     for name, width in zip(names, layers.widths, strict=True):
-        part, start = slice(start, start + width), start + width
+        part = slice(start, start + width)
+        start = start + width
         q, k = F.normalize(views[..., part], dim=2).unbind(1)
         bank_x, bank_y = (F.normalize(of_bank[0][:, part], dim=1), of_bank[1]) if of_bank else (None, None)
         features = Features(
@@ -135,7 +137,9 @@ def table(found: dict[str, Any]) -> str:
 
     Reasons for missing measures come below.
     """
-    spaces, data, how = found["spaces"], found["data"], found["settings"]
+    spaces = found["spaces"]
+    data = found["data"]
+    how = found["settings"]
     k = min(how["knn_k"], data["train_images"] or how["knn_k"])
     epoch = f", epoch {found['checkpoint']['epoch']}" if found["checkpoint"]["epoch"] is not None else ""
     lines = [

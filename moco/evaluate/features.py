@@ -51,7 +51,9 @@ def encode(network: nn.Module, loader: Loader, augment: Augment) -> tuple[Tensor
     not finite.
     """
     broadcast_buffers(network)  # BatchNorm statistics differ between ranks in training
-    features, labels, index = [], [], []
+    features = []
+    labels = []
+    index = []
     with eval_mode(network), contextlib.closing(loader.epoch(0)) as batches:
         for batch in batches:
             if len(batch.index):
@@ -70,7 +72,8 @@ def encode(network: nn.Module, loader: Loader, augment: Augment) -> tuple[Tensor
     position, order = gather_rows(torch.cat(index) if index else none, sizes).sort(stable=True)
     first = torch.ones_like(position, dtype=torch.bool)
     first[1:] = position[1:] != position[:-1]  # the loader puts a neighbour in the place of an image that it skips
-    x, y = x[order[first]], y[order[first]]
+    x = x[order[first]]
+    y = y[order[first]]
     if not x.isfinite().all():
         raise NumericsError(
             "the encoder's features are not finite, so nothing can be measured: use an earlier checkpoint"

@@ -13,7 +13,8 @@ from moco.encoders.files import EncoderFile
 from moco.errors import InputError, did_you_mean
 from moco.evaluate.features import eval_mode
 
-TRUNK, OUTPUT = "trunk", "output"
+TRUNK = "trunk"
+OUTPUT = "output"
 # the paper's names of SmallAlexNet's layers, which are numbered here
 _ALEXNET = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7")
 
@@ -27,7 +28,8 @@ class Layers(nn.Module):
 
     def __init__(self, encoder: nn.Module, names: Sequence[str], image_size: int) -> None:
         super().__init__()
-        self.names, self.trunk = tuple(names), trunk(encoder)
+        self.names = tuple(names)
+        self.trunk = trunk(encoder)
         self.head = encoder.get_submodule(classifier_name(encoder)) if OUTPUT in names else None
         self._kept: dict[str, Tensor] = {}
         for name in names:
@@ -73,7 +75,8 @@ class FeatureMaps(nn.Module):
             shape = self(blank).shape
         if len(shape) != 4 or shape[2] != shape[3]:
             raise InputError(f"--features-from {name} gives {list(shape[1:])} for an image: name a convolutional layer")
-        self.channels, self.side = shape[1], shape[2]
+        self.channels = shape[1]
+        self.side = shape[2]
 
     def _keep(self, _: nn.Module, __: object, out: Tensor) -> None:
         self._kept.append(out.clone())  # the next layer may work in place

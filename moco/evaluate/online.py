@@ -47,12 +47,15 @@ class OnlineEvaluator:
         every: epochs from one evaluation to the next.
         """
         of_views = options.find_recipe(recipe, crop_min)
-        self.every, self.k, self.t = every, k, t
+        self.every = every
+        self.k = k
+        self.t = t
         self.labelled = bool((train.labels >= 0).any() and (val.labels >= 0).all())
         if self.labelled:
             check_same_classes(train, val)
         self.classes = len(val.classes)
-        self.plain, self.augment = Augment(of_views.for_evaluation(), seed), Augment(of_views, seed)
+        self.plain = Augment(of_views.for_evaluation(), seed)
+        self.augment = Augment(of_views, seed)
         self.bank = centre_crops(labelled(train), of_views, size, options, device) if self.labelled else None
         self.centre = centre_crops(val, of_views, size, options, device)
         self.pairs = in_order(

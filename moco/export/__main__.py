@@ -59,7 +59,8 @@ def photographs(how: Preprocessing, count: int = 8) -> Tensor:
     for i in range(count):
         image = pictures[i % 2]
         side = min(image.shape[:2]) * (i + 4) // (count + 4)
-        top, left = (image.shape[0] - side) * i // count, (image.shape[1] - side) * (count - i) // count
+        top = (image.shape[0] - side) * i // count
+        left = (image.shape[1] - side) * (count - i) // count
         square = image[top : top + side, left : left + side]
         crops.append(how(square[..., [channel % 3 for channel in range(len(how.mean))]]))
     return torch.stack(crops)
@@ -121,7 +122,8 @@ def export(x: Exported, to: str, folder: str | Path) -> Result:
 
     InputError and no folder, if the format's library does not read back the same function.
     """
-    form, folder = FORMATS[to], Path(folder)
+    form = FORMATS[to]
+    folder = Path(folder)
     if folder.exists():
         raise InputError(f"{folder} exists already: remove it or pass another --output-dir")
     if missing := form.missing():
@@ -149,7 +151,8 @@ def export(x: Exported, to: str, folder: str | Path) -> Result:
     finally:
         shutil.rmtree(workplace, ignore_errors=True)
     file = folder / form.file
-    timm, arch = x.arch.removeprefix("timm:"), x.arch
+    timm = x.arch.removeprefix("timm:")
+    arch = x.arch
     in_chans = "" if x.channels == 3 else f", in_chans={x.channels}"
     usage = form.usage.format(
         file=str(file), folder=folder, timm=timm, arch=arch, outputs=x.outputs, in_chans=in_chans
@@ -163,7 +166,8 @@ def compare(x: Exported, other: Any, images: Tensor) -> float:
 
     ValueError if it is above TOLERANCE.
     """
-    mine, theirs = x.network(images), other(images)
+    mine = x.network(images)
+    theirs = other(images)
     if mine.shape != theirs.shape:
         raise ValueError(f"its outputs are {list(theirs.shape)}, not {list(mine.shape)}")
     difference = ((mine - theirs).abs().max() / mine.abs().max().clamp_min(1)).item()

@@ -7,7 +7,8 @@ from typing import Any
 
 def model_card(about: dict[str, Any]) -> str:
     """Markdown from the metadata that `moco.export` writes; missing values are "unknown"."""
-    how, classes = about["preprocessing"], about["classes"]
+    how = about["preprocessing"]
+    classes = about["classes"]
     rows = {
         "Network": about["arch"],
         "Output": f"{len(classes)} classes" if classes else f"features: {about['feature_dim']} numbers per image",

@@ -37,7 +37,8 @@ def batch_keys_uniform_loss(q: Tensor, k: Tensor, t: float, intra_batch: bool, a
     The pairs are the M(M-1) of a query and another image's key and, `intra_batch`, the M(M-1)/2 of two queries.
     """
     similarities, total = other_keys(q, k, 2 * t, across)
-    exponents, count = [similarities.flatten()], total * (total - 1)
+    exponents = [similarities.flatten()]
+    count = total * (total - 1)
     if intra_batch:
         everyone, first = across.gather(q)
         here = torch.arange(first, first + len(q), device=q.device)

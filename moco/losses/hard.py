@@ -30,7 +30,8 @@ class _OverHardNegatives(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, queue: Tensor, count: int, scale: float | None) -> Tensor:
-        values, slopes = [], []
+        values = []
+        slopes = []
         for part in q.split(max(1, _AT_ONCE // queue.shape[1])):
             similarity = part @ queue
             quantile = similarity.topk(count, dim=1, sorted=False).values.amin(dim=1, keepdim=True)

@@ -55,7 +55,8 @@ _MIX = {
     "unif_w": "moco_unif_w",
     "unif_t": "moco_unif_t",
 }
-_T, _HARD = {"temperature": "moco_t"}, {"share": "moco_hard_alpha"}
+_T = {"temperature": "moco_t"}
+_HARD = {"share": "moco_hard_alpha"}
 _DEBIASED = {**_T, "prior": "moco_tau_plus"}
 
 LOSSES: dict[str, Row] = {

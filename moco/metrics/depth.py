@@ -22,7 +22,8 @@ def depth_errors(prediction: Tensor, truth: Tensor) -> dict[str, float]:
     known = truth > 0
     if not known.any():
         raise InputError("no pixel of these images has a depth: check the depth files")
-    p, d = prediction[known].double(), truth[known].double()
+    p = prediction[known].double()
+    d = truth[known].double()
     mse = (p - d).square().mean().item()
     near = p.clamp_min(NEAREST)
     return {

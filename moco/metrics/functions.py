@@ -93,11 +93,14 @@ def uniformity_bounds(dim: int, t: float = 2.0) -> tuple[float, float]:
     """
     b = dim / 2
     log_z = 2 * math.log(t)
-    total, log_term, k = 0.0, 0.0, 0
+    total = 0.0
+    log_term = 0.0
+    k = 0
     # until terms are below fp64 (e⁻³⁷ of the sum), and not before their peak
     while log_term > total - 40 or (b + k) * (k + 1) < t * t:
         log_term += log_z - math.log((b + k) * (k + 1))
-        top, low = max(total, log_term), min(total, log_term)
+        top = max(total, log_term)
+        low = min(total, log_term)
         total = top + math.log1p(math.exp(low - top))
         k += 1
     return -2 * t + total, 0.0
@@ -111,7 +114,8 @@ def tolerance(x: Tensor, labels: Tensor) -> Tensor:
     Exact without a loop over pairs: in a class with sum s, Σ_{i≠j} x_i·x_j = ‖s‖² - Σ_i ‖x_i‖².
     """
     known = labels >= 0
-    x, labels = wide(x)[known].double(), labels[known]
+    x = wide(x)[known].double()
+    labels = labels[known]
     if not len(x):
         raise InputError("tolerance needs labelled samples, and there are none")
     classes = int(labels.max()) + 1
@@ -130,7 +134,9 @@ def contrastive_accuracy(q: Tensor, k: Tensor, queue: Tensor, topk: tuple[int, .
     q, k [N, C] and queue [C, K] of unit vectors -> {"acc1": ..., "acc5": ...}. A queue entry that ties with the own key
     counts as nearer: collapsed features must not look perfect.
     """
-    q, k, queue = wide(q), wide(k), wide(queue)
+    q = wide(q)
+    k = wide(k)
+    queue = wide(queue)
     positive = (q * k).sum(1, keepdim=True)
     nearer = torch.zeros(len(q), dtype=torch.int64, device=q.device)
     for part in queue.split(rows_at_once(len(q)), dim=1):

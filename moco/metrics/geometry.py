@@ -35,10 +35,12 @@ def similarity_histograms(q: Tensor, k: Tensor, labels: Tensor | None = None, bi
     q, k: paired unit rows [n, C]. labels: int64 [n], -1 is unknown. Wang & Liu (CVPR 2021) show the effect of the
     temperature with them. InputError if a feature is not finite.
     """
-    q, k = wide(q), wide(k)
+    q = wide(q)
+    k = wide(k)
     check_finite(q, k)
     total = torch.zeros(bins, dtype=torch.int64, device=q.device)
-    positive, same = total.clone(), total.clone()
+    positive = total.clone()
+    same = total.clone()
     for start in range(0, len(q), step := rows_at_once(len(k))):
         similarity = q[start : start + step] @ k.T
         total += _count(similarity, bins)

@@ -46,7 +46,8 @@ class LARS(Optimizer):
         gradients = [torch.where(bad > 0, 0, weight.grad) for weight in weights]  # type: ignore[arg-type]
         adapted = [i for i, weight in enumerate(weights) if weight.dim() > 1]
         if adapted:
-            wide, updates = [weights[i] for i in adapted], [gradients[i] for i in adapted]
+            wide = [weights[i] for i in adapted]
+            updates = [gradients[i] for i in adapted]
             torch._foreach_add_(updates, wide, alpha=group["weight_decay"])
             norms = [torch.stack(torch._foreach_norm(tensors)) for tensors in (wide, updates)]
             scales = torch.where((norms[0] > 0) & (norms[1] > 0), group["trust"] * norms[0] / norms[1], 1)

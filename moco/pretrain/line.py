@@ -31,7 +31,8 @@ class Line:
         further: dict[str, float],
     ) -> None:
         self.position = dataclasses.replace(position)  # the run goes on
-        self.watch, self.further = watch, further
+        self.watch = watch
+        self.further = further
         of_batch = Meter()
         of_batch.add(measured, samples)
         parts = since_print.totals(), of_batch.totals()

@@ -42,9 +42,14 @@ class Training:
         preemption: Preemption,
         profile: Profile,
     ) -> None:
-        self.options, self.loader, self.step, self.position = options, loader, step, position
+        self.options = options
+        self.loader = loader
+        self.step = step
+        self.position = position
         self.since_print, self.of_epoch = meters
-        self.evaluate, self.log, self.profile = evaluate, log, profile
+        self.evaluate = evaluate
+        self.log = log
+        self.profile = profile
         self.watch = Watch(options, step, loader, log, position)
         self.clock = Clock()
         self.saves = Saves(options, log, preemption, snapshot=self._snapshot, check=self._check_numbers)
@@ -70,7 +75,9 @@ class Training:
 
     def one_epoch(self) -> bool:
         """The rest of the current epoch, from `position.step` on. False if it was preempted, and saved."""
-        options, position, epoch = self.options, self.position, self.position.epoch
+        options = self.options
+        position = self.position
+        epoch = self.position.epoch
         set_epoch(self.step.loss, options, epoch)
         self.step.moco.train()
         self.clock = Clock()
@@ -107,7 +114,8 @@ class Training:
 
     def _follow_schedules(self) -> float:
         """Sets the learning rate and the key momentum of the step at `position`. Returns the learning rate."""
-        options, at = self.options, self.position
+        options = self.options
+        at = self.position
         done = at.epoch + at.step / len(self.loader)  # in epochs
         schedule = (options.lr, options.epochs, options.schedule, options.cos, options.warmup_epochs)
         lr = learning_rate_by_step(done, *schedule) if options.lr_per_step else learning_rate(at.epoch, *schedule)
@@ -121,7 +129,8 @@ class Training:
         return dict(epoch=at.epoch, step=at.step, steps=len(self.loader), epochs=self.options.epochs)
 
     def _line(self, measured: dict[str, Tensor], samples: int, lr: float) -> Line:
-        options, position = self.options, self.position
+        options = self.options
+        position = self.position
         further = {"lr": lr, **curves(options, position.epoch)}
         if options.moco_m_cos or isinstance(options.moco_m, str):
             further["moco_m"] = self.step.moco.m
@@ -131,8 +140,11 @@ class Training:
         """Writes the line that is on its way, if there is one; waits for the device to have come past its step."""
         if self.line is None:
             return
-        line, self.line = self.line, None
-        at, options, steps = line.position, self.options, len(self.loader)
+        line = self.line
+        self.line = None
+        at = line.position
+        options = self.options
+        steps = len(self.loader)
         self.printed = line.read(self.printed)
         timing = self.clock.lap(self.step.device, (options.epochs - self.position.epoch) * steps - self.position.step)
         timing |= self.saves.stall()

@@ -49,7 +49,8 @@ class ReferenceMoCo(MoCo):
             sizes = sizes or [len(images)] * world_size()
             key = stream_key(self.seed, self.step, Purpose.SHUFFLE)
             if self.bn == "split":
-                key, sizes = stream_key(key, 0, Purpose.SHUFFLE, view=rank()), [len(images)]
+                key = stream_key(key, 0, Purpose.SHUFFLE, view=rank())
+                sizes = [len(images)]
             me = rank() if len(sizes) > 1 else 0
             mine = slice(sum(sizes[:me]), sum(sizes[: me + 1]))
             order = torch.from_numpy(permutation(key, sum(sizes))).to(images.device)

@@ -57,7 +57,11 @@ class TrainingStep:
         go_on: bool = False,
         symmetric: bool = False,
     ) -> None:
-        self.model, self.loss, self.optimizer, self.augment, self.across = model, loss, optimizer, augment, across
+        self.model = model
+        self.loss = loss
+        self.optimizer = optimizer
+        self.augment = augment
+        self.across = across
         self.moco: MoCo = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model  # type: ignore[assignment]
         self.accum_steps = accum_steps
         self.directions = ((0, 1), (1, 0)) if symmetric else ((0, 1),)  # (view of the queries, view of the keys)

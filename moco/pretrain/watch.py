@@ -31,7 +31,10 @@ class Watch:
     def __init__(
         self, options: PretrainOptions, step: TrainingStep, loader: Loader, log: RunLog, position: Position
     ) -> None:
-        self.options, self.step, self.loader, self.log = options, step, loader, log
+        self.options = options
+        self.step = step
+        self.loader = loader
+        self.log = log
         self.agreed = position.global_step
         self.left_out = 0
 

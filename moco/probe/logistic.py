@@ -124,5 +124,6 @@ def solve(x: Tensor, y: Tensor, classes: int, parts: int, seed: int) -> Solved:
 
 def five_nearest(train_x: Tensor, train_y: Tensor, x: Tensor, y: Tensor, classes: int) -> float:
     """Top-1 accuracy in percent of a vote of the 5 nearest training features by cosine."""
-    train_x, x = F.normalize(train_x, dim=1), F.normalize(x, dim=1)
+    train_x = F.normalize(train_x, dim=1)
+    x = F.normalize(x, dim=1)
     return metrics.knn_accuracy(train_x, train_y, x, y, classes, k=5, t=_PLAIN_VOTE).item()

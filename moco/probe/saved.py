@@ -26,7 +26,8 @@ from moco.run import checkpoint
 from moco.run.options import as_dict
 from moco.run.provenance import git_state
 
-LAST, BEST = "checkpoint.pth.tar", "model_best.pth.tar"
+LAST = "checkpoint.pth.tar"
+BEST = "model_best.pth.tar"
 # options that a resumed probe must not change
 _SAME = ("features_from", "optimizer", "train_fraction", "sweep", "sweep_lrs", "sweep_wds", "cached", "finetune")
 
@@ -81,7 +82,8 @@ def resolve(options: LinclsOptions, origin: EncoderFile | None, resumed: bool) -
     size, recipe = suited(options.dataset, before)
     seed = before.get("seed") if options.seed is None and resumed else options.seed
     seed = distributed.broadcast_object(random.SystemRandom().randrange(2**31) if seed is None else seed)
-    arch, arch_arg = options.arch or "resnet50", options.arch_arg
+    arch = options.arch or "resnet50"
+    arch_arg = options.arch_arg
     if origin and (origin.arch or options.arch):
         arch, arch_arg = network_of(origin, options.arch, options.arch_arg)
     name = f"{origin.path.absolute().parent.name}-{origin.path.name.split('.')[0]}" if origin else "untrained"
@@ -124,7 +126,8 @@ def restore_progress(optimizer: torch.optim.Optimizer, file: EncoderFile) -> tup
         optimizer.load_state_dict(file.rest["optimizer"])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"the optimiser's state in {file.path} is not that of a linear classifier: {error}") from error
-    ours, acc1 = file.rest.get("moco_lincls", {}), float(file.rest["best_acc1"])
+    ours = file.rest.get("moco_lincls", {})
+    acc1 = float(file.rest["best_acc1"])
     best = Best(acc1, ours.get("best_acc5", 0.0), ours.get("best_epoch", 0), ours.get("best_score", acc1))
     return file.epoch or 0, best, ours.get("chosen", 0)
 

@@ -180,18 +180,23 @@ class Probe:
 
         Waits for the device only every `print_freq` steps. Ranks may have uneven parts of a batch, or none.
         """
-        options, steps, world = self.options, self.stream.sampler.steps, distributed.world_size()
+        options = self.options
+        steps = self.stream.sampler.steps
+        world = distributed.world_size()
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = learning_rate(epoch, rate, options.epochs, options.schedule, drop=options.lr_drop)
         lr = self.optimizer.param_groups[self.chosen]["lr"]
         if self.trunk is not None:
             self.trunk.train()
         timeline.start(self.device)
-        clock, since_print, of_epoch = Clock(), Meter(), Meter()
+        clock = Clock()
+        since_print = Meter()
+        of_epoch = Meter()
         with contextlib.closing(self.stream.epoch(epoch)) as batches:
             for step, batch in enumerate(waited_for(batches)):
                 x, labels = self.stream.inputs(batch, epoch)
-                n, total = len(labels), sum(self.stream.sampler.sizes(step))
+                n = len(labels)
+                total = sum(self.stream.sampler.sizes(step))
                 logits = self.parallel(x)
                 each = F.cross_entropy(logits.flatten(0, 1), labels.repeat_interleave(len(self.classifiers)),
                                        reduction="none").view(n, -1)  # fmt: skip

@@ -80,7 +80,8 @@ def _of_ranks(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
 
 
 def _checked(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    x, y = np.asarray(x, float), np.asarray(y, float)
+    x = np.asarray(x, float)
+    y = np.asarray(y, float)
     if x.ndim != 1 or x.shape != y.shape or len(x) < 2:
         raise InputError(f"a rank correlation needs two or more pairs, not values of shapes {x.shape} and {y.shape}")
     if not (np.isfinite(x).all() and np.isfinite(y).all()):

@@ -85,7 +85,8 @@ def training(encoders: Sequence[Encoder]) -> tuple[list[Plot], list[Plot]]:
     runs = [Pictured(name, one.records) for name, one in zip(names, shown, strict=True)]
     colours = _colours(runs)
     marks = {f"run-{i}": {"class": "run", "data-name": one.name, "data-tip": one.name} for i, one in enumerate(shown)}
-    together, losses = [], []
+    together = []
+    losses = []
     for name, draw, label in (
         ("knn", _knn, "kNN accuracy while training"),
         ("way", _sphere, "alignment and uniformity while training"),

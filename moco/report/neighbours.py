@@ -56,7 +56,8 @@ def grid(checkpoint: Path, options: Mapping[str, Any], queries: int, count: int 
     images of the same split, by the cosine of the trunk's features. Images that cannot be read are left out.
     options: those of the run; they name its images. InputError if images or checkpoint cannot be read.
     """
-    data, dataset = options.get("data"), str(options.get("dataset"))
+    data = options.get("data")
+    dataset = str(options.get("dataset"))
     if data is not None and not Path(data).exists():
         raise InputError(f"the run's images are no longer in {data}: put them back, or leave out --neighbours")
     if is_outside(dataset) and not is_hub(dataset):
@@ -68,7 +69,8 @@ def grid(checkpoint: Path, options: Mapping[str, Any], queries: int, count: int 
     where = with_images_of(given, options)
     source = where.open("val" if where.has("val") else "train", labels_required=False)
     size, recipe_name = suited(dataset, options)
-    recipe, file = where.find_recipe(recipe_name), read_encoder(checkpoint)
+    recipe = where.find_recipe(recipe_name)
+    file = read_encoder(checkpoint)
     arch, arch_arg = network_of(file, None, [])
     encoder = build_encoder(arch, 1, image_size=size, arguments=arch_arg, channels=where.pixel_format.channels)
     load_trunk(encoder, file)

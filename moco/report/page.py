@@ -114,7 +114,8 @@ def findings(encoders: Sequence[Encoder]) -> list[str]:
     if measure and rated:
         row = LOGGED[measure]
         rated.sort(key=lambda one: one.measured[measure], reverse=row.better == "higher")
-        best, worst = rated[0], rated[-1]
+        best = rated[0]
+        worst = rated[-1]
         first, last = ("Highest", "lowest") if row.better == "higher" else ("Lowest", "highest")
         ends = [f"{number(round(one.measured[measure], row.digits))} ({one.name})" for one in (best, worst)]
         other = f"; {last}: {ends[1]}" if worst.measured[measure] != best.measured[measure] else ""
@@ -136,7 +137,8 @@ def verdict(encoders: Sequence[Encoder]) -> dict[str, Any]:
 
     No lines if there are too few encoders.
     """
-    measure, n = accuracy_measure(encoders), sum(one.compared for one in encoders)
+    measure = accuracy_measure(encoders)
+    n = sum(one.compared for one in encoders)
     lines = [
         (which, words if words.startswith("none") else f"ρ = {minus(words)}".replace("n = ", "n\u00a0=\u00a0"))
         for which, words in (correlations(encoders) if n >= FEWEST else ())

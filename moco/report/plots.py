@@ -28,13 +28,16 @@ RUN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 CLASS_COLOURS = (
     "#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499", "#BBBBBB",
 )  # fmt: skip
-INK, FAINT, GRID = "#222222", "#8a8a8a", "#e6e6e6"
+INK = "#222222"
+FAINT = "#8a8a8a"
+GRID = "#e6e6e6"
 # names of these colours in page.css, which has other values for dark mode
 IN_PAGE = {
     INK: "ink", FAINT: "soft", GRID: "grid", "#ffffff": "paper",
     **{shade: f"c{i}" for i, shade in enumerate(RUN_COLOURS)},
 }  # fmt: skip
-SVG, LINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
+SVG = "{http://www.w3.org/2000/svg}"
+LINK = "{http://www.w3.org/1999/xlink}href"
 
 
 @dataclass(frozen=True)
@@ -140,5 +143,6 @@ def shares(values: Iterable[float]) -> list[float]:
     0.5 if all are equal.
     """
     known = list(values)
-    low, high = min(known, default=0.0), max(known, default=1.0)
+    low = min(known, default=0.0)
+    high = max(known, default=1.0)
     return [(value - low) / (high - low) if high > low else 0.5 for value in known]

@@ -14,7 +14,8 @@ from moco.metrics.table import OF_FEATURES
 from moco.report.plots import RUN_COLOURS, Plot, figure, legend, plain_axes
 from moco.report.runs import Encoder
 
-MEASURES_FILE, SCHEMA = "measures.json", 1
+MEASURES_FILE = "measures.json"
+SCHEMA = 1
 KINDS = {"negative": "two images", "same_class": "two images of one class", "positive": "two views of one image"}
 
 
@@ -44,7 +45,9 @@ def _read(encoder: Encoder, name: str) -> Checkpoint:
         found = json.loads((encoder.folder / MEASURES_FILE).read_text())
         if found["schema"] != SCHEMA:
             return Checkpoint(encoder.name, why=f"has schema {found['schema']}, but this version reads {SCHEMA}")
-        file, epoch, spaces = Path(found["checkpoint"]["path"]).name, found["checkpoint"]["epoch"], found["spaces"]
+        file = Path(found["checkpoint"]["path"]).name
+        epoch = found["checkpoint"]["epoch"]
+        spaces = found["spaces"]
         return Checkpoint(
             encoder.name,
             file if epoch is None else f"{file}, epoch {epoch}",

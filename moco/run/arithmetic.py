@@ -9,7 +9,8 @@ from torch import nn
 
 from moco.errors import InputError
 
-_WORKSPACE, _WORKSPACES = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")  # those that torch accepts
+_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # those that torch accepts
+_WORKSPACES = (":4096:8", ":16:8")
 
 
 def set_arithmetic(deterministic: bool, device: torch.device) -> str:

@@ -32,7 +32,9 @@ class SummingWriter(io.RawIOBase):
     """
 
     def __init__(self, file: IO[bytes]):
-        self.file, self.sum, self.tail = file, hashlib.sha256(), b""
+        self.file = file
+        self.sum = hashlib.sha256()
+        self.tail = b""
         self.error: OSError | None = None
 
     def writable(self) -> bool:
@@ -84,7 +86,8 @@ def check_bytes(path: Path, file: IO[bytes]) -> bool:
     """
     size = file.seek(0, io.SEEK_END)
     file.seek(max(0, size - _END_RECORD - _COMMENT))
-    end, comment = file.read(_END_RECORD), file.read()
+    end = file.read(_END_RECORD)
+    comment = file.read()
     announced = end[:4] == _END_SIGNATURE and end[20:] == struct.pack("<H", _COMMENT)
     if announced and comment.startswith(_TAG):
         if _sum_of(file, size - _COMMENT) != comment[len(_TAG) :]:

@@ -23,7 +23,9 @@ def duration(seconds: float) -> str:
     if not math.isfinite(seconds):
         return "?"
     s = round(max(0.0, seconds))
-    minutes, hours, days = s // 60, s // 3600, s // 86400
+    minutes = s // 60
+    hours = s // 3600
+    days = s // 86400
     if days:
         return f"{days}d{hours % 24:02d}h"
     if hours:

@@ -48,9 +48,11 @@ class Meter:
         """What `means` takes, without a wait; empties the meter. All ranks must call it together."""
         if not self._sums:
             return [], None
-        names, values = list(self._sums), list(self._sums.values())
+        names = list(self._sums)
+        values = list(self._sums.values())
         total = all_reduce_sum(torch.stack([*values, torch.full_like(values[0], self._samples)]))
-        self._sums, self._samples = {}, 0
+        self._sums = {}
+        self._samples = 0
         return names, total
 
 

@@ -23,7 +23,9 @@ from moco.plugins import check_unused, find, is_outside, known_or_outside
 from moco.run import flags
 from moco.schedules import values_of
 
-RESULTS, EVALUATION, RUNNING = "changes results", "evaluation", "does not change results"
+RESULTS = "changes results"
+EVALUATION = "evaluation"
+RUNNING = "does not change results"
 
 
 # what `--help` groups by, and what a resumed run is warned about

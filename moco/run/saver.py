@@ -61,11 +61,13 @@ class Every:
     """
 
     def __init__(self, wish: str | None):
-        self.steps, self.seconds = 0, 0.0
+        self.steps = 0
+        self.seconds = 0.0
         if wish is not None:
             match = re.fullmatch(r"(\d+)|(\d+(?:\.\d+)?)m", wish, re.ASCII)
             steps, minutes = match.groups() if match else (None, None)
-            self.steps, self.seconds = int(steps or 0), float(minutes or 0) * 60
+            self.steps = int(steps or 0)
+            self.seconds = float(minutes or 0) * 60
             if not self.steps and not self.seconds:
                 raise InputError(f"--save-every takes steps, as in 500, or minutes, as in 30m; {wish!r} is neither")
         self.saved()
@@ -95,7 +97,9 @@ class Saver:
     """
 
     def __init__(self, folder: str | Path, keep_last: int = 0, keep_every: int = 0):
-        self.folder, self.keep_last, self.keep_every = Path(folder), keep_last, keep_every
+        self.folder = Path(folder)
+        self.keep_last = keep_last
+        self.keep_every = keep_every
         remove_temporaries(self.folder)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="save")
         self._writing: Future[None] | None = None
@@ -110,7 +114,8 @@ class Saver:
 
     def wait(self) -> None:
         """Returns when what was submitted is on disk; raises what went wrong (InputError if it was not writable)."""
-        writing, self._writing = self._writing, None
+        writing = self._writing
+        self._writing = None
         if writing is not None:
             writing.result()
 

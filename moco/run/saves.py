@@ -45,8 +45,11 @@ class Saves:
         snapshot: Callable[[], dict[str, Any]],
         check: Callable[[], None],
     ) -> None:
-        self.options, self.log, self.preemption = options, log, preemption
-        self.snapshot, self.check = snapshot, check
+        self.options = options
+        self.log = log
+        self.preemption = preemption
+        self.snapshot = snapshot
+        self.check = check
         self.every = Every(options.save_every)
         self.vote = distributed.LateVote()
         self.stalled = 0.0  # seconds that saves have held up the steps since `stall` was read

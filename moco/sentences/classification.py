@@ -125,7 +125,8 @@ def outer_fold(
 ) -> tuple[float, float]:
     """(accuracy in percent on the rows `test`, the C chosen without them)."""
     train = _without(len(y), test)
-    x_train, y_train = x[train], y[train]
+    x_train = x[train]
+    y_train = y[train]
     scores = np.zeros(len(costs))
     for held in _folds(len(train), folds):
         kept = _without(len(train), held)
@@ -150,7 +151,8 @@ def nested_cross_validation(
     outer folds in percent, "folds": accuracy of each, "costs": C of each}.
     """
     order = permutation(stream_key(seed, 0, Purpose.FOLD), len(y))
-    x, y = x[order], y[order]
+    x = x[order]
+    y = y[order]
     own = _folds(len(y), folds)[distributed.rank() :: distributed.world_size()]
     mine = [outer_fold(x, y, test, folds, costs, tolerance) for test in own]
     of_ranks = distributed.gather_objects(mine)

@@ -21,7 +21,9 @@ from moco.sentences.text import find_files, read_text, split_sentences, words
 from moco.sentences.vocabulary import FILE, Vocabulary, most_frequent, read_vocabulary
 
 FOLDER = "text"  # in the run's folder
-_TOKENS, _STARTS, _ABOUT = "tokens.npy", "starts.npy", "about.json"
+_TOKENS = "tokens.npy"
+_STARTS = "starts.npy"
+_ABOUT = "about.json"
 
 
 @dataclass

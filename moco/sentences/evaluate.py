@@ -40,7 +40,10 @@ from moco.sentences.state import check, load_weights, vocabulary_of
 from moco.sentences.text import find_files
 from moco.world import World
 
-TRAINED, UNTRAINED, WORDS, MAJORITY = "trained encoders", "untrained encoders", "bag of words", "largest class"
+TRAINED = "trained encoders"
+UNTRAINED = "untrained encoders"
+WORDS = "bag of words"
+MAJORITY = "largest class"
 
 
 def read_pairs(path: Path, device: torch.device) -> tuple[dict[str, SentencePair], dict[str, Any]]:

@@ -76,7 +76,8 @@ class Augment:
         """
         if device not in self._constants:
             std = torch.tensor(self.recipe.std)
-            scale, shift = 1 / (pixels.WHITE * std), -torch.tensor(self.recipe.mean) / std
+            scale = 1 / (pixels.WHITE * std)
+            shift = -torch.tensor(self.recipe.mean) / std
             self._constants[device] = scale.to(device), shift.to(device), column_steps(MOST_DRAWS).to(device)
         return self._constants[device]
 

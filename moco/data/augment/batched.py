@@ -111,7 +111,9 @@ def _reflected(at: Tensor, size: int) -> Tensor:
 def rotate(x: Tensor, degrees: Tensor) -> Tensor:
     """Rotate square images [n, C, S, S] counter-clockwise about the centre, bilinear, black outside; degrees [n]."""
     angle = torch.deg2rad(degrees)
-    cos, sin, zero = torch.cos(angle), torch.sin(angle), torch.zeros_like(angle)
+    cos = torch.cos(angle)
+    sin = torch.sin(angle)
+    zero = torch.zeros_like(angle)
     # From output to input; y runs down, hence the signs.
     theta = torch.stack([cos, -sin, zero, sin, cos, zero], 1).view(-1, 2, 3)
     grid = F.affine_grid(theta, list(x.shape), align_corners=False)

@@ -30,7 +30,9 @@ from moco.randomness import Purpose, stream_key, uniform
 ROWS_PER_TASK = 16
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
-TODO, WRITTEN, BAD = 0, 1, 2
+TODO = 0
+WRITTEN = 1
+BAD = 2
 PLACEHOLDER = np.zeros((1, 1, 3), np.uint8)  # of a bad image: FFCV wants something; it leaves the table at the end
 
 
@@ -42,11 +44,13 @@ class Job:
     ) -> None:
         from ffcv.fields import IntField, RGBImageField
 
-        self.source, self.kept = source, kept
+        self.source = source
+        self.kept = kept
         # the same samples are JPEG however many processes write; FFCV's own choice depends on their forked generators
         chance = uniform(stream_key(0, 0, Purpose.ORDER), kept, 1)[:, 0] if mode == "proportion" else None
         self.modes = np.where(chance < proportion, "jpg", "raw") if chance is not None else np.full(len(kept), mode)
-        self.state, self.crc32 = _shared(len(kept), np.uint8), _shared(len(kept), np.uint32)
+        self.state = _shared(len(kept), np.uint8)
+        self.crc32 = _shared(len(kept), np.uint32)
         self.reasons: multiprocessing.queues.SimpleQueue[tuple[int, str]] = multiprocessing.SimpleQueue()
         self.found: dict[int, str] = {}
         self.image = RGBImageField("raw", max_resolution=max_resolution, jpeg_quality=quality)
@@ -134,7 +138,8 @@ def run_guarded(job: Job, path: Path, page_size: int, workers: int, watch: Calla
     writer.num_samples = len(job)
     writer.prepare()
     fork = multiprocessing.get_context("fork")  # the job, with its shared arrays, is inherited and not pickled
-    tasks, allocations = fork.Queue(), fork.SimpleQueue()
+    tasks = fork.Queue()
+    allocations = fork.SimpleQueue()
     for start in range(0, len(job), ROWS_PER_TASK):
         tasks.put([(row, row) for row in range(start, min(start + ROWS_PER_TASK, len(job)))])
     for _ in range(workers):

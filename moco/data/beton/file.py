@@ -72,7 +72,8 @@ class BetonFile:
         samples = reader.metadata[f"f{image[0]}"]
         self.head_bytes = 24 + reader.field_descriptors.nbytes + reader.metadata.nbytes
         self.mode = samples["mode"].copy()
-        self.height, self.width = samples["height"].astype(np.int64), samples["width"].astype(np.int64)
+        self.height = samples["height"].astype(np.int64)
+        self.width = samples["width"].astype(np.int64)
         self.start = samples["data_ptr"].astype(np.int64)
         self.labels = (
             reader.metadata[f"f{number[0]}"].astype(np.int64) if number else np.full(len(samples), -1, dtype=np.int64)
@@ -139,7 +140,8 @@ class BetonSource:
         if cache not in CACHES:
             raise InputError(f"unknown cache {cache!r}: choose one of {', '.join(CACHES)}")
         file = self.file = BetonFile(path)
-        self.labels, self.keep = file.labels, cache != "none"
+        self.labels = file.labels
+        self.keep = cache != "none"
         largest = int(self.labels.max())
         if largest >= MOST_CLASSES:
             self.labels = np.full_like(self.labels, -1)
@@ -230,7 +232,8 @@ class BetonPicture:
     """One sample of a .beton file."""
 
     def __init__(self, source: BetonSource, index: int) -> None:
-        self.source, self.index = source, index
+        self.source = source
+        self.index = index
         self.size = source.size(index)
         self.stored: Size = (int(source.file.height[index]), int(source.file.width[index]))
 

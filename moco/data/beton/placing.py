@@ -22,7 +22,8 @@ class Places:
     """
 
     def __init__(self, path: Path, start: int, page_size: int) -> None:
-        self.path, self.page_size = path, page_size
+        self.path = path
+        self.page_size = page_size
         self.allocations: list[tuple[int, int, int]] = []  # (row, place, bytes) of this process
         self._next = multiprocessing.get_context("fork").Value(ctypes.c_uint64, start)
         self._row = -1

@@ -144,7 +144,8 @@ def _page_size(source: Source, kept: np.ndarray, sizes: np.ndarray, max_resoluti
     need = int(largest.max()) + (1 << 16)
     page = max(1 << 23, 1 << (need - 1).bit_length())
     if stored.max() > LONGEST_SIDE:
-        name, (height, width) = source.name(int(kept[stored.max(1).argmax()])), sizes[stored.max(1).argmax()].tolist()
+        name = source.name(int(kept[stored.max(1).argmax()]))
+        height, width = sizes[stored.max(1).argmax()].tolist()
         raise InputError(
             f"{name} has {width}×{height} pixels, and a side in a .beton has {LONGEST_SIDE} at most: "
             "pass --max-resolution, or remove it"

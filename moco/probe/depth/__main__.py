@@ -43,12 +43,14 @@ from moco.run.options import as_dict, as_json
 from moco.run.provenance import git_state, machine
 from moco.world import World
 
-RESULT, GRID = "depth.json", "predictions.png"
+RESULT = "depth.json"
+GRID = "predictions.png"
 
 
 def main(argv: list[str] | None = None) -> int:
     def run() -> int:
-        options, world = parse_depth(argv), World.launched()
+        options = parse_depth(argv)
+        world = World.launched()
         if world.size > 1:
             raise InputError("python -m moco.probe.depth takes one process: start it without torchrun")
         return probe(options, pick_device(options.device, world))
@@ -77,7 +79,8 @@ def probe(options: DepthOptions, device: torch.device) -> int:
         print(f"{in_words(training.errors())}  ({len(val)} images)")
         return EXIT_OK
 
-    folder, steps = Path(options.output_dir), len(training.train)
+    folder = Path(options.output_dir)
+    steps = len(training.train)
     about = {"options": as_dict(options), "git": git_state(), "machine": machine(device)}
     with only_run_in(folder), RunLog(folder, tensorboard=False) as log:
         log.cut_back(start * steps)

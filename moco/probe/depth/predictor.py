@@ -25,7 +25,8 @@ class DepthPredictor(nn.Module):
                 nn.BatchNorm2d(after),
                 nn.ReLU(inplace=True),
             ]
-            channels, side = after, 2 * side
+            channels = after
+            side = 2 * side
         self.layers = nn.Sequential(*layers, nn.Conv2d(channels, 1, 3, padding=1))
 
     def forward(self, maps: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ from moco.encoders.preprocessing import suited, with_images_of
 from moco.errors import InputError, flag
 from moco.probe.depth.options import DepthOptions
 
-LAST, BEST = "checkpoint.pth.tar", "model_best.pth.tar"
+LAST = "checkpoint.pth.tar"
+BEST = "model_best.pth.tar"
 # what is trained: to go on with others would be to start something else
 _SAME = ("features_from", "image_size", "batch_size", "adam_betas", "seed")
 
@@ -48,7 +49,8 @@ def resolve(options: DepthOptions, origin: EncoderFile | None, resumed: bool) ->
                 )
     options = with_images_of(options, before)
     size, recipe = suited(options.dataset, before)
-    arch, arch_arg = options.arch or "smallalexnet", options.arch_arg
+    arch = options.arch or "smallalexnet"
+    arch_arg = options.arch_arg
     if origin and (origin.arch or options.arch):
         arch, arch_arg = network_of(origin, options.arch, options.arch_arg)
     name = f"{origin.path.absolute().parent.name}-{origin.path.name.split('.')[0]}" if origin else "untrained"

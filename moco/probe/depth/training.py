@@ -59,13 +59,16 @@ class DepthProbe:
 
     def one_epoch(self, epoch: int, log: RunLog) -> None:
         """Waits for the device every `print_freq` steps only. NumericsError if the loss or a weight is not finite."""
-        options, steps = self.options, len(self.train)
+        options = self.options
+        steps = len(self.train)
         lr = learning_rate(epoch, options.lr, options.epochs, options.schedule, drop=options.lr_drop)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.predictor.train()
         timeline.start(self.device)
-        clock, since_print, of_epoch = Clock(), Meter(), Meter()
+        clock = Clock()
+        since_print = Meter()
+        of_epoch = Meter()
         with contextlib.closing(self.train.epoch(epoch)) as batches:
             for step, batch in enumerate(waited_for(batches), 1):
                 with torch.no_grad():
@@ -111,7 +114,8 @@ class DepthProbe:
             self.train.pairs, self.train.sampler, size=self.train.size, eval_crop=self.val.eval_crop,
             workers=self.options.workers, skip_bad_images=self.options.skip_bad_images,
         )  # fmt: skip
-        total, count = 0.0, 0
+        total = 0.0
+        count = 0
         with contextlib.closing(loader.epoch(0)) as batches:
             for batch in batches:
                 truth = augmented_pairs(batch, self.plain, 0)[1]
