@@ -59,7 +59,7 @@ def summary(measured: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def table(found: dict[str, Any]) -> list[str]:
     """A row for each encoder: lowest and highest of each measure."""
-    lines = [f"| encoder | {' | '.join(MEASURES.values())} |", "|---|" + "---:|" * len(MEASURES)]
+    lines = [f"| digits, top-1 [%] | {' | '.join(MEASURES.values())} |", "|---|" + "---:|" * len(MEASURES)]
     for name, values in found["results"].items():
         cells = [f"{min(values[measure]):.1f} to {max(values[measure]):.1f}" for measure in MEASURES]
         lines.append(f"| {name} | {' | '.join(cells)} |")

@@ -51,6 +51,8 @@ def main() -> int:
     words = ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", o.suite, str(base), o.mirror]
     if subprocess.run(words, stdout=subprocess.DEVNULL).returncode:
         raise InputError(f"debootstrap could not make {o.suite} from {o.mirror}")
+    # debootstrap leaves it out; every installed system and every container has it, and torchrun looks its name up
+    (base / "etc" / "hosts").write_text("127.0.0.1 localhost\n::1 localhost\n")
     for user in o.user or ["root", "student"]:
         one = o.folder / user
         subprocess.run(["cp", "-a", str(base), str(one)], check=True)
