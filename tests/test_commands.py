@@ -214,7 +214,7 @@ REFUSED = [
     (pretrain, f"{DIGITS} --crop-min 0", "--crop-min must be greater than 0"),
     (pretrain, f"{DIGITS} --queue-per-view", "--queue-per-view needs --symmetric"),
     (pretrain, f"{V3} --moco-k 9", "--moco-k is not read with --keys batch"),
-    (pretrain, f"{V3} --accum-steps 2", "--accum-steps would leave parts of a batch"),
+    (pretrain, f"{V3} --accum-steps 2", "--accum-steps splits the batch, but with --keys batch"),
     (pretrain, f"{V3} --symmetric --queue-per-view", "--queue-per-view has no meaning with --keys"),
     (pretrain, f"{V3} -b 1", "--keys batch compares the images of a batch: --batch-size must be at"),
     (pretrain, f"{DIGITS} --moco-k 0 --predictor vit", "--predictor has no meaning with --moco-k 0"),

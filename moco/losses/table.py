@@ -87,10 +87,10 @@ def make_loss(options: Any, across: Across | None = None) -> Loss:
     from_batch, words = (row.batch_keys, "--keys batch") if options.keys == "batch" else (row.in_batch, "--moco-k 0")
     kind = row.loss if options.moco_k else from_batch
     if kind is None:
-        with_batch = " or ".join(name for name, other in LOSSES.items() if other.in_batch)
+        with_batch = ", ".join(name for name, other in LOSSES.items() if other.in_batch)
         raise InputError(
             f"--loss {options.loss} takes its negatives from the queue, so --moco-k must be at least 1; {words}"
-            f" works with --loss {with_batch}"
+            f" works with: {with_batch}"
         )
     arguments = inspect.signature(kind).parameters
     if issubclass(kind, WeightedLoss):

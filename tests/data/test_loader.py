@@ -260,7 +260,7 @@ def test_a_stuck_thread_ends_the_run_with_a_message(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(crew, "JOIN_SECONDS", 0.01)
     source = Stuck()
     try:
-        with pytest.raises(InputError, match=r"no image could be read for .*made up\[7\].*stuck"):
+        with pytest.raises(InputError, match=r"no image could be read for .*made up\[7\].*check the disk"):
             list(loader(source, timeout=0.05).epoch(0))
     finally:
         source.gate.set()

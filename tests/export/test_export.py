@@ -199,7 +199,7 @@ def test_what_is_there_is_not_overwritten(tmp_path: Path) -> None:
     pretrained(tmp_path / "file")
     x = prepare(read_encoder(tmp_path / "file"))
     export(x, "moco", tmp_path / "out")
-    with pytest.raises(InputError, match="there already"):
+    with pytest.raises(InputError, match="exists already"):
         export(x, "safetensors", tmp_path / "out")
     assert left(tmp_path / "out") == ["encoder.pth.tar", "metadata.json"]
 

@@ -63,7 +63,7 @@ def test_losses_that_need_a_queue_are_refused() -> None:
     with_keys = {name for name, row in LOSSES.items() if row.batch_keys}
     assert with_keys == {"infonce", "align-uniform", "dcl", "dclw"}
     for name in LOSSES.keys() - with_keys:
-        with pytest.raises(InputError, match=f"--loss {name} takes its negatives from the queue.*--keys batch goes"):
+        with pytest.raises(InputError, match=f"--loss {name} takes its negatives from the queue.*--keys batch works"):
             parse_pretrain(["folder", "--keys", "batch", "--loss", name])
     o = parse_pretrain(["folder", "--keys", "batch", "--loss", "dclw"])
     ranks = GlobalBatch()

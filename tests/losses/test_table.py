@@ -504,7 +504,7 @@ def test_the_temperature_is_the_losss_own_unless_given(temperature: tuple[str, f
         ("--loss hcl --moco-align-w 1", "mix the terms of infonce and align-uniform, which --loss hcl does not have"),
         ("--loss supcon --moco-contr-w 1", "which --loss supcon does not have: leave them out"),
         ("--loss hcl --moco-k 0", "--loss hcl takes its negatives from the queue, so --moco-k must be at least 1"),
-        ("--loss supcon --moco-k 0", "--moco-k 0 works with --loss infonce or align-uniform"),
+        ("--loss supcon --moco-k 0", "--moco-k 0 works with: infonce, align-uniform"),
         ("--moco-k 0 --symmetric", "--symmetric has no meaning with --moco-k 0, where both views are queries"),
         ("--moco-k 0 --accum-steps 2", "--accum-steps splits the batch, but with --moco-k 0 all negatives"),
         ("--moco-k 0 --batch-size 1", "--batch-size must be at least 2"),
