@@ -38,6 +38,7 @@ from moco.sentences.options import SentenceOptions, make_loss, parse_sentences
 from moco.sentences.sampler import WindowSampler, held_out_count
 from moco.sentences.state import check, restore, vocabulary_of
 from moco.sentences.step import TrainingStep
+from moco.sentences.text import find_files
 from moco.sentences.vocabulary import FILE, Vocabulary, read_vocabulary
 from moco.world import World
 
@@ -49,6 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         if options.dry_run:
             print(as_json(options))
             return EXIT_OK
+        find_files(options.data)  # a wrong path leaves no folder behind
         device = pick_device(options.device, world)
         folder = Path(options.output_dir)
         with distributed.session(world, device, options.rank_timeout), Preemption() as preemption, only_run_in(folder):
