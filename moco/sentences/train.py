@@ -50,11 +50,12 @@ def main(argv: list[str] | None = None) -> int:
         if options.dry_run:
             print(as_json(options))
             return EXIT_OK
-        find_files(options.data)  # a wrong path leaves no folder behind
         device = pick_device(options.device, world)
         folder = Path(options.output_dir)
-        with distributed.session(world, device, options.rank_timeout), Preemption() as preemption, only_run_in(folder):
-            return train(options, world, device, preemption)
+        with distributed.session(world, device, options.rank_timeout), Preemption() as preemption:
+            distributed.on_rank_0(lambda: find_files(options.data))  # a wrong path leaves no folder behind
+            with only_run_in(folder):
+                return train(options, world, device, preemption)
 
     return run_command(run)
 
