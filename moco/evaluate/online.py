@@ -62,15 +62,19 @@ class OnlineEvaluator:
             val, size, options, device, views=2, scale=of_views.scale, ratio=of_views.ratio, seed=seed
         )
 
-    def __call__(self, encoder: nn.Module) -> Iterator[tuple[str, float]]:
+    def __call__(self, encoder: nn.Module, classifier: nn.Module | None = None) -> Iterator[tuple[str, float]]:
         """Yields (name, value) of each measure. All ranks must consume it to the end.
 
         `knn_top1` in percent, `val_alignment` (α = 2, two augmented views), `val_uniformity` (t = 2) and
-        `val_tolerance`. The first and the last need labels.
+        `val_tolerance`. The first and the last need labels. With a classifier of features also `online_top1`.
         """
         x, labels = extract_features(TrunkAndOutput(encoder), self.centre, self.plain)
         features, outputs = x.split([feature_dim(encoder), x.shape[1] - feature_dim(encoder)], dim=1)
         outputs = F.normalize(outputs, dim=1)
+        if classifier is not None and self.labelled:
+            with torch.no_grad():
+                right = classifier(features).argmax(dim=1) == labels
+            yield METRICS["online_top1"].logged, 100 * right.float().mean().item()
         if self.bank is not None:
             bank, bank_labels = extract_features(trunk(encoder), self.bank, self.plain, normalise=True)
             features = F.normalize(features, dim=1)

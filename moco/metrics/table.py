@@ -102,6 +102,7 @@ def _accuracy(name: str, title: str, function: Callable[[Features], float] | Non
 _ROWS = (
     _accuracy("lincls_top1", "linear top-1", None),
     _accuracy("knn_top1", "kNN top-1", _knn),
+    _accuracy("online_top1", "online linear top-1", None),
     _accuracy("val_mr_acc1", "MR accuracy", None),
     _accuracy("val_cr_acc1", "CR accuracy", None),
     Metric("depth_mse", "depth MSE", None, "lower", "depth_mse", unit="m²", digits=4),

@@ -38,6 +38,7 @@ from moco.pretrain.heads import predictor_of, projector_of
 from moco.pretrain.hints import channels_not_rgb, collapse_ahead, first_losses, next_command
 from moco.pretrain.loop import Training
 from moco.pretrain.loss_state import LossState
+from moco.pretrain.online_probe import OnlineProbe
 from moco.pretrain.optimiser import make_optimizer
 from moco.pretrain.options import ResolvedPretrainOptions, parse_pretrain
 from moco.pretrain.reference import ReferenceMoCo
@@ -85,6 +86,8 @@ def train(
     # Data: uint8 crops from threads; everything photometric happens on the device.
     source = options.open("train", labels_required=False)
     check_labels(options.loss, source.labels)
+    if options.online_probe and not (source.labels >= 0).any():
+        raise InputError("--online-probe needs labels, and these images have none: leave it out")
     loader = make_loader(options, source, world, seed, device)
     evaluate = online_evaluator(options, source, device)
     if evaluate is None and options.eval_freq is None:
@@ -94,7 +97,7 @@ def train(
 
     # Model, loss, optimiser: new, then as the checkpoint has them.
     encoder, origin = make_encoder(options, device, fresh=saved is None)
-    step = make_step(options, encoder, seed, device)
+    step = make_step(options, encoder, seed, device, len(source.classes))
     notes += origin
     position = resume.Position(epoch=options.start_epoch)
     meters = (Meter(), Meter())
@@ -189,9 +192,12 @@ def make_encoder(
 
 
 def make_step(
-    options: ResolvedPretrainOptions, encoder: torch.nn.Module, seed: int, device: torch.device
+    options: ResolvedPretrainOptions, encoder: torch.nn.Module, seed: int, device: torch.device, classes: int = 0
 ) -> TrainingStep:
-    """The model around the encoder, the loss, the optimiser and the augmentations, on the device."""
+    """The model around the encoder, the loss, the optimiser and the augmentations, on the device.
+
+    classes: of the labels, for --online-probe.
+    """
     channels_last = device.type == "cuda" if options.channels_last is None else options.channels_last
     if channels_last:
         encoder = encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -226,6 +232,7 @@ def make_step(
         channels_last=channels_last,
         go_on=options.max_bad_steps > 0,
         symmetric=options.symmetric,
+        online_probe=OnlineProbe(model.encoder_q, classes) if options.online_probe else None,
     )
 
 

@@ -43,6 +43,8 @@ def check(o: Any, typed: set[str], bn: str | None, world_size: int) -> None:
         _check_without_queue(o, "--keys batch" if o.keys == "batch" else "--moco-k 0")
     elif o.queue_per_view and not o.symmetric:
         raise InputError("--queue-per-view needs --symmetric: without it only the keys of one view enter the queue")
+    if o.online_probe and o.compile:
+        raise InputError("--online-probe reads features inside the encoder, and --compile hides them: leave one out")
     Every(o.save_every)
 
 

@@ -164,6 +164,7 @@ class Training:
         """Evaluates and saves after the 0-based `epoch`, where it is their turn."""
         last = epoch + 1 == self.options.epochs
         if self.evaluate and ((epoch + 1) % self.evaluate.every == 0 or last):
-            measures = dict(self.evaluate(self.step.moco.encoder_q))
+            online = self.step.online_probe
+            measures = dict(self.evaluate(self.step.moco.encoder_q, online.classifier if online else None))
             self.log.eval(measures, epoch=epoch, global_step=self.position.global_step)
         self.saves.after_epoch(epoch)

@@ -157,6 +157,9 @@ class PretrainOptions(CommonOptions):
     )
     knn_k: int = evaluation(200, "neighbours of the online kNN (new)")
     knn_t: float = evaluation(0.1, "temperature of the online kNN (new)")
+    online_probe: bool = evaluation(
+        False, "train a linear classifier beside the encoder, which it leaves as it is; logged with kNN (new)"
+    )
 
     resume: str | None = running(None, "checkpoint to go on from; 'auto': the newest good one in --output-dir, if any")
     save_freq: int = running(1, "epochs between two checkpoints; the last epoch is always saved (new)")

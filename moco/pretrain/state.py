@@ -48,6 +48,7 @@ def snapshot(
             "queue_state": step.moco.queue_state(),
             **step.guard.state(),
             "loss": step.loss_state.state_dict(),
+            **({"online_probe": step.online_probe.state_dict()} if step.online_probe is not None else {}),
             "ranks": of_ranks,
             "options": as_dict(options),
             "git": git_state(),
@@ -123,6 +124,8 @@ def restore(
     step.moco.load_queue_state(run["queue_state"])
     step.guard.load_state(run)
     step.loss_state.load_state_dict(run.get("loss", {}))
+    if step.online_probe is not None and "online_probe" in run:
+        step.online_probe.load_state_dict(run["online_probe"])
     restore_meters(meters, [old["meters"] for old in run["ranks"]], step.device)
     notes += _restore_generators(path, [old["random"] for old in run["ranks"]])
     notes += [f"{flag(name)} was {before} and is {now} from here on" for name, (before, now) in changed.items()]

@@ -17,6 +17,7 @@ from moco.distributed import gather_rows, rank, shares, world_size
 from moco.distributed.global_batch import GlobalBatch
 from moco.losses import Loss
 from moco.pretrain.loss_state import LossState
+from moco.pretrain.online_probe import OnlineProbe
 from moco.pretrain.optimiser import GuardedOptimizer
 from moco.timing import stage
 
@@ -28,6 +29,7 @@ class _Part(NamedTuple):
     logs: dict[str, Tensor]
     q: Tensor
     k: Tensor
+    features: Tensor | None = None  # for the online classifier
 
 
 class TrainingStep:
@@ -39,6 +41,7 @@ class TrainingStep:
     symmetric: the mean of two losses, in which the views change places; their sum with `keys` 'batch', as in MoCo v3.
     Both views' keys are enqueued, view 1's first, or each view's in its own queue if the model has two.
     A batch with small crops (multi-crop) has each of them as a query of every direction: the mean is over all of them.
+    online_probe: a classifier that is trained on the first direction's features, after the encoder's own step.
     go_on: training may go on after a step that was not applied, so BatchNorm's statistics must not keep what it left.
     """
 
@@ -56,8 +59,10 @@ class TrainingStep:
         channels_last: bool = True,
         go_on: bool = False,
         symmetric: bool = False,
+        online_probe: OnlineProbe | None = None,
     ) -> None:
         self.model = model
+        self.online_probe = online_probe
         self.loss = loss
         self.optimizer = optimizer
         self.augment = augment
@@ -126,7 +131,11 @@ class TrainingStep:
                     self.moco.enqueue(everyones[0], labels, everyones[1])
                 else:
                     self.moco.enqueue(torch.cat(everyones), labels.repeat(len(keys)))
-        return self._means(outputs, parts[rank()]), measured
+        means = self._means(outputs, parts[rank()])
+        if self.online_probe is not None:
+            features = torch.cat([out.features for out in outputs[0] if out.features is not None])
+            means |= self.online_probe.step(features, batch.labels, sum(sizes))
+        return means, measured
 
     def _forward_backward(self, part: Batch, epoch: int, views: tuple[int, int], sizes: list[int], total: int) -> _Part:
         """Queries, keys, loss, backward, of one part of the batch. total: samples of the whole batch of all ranks."""
@@ -135,12 +144,13 @@ class TrainingStep:
         prepare_k = partial(self._images, epoch, key_view)
         with torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
             q, k = self.model(im_q, (part.crops[:, key_view], part.index), prepare_k, sizes)
+        features = self.online_probe.take(len(part.index)) if self.online_probe is not None else None
         self.across.sizes = sizes
         with stage("head"):
             loss, logs = self.loss(q, k, self.moco.queue_for(key_view), part.labels, self.moco.queue_labels)
         with stage("backward"):
             self.guard.backward(loss * self._weight(part, total))
-        return _Part(loss.detach(), logs, q.detach(), k.detach())
+        return _Part(loss.detach(), logs, q.detach(), k.detach(), features)
 
     def _small_crops(
         self, crops: Tensor, part: Batch, epoch: int, keys: list[Tensor], sizes: list[int], total: int

@@ -35,7 +35,7 @@ from moco.data.source import ArraySource
 from moco.distributed import rank, shares, world_size
 from moco.distributed.global_batch import GlobalBatch
 from moco.distributed.shuffle import RowShuffle
-from moco.encoders import build_encoder
+from moco.encoders import build_encoder, feature_dim
 from moco.encoders.batchnorm import isolate_batchnorm
 from moco.errors import InputError
 from moco.evaluate.online import OnlineEvaluator
@@ -46,6 +46,7 @@ from moco.losses.decoupled import DecoupledLoss, InBatchDecoupledLoss
 from moco.losses.hard import HardContrastiveLoss, SimpleLoss
 from moco.losses.in_batch import CONTRASTIVE, InBatchLoss
 from moco.losses.supcon import SupConLoss
+from moco.pretrain.online_probe import OnlineProbe
 from moco.pretrain.reference import ReferenceMoCo
 from moco.pretrain.step import TrainingStep
 from moco.randomness import permutation
@@ -569,6 +570,27 @@ def multi_crop_equals_one_process() -> None:
                 arguments = more if bn == "shuffle" else {**more, "accum_steps": 1}
                 both.append(training_step(of_ranks, across, bn, of_model=of_model, **arguments))
         assert_equal_training(both[0], both[1], sizes, small=2)
+
+
+@check
+def online_probes_step_with_the_mean_gradient() -> None:
+    """Of all ranks' samples: one step of several ranks is that of one process."""
+    total = 2 * world_size() + 1
+    generator = torch.Generator().manual_seed(1)
+    encoder = build_encoder("smallcnn", 8)
+    features = torch.randn(total, feature_dim(encoder), generator=generator)
+    labels = torch.arange(total) % 3
+    of_ranks = OnlineProbe(encoder, 3)
+    mine = rank()
+    part = shares(total, world_size())
+    for _ in range(3):
+        of_ranks.step(features.split(part)[mine], labels.split(part)[mine], total)
+    with one_process():
+        of_one = OnlineProbe(encoder, 3)
+        for _ in range(3):
+            of_one.step(features, labels, total)
+    for name, value in of_one.classifier.state_dict().items():
+        torch.testing.assert_close(of_ranks.classifier.state_dict()[name], value)
 
 
 class MeanOfParts:

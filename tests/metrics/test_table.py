@@ -74,8 +74,8 @@ def test_a_row_is_all_that_a_metric_needs(good: Features, monkeypatch: pytest.Mo
 
 
 def test_names_are_those_of_the_files() -> None:
-    accuracies = ["lincls_top1", "knn_top1", "val_mr_acc1", "val_cr_acc1"]
+    accuracies = ["lincls_top1", "knn_top1", "online_top1", "val_mr_acc1", "val_cr_acc1"]
     depth = ["depth_mse", "depth_rmse", "depth_abs_rel", "depth_delta1"]
     assert list(LOGGED) == [*accuracies, *depth, "val_alignment", "val_uniformity", "val_tolerance", "loss"]
-    assert len(METRICS) == len(OF_FEATURES) + 8  # all but those of classifiers and of depth, and the loss
+    assert len(METRICS) == len(OF_FEATURES) + 9  # all but those of classifiers and of depth, and the loss
     assert METRICS["knn_top1"].heading == "kNN top-1 [%]" and METRICS["alignment"].heading == "alignment"
