@@ -42,7 +42,8 @@ from moco.run.provenance import git_state, machine
 ROOT = Path(__file__).resolve().parent.parent
 ARCH, DIM, SIZE = "smallcnn", 64, 32
 EPOCHS, PROBE_EPOCHS = 40, 30
-LAUNCH = "torchrun --nproc_per_node=2 main_moco.py"
+# --local-addr: without it torchrun looks up this machine's own name, which not every laptop and container resolves
+LAUNCH = "torchrun --local-addr localhost --nproc_per_node=2 main_moco.py"
 # 144 scans of each digit: the usual 200 neighbours would reach into other classes
 DATA = "--dataset digits -j 2 --print-freq 100"
 PRETRAIN = f"{DATA} -a {ARCH} --moco-dim {DIM} --batch-size 128 --lr 0.06 --cos --eval-freq 4 --knn-k 20 --save-freq 10"
