@@ -7,6 +7,7 @@ import functools
 import os
 import random
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from moco.evaluate.layers import OUTPUT, TRUNK
 from moco.probe.options import LinclsOptions
 from moco.probe.training import Classifiers
 from moco.run import checkpoint
-from moco.run.options import as_dict
+from moco.run.options import CommonOptions, as_dict
 from moco.run.provenance import git_state
 
 LAST = "checkpoint.pth.tar"
@@ -53,41 +54,71 @@ def classifier_to_resume(options: LinclsOptions) -> EncoderFile | None:
     """
     if options.evaluate and options.resume is None:
         raise InputError("--evaluate needs a trained classifier: pass --resume and a checkpoint of main_lincls.py")
-    path = os.path.join(options.output_dir, LAST) if options.resume == "auto" else options.resume
-    if path is None or (options.resume == "auto" and not distributed.on_rank_0(lambda: os.path.exists(path))):
-        return None
-    file = read_encoder(path)
-    if not {"optimizer", "best_acc1"} <= file.rest.keys():
-        raise InputError(f"{path} holds an encoder ({file.layout}), no linear classifier: pass it as --pretrained")
+    file = file_to_resume(options.resume, options.output_dir)
+    if file is not None and not {"optimizer", "best_acc1"} <= file.rest.keys():
+        raise InputError(f"{file.path} holds an encoder ({file.layout}), no linear classifier: pass it as --pretrained")
     return file
+
+
+def file_to_resume(resume: str | None, output_dir: str) -> EncoderFile | None:
+    """The file of --resume; None without it, and for 'auto' where nothing was saved."""
+    path = os.path.join(output_dir, LAST) if resume == "auto" else resume
+    if path is None or (resume == "auto" and not distributed.on_rank_0(lambda: os.path.exists(path))):
+        return None
+    return read_encoder(path)
+
+
+def check_arch_of(origin: EncoderFile | None, arch: str | None) -> None:
+    """InputError if --arch names another network than the file holds."""
+    if origin and origin.arch and arch not in (None, origin.arch):
+        raise InputError(f"{origin.path} holds a {origin.arch}, not a {arch}: pass --arch {origin.arch}")
+
+
+def check_same(options: CommonOptions, resumed: EncoderFile, names: Iterable[str]) -> None:
+    """InputError if one of these options differs from that of the resumed probe."""
+    before = resumed.options
+    for name in names:
+        if name in before and before[name] != getattr(options, name):
+            raise InputError(
+                f"{resumed.path} was trained with {flag(name)} {before[name]}; pass the same, or another --output-dir"
+            )
+
+
+def seed_of(seed: int | None, before: Mapping[str, Any], resumed: bool) -> int:
+    """--seed, else that of the resumed probe, else a new one; the same on all ranks."""
+    chosen = before.get("seed") if seed is None and resumed else seed
+    return distributed.broadcast_object(random.SystemRandom().randrange(2**31) if chosen is None else chosen)
+
+
+def network_for(origin: EncoderFile | None, arch: str | None, words: list[str], default: str) -> tuple[str, list[str]]:
+    """--arch and --arch-arg of the probe: as the file has them, where there is one that says so."""
+    if origin and (origin.arch or arch):
+        return network_of(origin, arch, words)
+    return arch or default, words
+
+
+def name_for(origin: EncoderFile | None) -> str:
+    """The encoder's part of an output folder's name: its run and checkpoint."""
+    return f"{origin.path.absolute().parent.name}-{origin.path.name.split('.')[0]}" if origin else "untrained"
 
 
 def resolve(options: LinclsOptions, origin: EncoderFile | None, resumed: bool) -> LinclsOptions:
     """Fills open options from the encoder's run, then from the data set."""
     before = origin.options if origin else {}
-    if origin and origin.arch and options.arch not in (None, origin.arch):
-        raise InputError(f"{origin.path} holds a {origin.arch}, not a {options.arch}: pass --arch {origin.arch}")
+    check_arch_of(origin, options.arch)
     if options.evaluate:  # whatever trained it, one classifier is measured
         which = before.get("features_from", TRUNK)
         options = dataclasses.replace(options, features_from=which, sweep=False, cached=False, finetune=False)
     elif resumed and origin:
         drawn = options.sweep or options.train_fraction < 1  # images were dealt out by the seed
-        for name in _SAME + (("held_out", *(("seed",) if options.seed is not None else ())) if drawn else ()):
-            if name in before and before[name] != getattr(options, name):
-                raise InputError(
-                    f"{origin.path} was trained with {flag(name)} {before[name]}; pass the same,"
-                    " or another --output-dir"
-                )
+        of_drawing = ("held_out", *(("seed",) if options.seed is not None else ()))
+        check_same(options, origin, _SAME + (of_drawing if drawn else ()))
     options = with_images_of(options, before)
     size, recipe = suited(options.dataset, before)
-    seed = before.get("seed") if options.seed is None and resumed else options.seed
-    seed = distributed.broadcast_object(random.SystemRandom().randrange(2**31) if seed is None else seed)
-    arch = options.arch or "resnet50"
-    arch_arg = options.arch_arg
-    if origin and (origin.arch or options.arch):
-        arch, arch_arg = network_of(origin, options.arch, options.arch_arg)
-    name = f"{origin.path.absolute().parent.name}-{origin.path.name.split('.')[0]}" if origin else "untrained"
-    folder = options.output_dir or os.path.join("runs", re.sub("[:/]", "-", f"lincls-{options.dataset}-{arch}-{name}"))
+    seed = seed_of(options.seed, before, resumed)
+    arch, arch_arg = network_for(origin, options.arch, options.arch_arg, "resnet50")
+    own = re.sub("[:/]", "-", f"lincls-{options.dataset}-{arch}-{name_for(origin)}")
+    folder = options.output_dir or os.path.join("runs", own)
     if options.resume is None and distributed.on_rank_0(lambda: os.path.exists(os.path.join(folder, LAST))):
         raise InputError(f"{folder} already holds a probe: pass --resume auto to go on, or another --output-dir")
     return dataclasses.replace(
