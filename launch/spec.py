@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -30,7 +31,7 @@ import math
 import random
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,9 @@ class Element:
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:10]
 
 
+Resolve = Callable[[Settings, str], Element]  # swept options, and the words for where they stand
+
+
 @dataclass
 class Spec:
     name: str
@@ -101,14 +105,15 @@ def read(path: Path, folder: Path | None, words: list[str], ranks: int) -> Spec:
         if not isinstance(part, dict) or set(part) - kinds - {"set"} or len(kinds & set(part)) > 1:
             raise InputError(f"{where} must hold `grid`, `random` or `encoders`, and may hold `set`")
         fixed = {**_section(spec, "set", str(path)), **_section(part, "set", where)}
+        resolve = functools.partial(_resolve, fixed, probe, words, ranks, program)
         if "encoders" in part:
-            _table_elements(elements, path.parent / str(part["encoders"]), fixed, probe, words, ranks, where, program)
-            continue
-        for swept in _grid(_section(part, "grid", where), where) if "random" not in part else ():
-            element = _resolve(fixed, swept, probe, words, ranks, where, program)
-            elements.setdefault(element.id, element)
-        if "random" in part:
-            _draw_elements(elements, _section(part, "random", where), fixed, probe, words, ranks, where, program)
+            _table_elements(elements, path.parent / str(part["encoders"]), resolve, where)
+        elif "random" in part:
+            _draw_elements(elements, _section(part, "random", where), resolve, where)
+        else:
+            for swept in _grid(_section(part, "grid", where), where):
+                element = resolve(swept, where)
+                elements.setdefault(element.id, element)
     out = folder or Path("runs/sweeps") / name
     for element in elements.values():
         place = out / "elements" / element.id
@@ -169,37 +174,19 @@ def _grid(values: dict[str, list[Any]], where: str) -> Iterator[Settings]:
         yield dict(zip(values, combination, strict=True))
 
 
-def _table_elements(
-    elements: dict[str, Element],
-    path: Path,
-    fixed: Settings,
-    probe: Settings | None,
-    words: list[str],
-    ranks: int,
-    where: str,
-    program: str,
-) -> None:
+def _table_elements(elements: dict[str, Element], path: Path, resolve: Resolve, where: str) -> None:
     lines: dict[str, int] = {}
     for row in encoders_table.read(path):
         here = f"{where}, row {row.line} of {path}"
         options = _section({"encoders": row.options}, "encoders", here)
-        element = _resolve(fixed, options, probe, words, ranks, here, program)
+        element = resolve(options, here)
         if element.id in lines:
             raise InputError(f"{here} is the encoder of row {lines[element.id]}: give each a `seed` of its own")
         lines[element.id] = row.line
         elements.setdefault(element.id, element).published.update(row.published)
 
 
-def _draw_elements(
-    elements: dict[str, Element],
-    wanted: dict[str, Any],
-    fixed: Settings,
-    probe: Settings | None,
-    words: list[str],
-    ranks: int,
-    where: str,
-    program: str,
-) -> None:
+def _draw_elements(elements: dict[str, Element], wanted: dict[str, Any], resolve: Resolve, where: str) -> None:
     count, draw = wanted.get("count"), _section(wanted, "draw", where)
     if not isinstance(count, int) or count < 1 or not draw:
         raise InputError(f"{where}: `random` must hold a `count` of at least 1, and under `draw` what to draw")
@@ -207,7 +194,7 @@ def _draw_elements(
     while found < count:
         swept = {name: _draw(generator, choice, f"{where}: {name}") for name, choice in draw.items()}
         try:
-            element = _resolve(fixed, swept, probe, words, ranks, where, program)
+            element = resolve(swept, where)
         except InputError:
             element = None
             if refused > PATIENCE:
@@ -233,8 +220,9 @@ def _draw(generator: random.Random, choice: Any, where: str) -> Any:
 
 
 def _resolve(
-    fixed: Settings, swept: Settings, probe: Settings | None, words: list[str], ranks: int, where: str, program: str
+    fixed: Settings, probe: Settings | None, words: list[str], ranks: int, program: str, swept: Settings, where: str
 ) -> Element:
+    """An element of a part. The part's own arguments come first, those of one element last."""
     try:
         with _as_config({**fixed, **swept}) as config:
             if program == SENTENCES:
