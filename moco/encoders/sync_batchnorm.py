@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from moco.distributed import all_reduce_sum, gather_rows, world_size
+from moco.encoders.group_values import dense
 
 
 class SyncBatchNorm(nn.SyncBatchNorm):
@@ -52,7 +53,7 @@ class _Normalise(torch.autograd.Function):
         eps: float,
     ) -> Tensor:
         """x [n, C, ...] -> the same, normalised by mean and variance over the samples of all ranks."""
-        x, channels = _dense(x), x.shape[1]
+        x, channels = dense(x), x.shape[1]
         mean, inverse_std = torch.batch_norm_stats(x, eps)
         count = mean.new_full((1,), x.numel() // channels)
         of_ranks = gather_rows(torch.cat([mean, inverse_std, count])[None])  # [ranks, 2 C + 1]
@@ -72,7 +73,7 @@ class _Normalise(torch.autograd.Function):
         DistributedDataParallel reduces the latter over the ranks.
         """
         x, weight, mean, inverse_std, counts = ctx.saved_tensors
-        grad = _dense(grad)
+        grad = dense(grad)
         wanted = ctx.needs_input_grad[:3]
         sum_grad, sum_product, grad_weight, grad_bias = torch.batch_norm_backward_reduce(
             grad, x, mean, inverse_std, weight, *wanted
@@ -85,8 +86,3 @@ class _Normalise(torch.autograd.Function):
                 grad, x, mean, inverse_std, weight, sum_grad, sum_product, counts
             )
         return grad_x, grad_weight if wanted[1] else None, grad_bias if wanted[2] else None, None, None, None, None
-
-
-def _dense(x: Tensor) -> Tensor:
-    """x in NHWC or NCHW, whichever it is in."""
-    return x if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) else x.contiguous()
