@@ -25,7 +25,7 @@ from typing import Any
 import yaml
 from scipy.stats import ttest_rel
 
-from benchmarks.results_page import COLUMNS, PAGE, RESULTS, measured_where, name_of, put, spread
+from benchmarks.results_page import COLUMNS, PAGE, RESULTS, heads_table, measured_where, put
 from moco.commands import run_command
 from moco.errors import InputError
 from moco.report.runs import DONE, KNN, PROBE, Encoder, read
@@ -108,10 +108,7 @@ def report(encoders: Sequence[Encoder]) -> None:
     seeds = [[one.options["seed"] for one in its] for its in runs.values()]
     if seeds[0] != seeds[1] or len(seeds[0]) < 2:
         raise InputError(f"the losses have the seeds {seeds[0]} and {seeds[1]}: a paired test needs the same ones")
-    lines = [f"| head | seeds | {' | '.join(COLUMNS.values())} |", "|---|---:|" + "---:|" * len(COLUMNS)]
-    for its in runs.values():
-        cells = [spread([one.measured[column] for one in its], 1 if "top1" in column else 3) for column in COLUMNS]
-        lines.append(f"| {name_of(its[0])} | {len(its)} | {' | '.join(cells)} |")
+    lines = heads_table([one for its in runs.values() for one in its])
     lines += ["", "| accuracy | align + uniform less InfoNCE, over seeds | paired t-test, p |", "|---|---:|---:|"]
     found: dict[str, Any] = {}
     for measure in (KNN, PROBE):
