@@ -19,13 +19,14 @@ import errno
 import json
 import math
 import os
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from moco.errors import InputError
 from moco.run.files import cannot_write, write_bytes
-from moco.run.log_views import Console, open_wandb
+from moco.run.log_views import Console, open_wandb, order_events
 
 Values = Mapping[str, Any]  # name -> int, float, bool, str, None or nested dicts and lists of them
 
@@ -229,16 +230,16 @@ class RunLog:
         return file
 
     def _plot(self, kind: str, global_step: int, values: Values) -> None:
-        if self._tensorboard_wanted and self._writer is None:
-            self._writer = self._open_tensorboard()
         scalars = {f"{kind}/{name}": number for name, number in _numbers(values)}
-        if self._writer is not None:
-            try:
+        try:
+            if self._tensorboard_wanted and self._writer is None:
+                self._writer = self._open_tensorboard()
+            if self._writer is not None:
                 for name, number in scalars.items():
                     self._writer.add_scalar(name, number, global_step)
-            except OSError as error:  # curves are a view: no reason to end a run
-                self._writer, self._tensorboard_wanted = None, False
-                self.say(f"warning: TensorBoard's curves end here, for they cannot be written: {error.strerror}")
+        except OSError as error:  # curves are a view: no reason to end a run
+            self._writer, self._tensorboard_wanted = None, False
+            self.say(f"warning: TensorBoard's curves end here, for they cannot be written: {error.strerror}")
         if self._wandb is not None:
             self._wandb.log(scalars, step=global_step)
 
@@ -249,8 +250,10 @@ class RunLog:
             self._tensorboard_wanted = False
             self.say("TensorBoard is not installed (pip install tensorboard): there is log.jsonl, but no curves")
             return None
+        folder = self.folder / "tensorboard"
+        order_events(folder, int(time.time()))
         # purge_step hides what a killed process had plotted past the step this one goes on from
-        return SummaryWriter(str(self.folder / "tensorboard"), purge_step=self._from_step + 1)
+        return SummaryWriter(str(folder), purge_step=self._from_step + 1)
 
 
 def _belongs(line: bytes, global_step: int) -> bool:

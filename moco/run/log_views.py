@@ -1,4 +1,4 @@
-"""The console and wandb: a progress bar on a terminal, else plain lines.
+"""The console, TensorBoard's files and wandb: a progress bar on a terminal, else plain lines.
 
 Epoch, step, loss, accuracy and time left come first, so that a narrow window shows what matters.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -16,6 +17,7 @@ from moco.metrics.table import LOGGED
 from moco.run.files import write_text
 
 FIRST = ("loss", "acc1", "eta_s")
+_EVENTS = "events.out.tfevents."  # TensorBoard's name for its files; ten digits of the second of their start follow
 
 
 def duration(seconds: float) -> str:
@@ -126,3 +128,18 @@ def open_wandb(project: str, folder: Path, options: Mapping[str, Any]) -> Any:
         run = wandb.init(mode="offline", **settings)
     write_text(id_file, run.id)
     return run
+
+
+def order_events(folder: Path, second: int) -> None:
+    """Rename event files so that they sort before one opened now.
+
+    TensorBoard reads its files in the order of their names.
+    A name begins with the second of its start, so a restart within one second, or after a clock was set back,
+    would be read first, and its steps would be taken for expired.
+    second: the present time, in seconds since 1970.
+    """
+    first_late = f"{_EVENTS}{second:010d}"
+    late = sorted(path for path in folder.glob(f"{_EVENTS}*") if path.name >= first_late)
+    for path in late:
+        started = path.name.removeprefix(_EVENTS)
+        path.rename(folder / f"{_EVENTS}{second - 1:010d}.~{time.time_ns()}.{started}")  # ~ sorts after host names

@@ -253,6 +253,23 @@ def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path: Path) -> None
     assert "train/images_per_s" in curves
 
 
+@pytest.mark.parametrize("clock", [[5, 5, 5], [9, 5, 5], [9, 7, 5]], ids=["one second", "back once", "back twice"])
+def test_tensorboard_orders_starts_whatever_the_clock_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: list[int]
+) -> None:
+    from tensorboard.summary.writer import event_file_writer
+
+    # names end with a count that is compared as text: 9 after 10
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(8))
+    for start, second in enumerate(clock):
+        monkeypatch.setattr("time.time", lambda second=second: 1_700_000_000.0 + second)
+        with quiet_log(tmp_path, tensorboard=True) as log:
+            log.cut_back(2 * start)
+            for step in range(2 * start + 1, 2 * start + 4):
+                train(log, step)
+    assert [step for step, _ in scalars(tmp_path)["train/loss"]] == [1, 2, 3, 4, 5, 6, 7]
+
+
 def test_curves_that_cannot_be_written_do_not_end_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -265,6 +282,16 @@ def test_curves_that_cannot_be_written_do_not_end_a_run(tmp_path: Path, monkeypa
         train(log, 3)
     assert len(read_log(tmp_path / "log.jsonl")) == 3
     assert console.getvalue().count("curves end here, for they cannot be written: No space left") == 1
+
+
+def test_curves_that_cannot_be_opened_do_not_end_a_run(tmp_path: Path) -> None:
+    (tmp_path / "tensorboard").write_text("a file where the folder belongs")
+    console = io.StringIO()
+    with quiet_log(tmp_path, tensorboard=True, console=console) as log:
+        train(log, 1)
+        train(log, 2)
+    assert len(read_log(tmp_path / "log.jsonl")) == 2
+    assert console.getvalue().count("curves end here, for they cannot be written: ") == 1
 
 
 def test_goes_on_without_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
