@@ -32,7 +32,8 @@ test-oldest: ## the tests on the oldest set that pyproject.toml allows, in an en
 	@$(OLDEST) -m pip install -q -r requirements-oldest.txt 'pytest>=9' pytest-timeout pytest-xdist hypothesis 'setuptools>=77'
 	@OMP_NUM_THREADS=1 $(OLDEST) -m pytest $(ARGS)
 
-lint: install-dev ## ruff: style, imports, likely bugs
+lint: install-dev ## ruff: format, style, imports, likely bugs
+	@$(PY) -m ruff format --check $(CODE)
 	@$(PY) -m ruff check $(CODE)
 
 types: install-dev ## mypy over moco/, the mains and the examples

@@ -9,7 +9,6 @@
 The program is moco/probe/__main__.py; docs/evaluation.md has the protocols.
 """
 
-
 from moco.commands import end_with
 from moco.probe.__main__ import main
 

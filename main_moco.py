@@ -8,7 +8,6 @@
 The program is moco/pretrain/__main__.py; one step is moco/pretrain/step.py; the model is moco/builder.py.
 """
 
-
 from moco.commands import end_with
 from moco.pretrain.__main__ import main
 

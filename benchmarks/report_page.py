@@ -1,6 +1,6 @@
 """How long the report's page of few and of many runs takes in Chromium. Writes the table in docs/report.md.
 
-    python -m benchmarks.report_page
+python -m benchmarks.report_page
 """
 
 from __future__ import annotations

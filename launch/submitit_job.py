@@ -100,9 +100,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
 def check(o: argparse.Namespace) -> None:
     """InputError if options make no sense together."""
     if o.signal_delay >= 60 * o.time:
-        raise InputError(
-            f"--signal-delay {o.signal_delay} s must be shorter than --time {o.time} min; make it smaller"
-        )
+        raise InputError(f"--signal-delay {o.signal_delay} s must be shorter than --time {o.time} min; make it smaller")
     for word in o.sbatch:
         if not re.fullmatch(r"-{0,2}[a-z][\w-]*(=.*)?", word, re.DOTALL):
             raise InputError(f"--sbatch {word} must have the form NAME=VALUE")

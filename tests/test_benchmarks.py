@@ -119,10 +119,7 @@ def test_what_a_temperature_curve_tells() -> None:
     names = ("knn_top1", "lincls_top1", "val_alignment", "val_uniformity", "val_tolerance")
     rows = [(0.1, 40, 50, 0.2, -1.0, 0.5), (1, 30, 52, 0.4, -1.5, 0.3), (0.1, 44, 50, 0.2, -1.4, 0.5)]
     rows.append((0.2, 45, 51, 0.3, -2.0, 0.2))
-    encoders = [
-        Encoder(str(i), Path("x"), options={"loss": "hard", "moco_t": t})
-        for i, (t, *_) in enumerate(rows)
-    ]
+    encoders = [Encoder(str(i), Path("x"), options={"loss": "hard", "moco_t": t}) for i, (t, *_) in enumerate(rows)]
     for encoder, (_, *values) in zip(encoders, rows, strict=True):
         encoder.measured = dict(zip(names, values, strict=True))
     curve = temperature_curve.points(encoders, "hard")

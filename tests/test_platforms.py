@@ -68,6 +68,7 @@ def test_the_unit_of_peak_memory_follows_the_system(monkeypatch: pytest.MonkeyPa
 
 def test_on_windows_no_signal_asks_whether_a_process_lives(monkeypatch: pytest.MonkeyPatch) -> None:
     """Signal 0 is Ctrl-C there, and would end the process that is asked about."""
+
     def kill(pid: int, number: int) -> None:
         pytest.fail("a signal was sent")
 

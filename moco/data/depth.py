@@ -151,9 +151,7 @@ class PairFolder(_Unlabelled):
         return np.where(values == _NONE, 0, values).astype(np.uint16)
 
 
-def open_depth(
-    data: str | None, split: str, labels_required: bool = False, pixels: PixelFormat = RGB
-) -> DepthSource:
+def open_depth(data: str | None, split: str, labels_required: bool = False, pixels: PixelFormat = RGB) -> DepthSource:
     """The pairs of 'train' or 'val' (NYU's test frames). InputError with the fix if they are not there.
 
     data: the labelled file or the folder that holds it, with splits.mat beside it; or a folder of pairs, which is the

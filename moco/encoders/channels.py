@@ -41,9 +41,7 @@ def give_channels(encoder: nn.Module, channels: int) -> None:
     setattr(encoder.get_submodule(owner), leaf, new)
 
 
-def weights_for(
-    wanted: dict[str, Tensor], offered: dict[str, Tensor], channels: int
-) -> tuple[dict[str, Tensor], str]:
+def weights_for(wanted: dict[str, Tensor], offered: dict[str, Tensor], channels: int) -> tuple[dict[str, Tensor], str]:
     """`offered` with its first convolution, if that is of RGB, made for `channels`; and a note about it.
 
     timm's rule for `in_chans`: the sum over RGB for one channel, else RGB over and over, times 3 / channels. Weights of

@@ -121,9 +121,7 @@ def normalise(
     _over_groups(into, value, x, mean, *scale_and_shift(mean, inverse_std, weight, bias))
 
 
-def gradients(
-    into: Tensor, grad: Tensor, x: Tensor, statistics: Tensor, weight: Tensor | None, sums: Tensor
-) -> Tensor:
+def gradients(into: Tensor, grad: Tensor, x: Tensor, statistics: Tensor, weight: Tensor | None, sums: Tensor) -> Tensor:
     """into = the gradient of x for a block; returns those of weight and bias. sums: of grad, of grad · (x - mean)."""
     (mean, inverse_std) = statistics.unbind()
     (sum_grad, sum_product) = sums.unbind()

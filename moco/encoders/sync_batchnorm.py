@@ -82,7 +82,5 @@ class _Normalise(torch.autograd.Function):
         if wanted[0]:
             sums = all_reduce_sum(torch.cat([sum_grad, sum_product]))
             sum_grad, sum_product = sums.split(len(sum_grad))
-            grad_x = torch.batch_norm_backward_elemt(
-                grad, x, mean, inverse_std, weight, sum_grad, sum_product, counts
-            )
+            grad_x = torch.batch_norm_backward_elemt(grad, x, mean, inverse_std, weight, sum_grad, sum_product, counts)
         return grad_x, grad_weight if wanted[1] else None, grad_bias if wanted[2] else None, None, None, None, None

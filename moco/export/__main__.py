@@ -154,9 +154,7 @@ def export(x: Exported, to: str, folder: str | Path) -> Result:
     timm = x.arch.removeprefix("timm:")
     arch = x.arch
     in_chans = "" if x.channels == 3 else f", in_chans={x.channels}"
-    usage = form.usage.format(
-        file=str(file), folder=folder, timm=timm, arch=arch, outputs=x.outputs, in_chans=in_chans
-    )
+    usage = form.usage.format(file=str(file), folder=folder, timm=timm, arch=arch, outputs=x.outputs, in_chans=in_chans)
     return Result(folder, file, form.verifier(), difference, usage)
 
 

@@ -122,7 +122,10 @@ def _write_huggingface(x: Exported, path: Path) -> None:
     network.load_state_dict(x.state)
     how = x.preprocessing
     pictures = dict(
-        input_size=(x.channels, how.size, how.size), mean=how.mean, std=how.std, crop_pct=how.crop,
+        input_size=(x.channels, how.size, how.size),
+        mean=how.mean,
+        std=how.std,
+        crop_pct=how.crop,
         interpolation="bilinear",
     )
     labels = {"label_names": x.classes} if x.classes else {}

@@ -70,9 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     return run_command(run)
 
 
-def train(
-    options: ResolvedPretrainOptions, world: World, device: torch.device, preemption: Preemption
-) -> int:
+def train(options: ResolvedPretrainOptions, world: World, device: torch.device, preemption: Preemption) -> int:
     folder = Path(options.output_dir)
 
     # What is there to go on from? A checkpoint that cannot be used ends here, before anything is built.

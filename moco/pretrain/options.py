@@ -74,9 +74,7 @@ class PretrainOptions(CommonOptions):
         choices=KEYS,
     )  # fmt: skip
     moco_k: int = result(65536, "queue length: number of negative keys; 0: no queue, the batch itself (SimCLR)")
-    moco_m: float | str = result(
-        0.999, "momentum of the key encoder, or a curve as for --moco-t", type=number_or_curve
-    )
+    moco_m: float | str = result(0.999, "momentum of the key encoder, or a curve as for --moco-t", type=number_or_curve)
     moco_m_cos: bool = result(
         False, "key momentum by step: a half cosine from --moco-m to 1, or between the points of its curve (new)"
     )

@@ -43,8 +43,10 @@ class DataOptions:
         type=known_or_outside("--dataset", DATASETS), metavar="NAME",
     )  # fmt: skip
     dataset_arg: list[str] = result(
-        [], "argument of a data set of your own, or image=COLUMN, label=COLUMN of hf:NAME; may be repeated (new)",
-        action="append", metavar="NAME=VALUE",
+        [],
+        "argument of a data set of your own, or image=COLUMN, label=COLUMN of hf:NAME; may be repeated (new)",
+        action="append",
+        metavar="NAME=VALUE",
     )
     image_size: int | None = result(None, "side of the square crops in pixels; default: the data set's usual one (new)")
     channels: int | None = result(

@@ -409,9 +409,7 @@ def state(step: TrainingStep) -> dict[str, Tensor]:
     return {**step.moco.state_dict(), "labels": step.moco.queue_labels, "filled": step.moco.filled}
 
 
-def assert_equal_training(
-    several: TrainingStep, one: TrainingStep, all_sizes: list[list[int]], small: int = 0
-) -> None:
+def assert_equal_training(several: TrainingStep, one: TrainingStep, all_sizes: list[list[int]], small: int = 0) -> None:
     start = {name: value.clone() for name, value in state(several).items()}
     logged = train(several, all_sizes, small)
     with one_process():

@@ -257,4 +257,3 @@ def test_sync_keeps_timms_activations() -> None:
 def test_bad_settings(mode: str, size: int, told: str) -> None:
     with pytest.raises(InputError, match=told):
         isolate_batchnorm(build_encoder("smallcnn", 8), mode, size, CPU)
-

@@ -189,9 +189,7 @@ def test_the_number_beside_it_and_the_picture(pairs: Path, whole: Path) -> None:
     assert not true[~known].any() and predicted.min() >= 20
 
 
-@pytest.mark.parametrize(
-    ("split", "said"), [("train", "training images has a depth"), ("val", "these images has a")]
-)
+@pytest.mark.parametrize(("split", "said"), [("train", "training images has a depth"), ("val", "these images has a")])
 def test_data_without_any_depth_is_refused_before_training(
     pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], split: str, said: str
 ) -> None:

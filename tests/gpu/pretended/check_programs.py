@@ -170,9 +170,7 @@ def test_a_run_is_resumed_in_either_format(
     assert resume(f"{pretrained} {form}", tmp_path, patch) == []
 
 
-def test_a_momentum_of_another_layout_is_refused(
-    pretrained: Path, patch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_momentum_of_another_layout_is_refused(pretrained: Path, patch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The fault that ended every resumed run on a GPU: a contiguous copy of a momentum in channels_last."""
     trainer.load_momentum_contiguous(patch)
     with pytest.raises(RuntimeError, match="fused optimiser: a parameter"):

@@ -181,6 +181,7 @@ def _pretend(patch: pytest.MonkeyPatch, gpu: Gpu, calls: list[Call]) -> None:
     for stand_in in (all_gather_object, broadcast_object_list, barrier):
         patch.setattr(dist, stand_in.__name__, stand_in)
     patch.setattr(dist, "new_group", make_group)
+
     def everywhere(work: Callable[[], Any]) -> Any:
         """Stands in for on_rank_0: there is no rank 0 to ask."""
         moco.distributed.broadcast_object(None)
