@@ -19,14 +19,13 @@ import errno
 import json
 import math
 import os
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from moco.errors import InputError
 from moco.run.files import cannot_write, write_bytes
-from moco.run.log_views import Console, open_wandb, order_events
+from moco.run.log_views import Console, open_tensorboard, open_wandb
 
 Values = Mapping[str, Any]  # name -> int, float, bool, str, None or nested dicts and lists of them
 
@@ -233,27 +232,18 @@ class RunLog:
         scalars = {f"{kind}/{name}": number for name, number in _numbers(values)}
         try:
             if self._tensorboard_wanted and self._writer is None:
-                self._writer = self._open_tensorboard()
+                self._writer = open_tensorboard(self.folder / "tensorboard", self._from_step)
             if self._writer is not None:
                 for name, number in scalars.items():
                     self._writer.add_scalar(name, number, global_step)
+        except ImportError:
+            self._tensorboard_wanted = False
+            self.say("TensorBoard is not installed (pip install tensorboard): there is log.jsonl, but no curves")
         except OSError as error:  # curves are a view: no reason to end a run
             self._writer, self._tensorboard_wanted = None, False
             self.say(f"warning: TensorBoard's curves end here, for they cannot be written: {error.strerror}")
         if self._wandb is not None:
             self._wandb.log(scalars, step=global_step)
-
-    def _open_tensorboard(self) -> Any:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            self._tensorboard_wanted = False
-            self.say("TensorBoard is not installed (pip install tensorboard): there is log.jsonl, but no curves")
-            return None
-        folder = self.folder / "tensorboard"
-        order_events(folder, int(time.time()))
-        # purge_step hides what a killed process had plotted past the step this one goes on from
-        return SummaryWriter(str(folder), purge_step=self._from_step + 1)
 
 
 def _belongs(line: bytes, global_step: int) -> bool:

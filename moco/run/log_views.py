@@ -112,6 +112,32 @@ class Console:
             self._bar = None
 
 
+def open_tensorboard(folder: Path, from_step: int) -> Any:
+    """TensorBoard's writer of this folder. ImportError if it is not installed.
+
+    from_step: the global step that the run goes on from. TensorBoard hides what was plotted past it.
+    """
+    from torch.utils.tensorboard import SummaryWriter
+
+    _order_events(folder, int(time.time()))
+    return SummaryWriter(str(folder), purge_step=from_step + 1)
+
+
+def _order_events(folder: Path, second: int) -> None:
+    """Rename event files so that they sort before one opened now.
+
+    TensorBoard reads its files in the order of their names.
+    A name begins with the second of its start, so a restart within one second, or after a clock was set back,
+    would be read first, and its steps would be taken for expired.
+    second: the present time, in seconds since 1970.
+    """
+    first_late = f"{_EVENTS}{second:010d}"
+    late = sorted(path for path in folder.glob(f"{_EVENTS}*") if path.name >= first_late)
+    for path in late:
+        started = path.name.removeprefix(_EVENTS)
+        path.rename(folder / f"{_EVENTS}{second - 1:010d}.~{time.time_ns()}.{started}")  # ~ sorts after host names
+
+
 def open_wandb(project: str, folder: Path, options: Mapping[str, Any]) -> Any:
     """wandb's run of this folder: begun, or gone on with. InputError if wandb is asked for and not installed."""
     try:
@@ -128,18 +154,3 @@ def open_wandb(project: str, folder: Path, options: Mapping[str, Any]) -> Any:
         run = wandb.init(mode="offline", **settings)
     write_text(id_file, run.id)
     return run
-
-
-def order_events(folder: Path, second: int) -> None:
-    """Rename event files so that they sort before one opened now.
-
-    TensorBoard reads its files in the order of their names.
-    A name begins with the second of its start, so a restart within one second, or after a clock was set back,
-    would be read first, and its steps would be taken for expired.
-    second: the present time, in seconds since 1970.
-    """
-    first_late = f"{_EVENTS}{second:010d}"
-    late = sorted(path for path in folder.glob(f"{_EVENTS}*") if path.name >= first_late)
-    for path in late:
-        started = path.name.removeprefix(_EVENTS)
-        path.rename(folder / f"{_EVENTS}{second - 1:010d}.~{time.time_ns()}.{started}")  # ~ sorts after host names
