@@ -28,9 +28,9 @@ from moco.data.augment.recipes import find_recipe
 from moco.data.datasets import DATASETS, open_split
 from moco.data.source import Source, Subset
 from moco.evaluate.features import centre_crops, extract_features
+from moco.probe.__main__ import protocol_of
 from moco.probe.model import Rows, Setup, build
 from moco.probe.options import LinclsOptions, parse_lincls
-from moco.probe.protocols import protocol_of
 from moco.probe.saved import resolve
 from moco.probe.training import Probe, make_optimizer
 from moco.run.log import RunLog

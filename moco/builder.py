@@ -45,7 +45,7 @@ def choose_bn(bn: str | None, K: int, world_size: int, keys: str = "queue") -> s
     if bn in ("shuffle", "split"):
         raise InputError(
             f"--bn {bn} separates keys from queries; it has no effect with --moco-k 0, where both views are queries:"
-            " pass --bn local, or --bn sync on several GPUs"
+            " pass --bn local, or --bn sync over several ranks"
         )
     return bn or "local"
 
@@ -97,10 +97,10 @@ class MoCo(nn.Module):
         self.both_query = keys == "queue" and K == 0
         self.bn = choose_bn(bn, K, distributed.world_size(), keys)
         device = torch.device(device)
-        self.encoder_q = isolate_batchnorm(encoder, self.bn, bn_group_size, device)
+        self.encoder_q = isolate_batchnorm(encoder, self.bn, bn_group_size)
         self.encoder_k = copy.deepcopy(self.encoder_q)
         self.encoder_k.requires_grad_(False)
-        self.predictor = predictor and isolate_batchnorm(predictor, self.bn, bn_group_size, device)
+        self.predictor = predictor and isolate_batchnorm(predictor, self.bn, bn_group_size)
 
         generator = torch.Generator().manual_seed(seed)
         self.register_buffer("queue", F.normalize(torch.randn(dim, K, generator=generator), dim=0))

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-import torch
 from torch import nn
 
 from moco.encoders.split_batchnorm import SplitBatchNorm
@@ -21,15 +20,11 @@ from moco.errors import InputError
 BN_MODES = ("shuffle", "split", "sync", "local")
 
 
-def isolate_batchnorm(encoder: nn.Module, mode: str, group_size: int, device: torch.device) -> nn.Module:
+def isolate_batchnorm(encoder: nn.Module, mode: str, group_size: int = 32) -> nn.Module:
     """`encoder` with its BatchNorm layers as `mode` asks: replaced for 'split' and 'sync', else unchanged."""
     if mode not in BN_MODES:
         raise InputError(f"--bn {mode} is unknown; choose one of {', '.join(BN_MODES)}")
     if mode == "sync":
-        if device.type != "cuda":
-            raise InputError(
-                "--bn sync needs a GPU (torch has no SyncBatchNorm on the CPU); take --bn shuffle or --bn split"
-            )
         _replace(encoder, SyncBatchNorm)
     if mode == "split":
         if group_size < 2:

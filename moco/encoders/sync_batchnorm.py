@@ -1,7 +1,8 @@
 """BatchNorm over the batch of all ranks, without a wait for the device.
 
 torch.nn.SyncBatchNorm reads back three times in each layer which ranks have samples. Here every rank has samples in
-every batch (`Sampler` and the parser ensure it), so nothing is read back. The kernels are torch's, for CUDA only.
+every batch (`Sampler` and the parser ensure it), so nothing is read back. On a GPU the kernels are torch's; a CPU,
+which torch's layer refuses, has those of sync_kernels.py.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from moco.distributed import all_reduce_sum, gather_rows, world_size
+from moco.encoders import sync_kernels
 from moco.encoders.group_values import dense
 
 
-class SyncBatchNorm(nn.SyncBatchNorm):
+class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     """torch.nn.SyncBatchNorm for ranks that all have samples.
 
-    after: modules that follow, as in timm's layers.
+    It is no subclass of torch's, which DistributedDataParallel refuses on a CPU. after: modules that follow, as in
+    timm's layers.
     """
 
     def __init__(self, num_features: int, after: nn.Module | None = None, **kwargs: Any) -> None:
@@ -40,6 +43,10 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         return self.after(out)
 
 
+def _kernels(x: Tensor) -> Any:
+    return torch if x.is_cuda else sync_kernels
+
+
 class _Normalise(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -54,16 +61,17 @@ class _Normalise(torch.autograd.Function):
     ) -> Tensor:
         """x [n, C, ...] -> the same, normalised by mean and variance over the samples of all ranks."""
         x, channels = dense(x), x.shape[1]
-        mean, inverse_std = torch.batch_norm_stats(x, eps)
+        kernels = _kernels(x)
+        mean, inverse_std = kernels.batch_norm_stats(x, eps)
         count = mean.new_full((1,), x.numel() // channels)
         of_ranks = gather_rows(torch.cat([mean, inverse_std, count])[None])  # [ranks, 2 C + 1]
         means, inverse_stds, counts = of_ranks.split([channels, channels, 1], dim=1)
         counts = counts.flatten()
-        mean, inverse_std = torch.batch_norm_gather_stats_with_counts(
+        mean, inverse_std = kernels.batch_norm_gather_stats_with_counts(
             x, means.contiguous(), inverse_stds.contiguous(), running_mean, running_var, momentum, eps, counts
         )
         ctx.save_for_backward(x, weight, mean, inverse_std, counts.to(torch.int32))
-        return torch.batch_norm_elemt(x, weight, bias, mean, inverse_std, eps)
+        return kernels.batch_norm_elemt(x, weight, bias, mean, inverse_std, eps)
 
     @staticmethod
     @once_differentiable
@@ -74,13 +82,16 @@ class _Normalise(torch.autograd.Function):
         """
         x, weight, mean, inverse_std, counts = ctx.saved_tensors
         grad = dense(grad)
+        kernels = _kernels(x)
         wanted = ctx.needs_input_grad[:3]
-        sum_grad, sum_product, grad_weight, grad_bias = torch.batch_norm_backward_reduce(
+        sum_grad, sum_product, grad_weight, grad_bias = kernels.batch_norm_backward_reduce(
             grad, x, mean, inverse_std, weight, *wanted
         )
         grad_x = None
         if wanted[0]:
             sums = all_reduce_sum(torch.cat([sum_grad, sum_product]))
             sum_grad, sum_product = sums.split(len(sum_grad))
-            grad_x = torch.batch_norm_backward_elemt(grad, x, mean, inverse_std, weight, sum_grad, sum_product, counts)
+            grad_x = kernels.batch_norm_backward_elemt(
+                grad, x, mean, inverse_std, weight, sum_grad, sum_product, counts
+            )
         return grad_x, grad_weight if wanted[1] else None, grad_bias if wanted[2] else None, None, None, None, None

@@ -24,13 +24,11 @@ from moco.data.source import Source, check_same_classes, share_of_classes
 from moco.distributed.session import pick_device
 from moco.encoders.files import read_encoder
 from moco.errors import EXIT_OK, InputError
-from moco.probe.model import Features, Setup, build
+from moco.probe.finetune import Finetune
+from moco.probe.model import Setup, build
 from moco.probe.options import LinclsOptions, parse_lincls
-from moco.probe.protocols import protocol_of
-from moco.probe.saved import (
-    classifier_to_resume,
-    resolve,
-)
+from moco.probe.protocols import CachedSweep, Linear, Solved, Sweep
+from moco.probe.saved import classifier_to_resume, resolve
 from moco.probe.training import accuracies
 from moco.run.arithmetic import set_arithmetic
 from moco.run.files import write_json
@@ -78,14 +76,13 @@ def probe(options: LinclsOptions, world: World, device: torch.device) -> int:
     if resumed:
         protocol.restore(model, resumed)
 
-    # Neither a frozen network nor the validation crops ever change, so the features to validate on are computed once.
     setup = Setup(options, device, recipe, fit, held_out, val, model, resumed)
-    features = Features(setup.features_of(val), setup.features_of(held_out) if held_out else None)
     if options.evaluate:
-        top1, top5 = (float(percent[0]) for percent in accuracies(model.classifiers, *features.validation))
+        top1, top5 = (float(percent[0]) for percent in accuracies(model.classifiers, *setup.features_of(val)))
         print(f"top-1 {top1:.2f}  top-5 {top5:.2f}  ({len(val)} images)") if world.rank == 0 else None
         return EXIT_OK
 
+    features = protocol.features(setup)
     folder = Path(options.output_dir)
     about = {"options": as_dict(options), "git": git_state(), "machine": machine(device), "world_size": world.size}
     with only_run_in(folder), RunLog(folder, rank=world.rank, tensorboard=False) as log:
@@ -106,6 +103,15 @@ def probe(options: LinclsOptions, world: World, device: torch.device) -> int:
             f"  {folder / RESULT}"
         )
     return EXIT_OK
+
+
+def protocol_of(options: LinclsOptions) -> Linear:
+    """The protocol that the options ask for."""
+    if options.finetune:
+        return Finetune(options)
+    if options.cached:
+        return CachedSweep(options) if options.sweep else Solved(options)
+    return Sweep(options) if options.sweep else Linear(options)
 
 
 def open_images(options: LinclsOptions) -> tuple[Source, Source]:

@@ -99,9 +99,12 @@ def load_frozen(
 
 @dataclass(frozen=True)
 class Features:
-    """Features of centre crops, extracted before training. `held_out`: to choose one of several classifiers by."""
+    """Features of centre crops, extracted before training. `held_out`: to choose one of several classifiers by.
 
-    validation: Rows
+    validation None: the network is trained, so its features are extracted after each epoch.
+    """
+
+    validation: Rows | None
     held_out: Rows | None
 
 

@@ -1,9 +1,8 @@
-"""Ways to train a probe's classifiers. `protocol_of` makes the one that the options ask for."""
+"""Ways to train a probe's classifiers on frozen features."""
 
 from __future__ import annotations
 
 import copy
-import dataclasses
 from itertools import product
 from typing import Any
 
@@ -14,16 +13,12 @@ from moco.data.augment import Augment
 from moco.data.loader import Loader
 from moco.data.sampler import Sampler
 from moco.data.source import Source, hold_out
-from moco.encoders import trunk
-from moco.encoders.batchnorm import isolate_batchnorm
 from moco.encoders.files import EncoderFile
-from moco.errors import InputError
 from moco.probe.logistic import five_nearest, solve
 from moco.probe.model import Features, Model, Rows, Setup
 from moco.probe.options import LinclsOptions
 from moco.probe.saved import BEST, LAST, Best, restore_classifiers, restore_progress, save
 from moco.probe.training import Cached, Classifiers, Crops, Probe, Stream, accuracies, check_unchanged, make_optimizer
-from moco.run.arithmetic import check_deterministic
 from moco.run.log import RunLog
 
 
@@ -63,6 +58,10 @@ class Linear:
         """Returns the training batches: here features of augmented crops."""
         return self._crops(setup, setup.model.network)
 
+    def features(self, setup: Setup) -> Features:
+        """Extracts the features to validate on: neither a frozen network nor the validation crops ever change."""
+        return Features(setup.features_of(setup.val), setup.features_of(setup.held_out) if setup.held_out else None)
+
     def run(
         self, setup: Setup, features: Features, log: RunLog, about: dict[str, Any], said: str
     ) -> tuple[Best, dict[str, Any]]:
@@ -87,6 +86,8 @@ class Linear:
             check_unchanged(before, self._frozen(model))
             validation = self._features(setup, validation)
             best = self._after_epoch(training, epoch, best, validation, features.held_out, setup.val)
+        if validation is None:  # of a trained network, where no epoch was left
+            validation = setup.features_of(setup.val)
         top1, top5 = training.percent(validation)
         result = {"top1": top1, "top5": top5, "epochs": max(start, options.epochs)}
         return best, result | (self._choice(training, features.held_out) if features.held_out else {})
@@ -137,8 +138,9 @@ class Linear:
         """Returns the tensors that training must not change."""
         return model.network.state_dict()
 
-    def _features(self, setup: Setup, validation: Rows) -> Rows:
+    def _features(self, setup: Setup, validation: Rows | None) -> Rows:
         """Returns the features of the validation images after an epoch. A frozen network's do not change."""
+        assert validation is not None
         return validation
 
     def _crops(self, setup: Setup, network: nn.Module | None) -> Crops:
@@ -192,43 +194,6 @@ class CachedSweep(Sweep):
         return Cached(features, labels, self._sampler(len(features)))
 
 
-class Finetune(Linear):
-    """The encoder is trained too, with a learning rate of its own."""
-
-    name = "finetune"
-    drop_last = True  # a last batch of one image would have no BatchNorm statistics
-
-    def settings(self) -> list[tuple[float, float]]:
-        return [(self.options.head_lr, self.options.weight_decay)]
-
-    def in_words(self) -> str:
-        o = self.options
-        return f"learning rates {self._scaled(o.trunk_lr)} (trunk) and {self._scaled(o.head_lr)} (classifier)"
-
-    def prepare(self, model: Model) -> Model:
-        encoder = model.encoder.requires_grad_(True)
-        device = next(encoder.parameters()).device
-        normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in encoder.modules())
-        if distributed.world_size() > 1 and normalised:
-            if device.type != "cuda":
-                raise InputError("--finetune of a network with BatchNorm takes one process on the CPU: start it alone")
-            encoder = isolate_batchnorm(encoder, "sync", 2, device)
-        check_deterministic(encoder, self.options.arch or "this network", self.options.deterministic, device)
-        return dataclasses.replace(model, encoder=encoder, network=trunk(encoder))
-
-    def stream(self, setup: Setup) -> Stream:
-        return self._crops(setup, None)
-
-    def _trained(self, model: Model) -> nn.Module | None:
-        return model.network
-
-    def _frozen(self, model: Model) -> dict[str, Tensor]:
-        return {}
-
-    def _features(self, setup: Setup, validation: Rows) -> Rows:
-        return setup.features_of(setup.val)
-
-
 class Solved(Linear):
     """Logistic regression on features computed once, solved to its optimum: no epochs."""
 
@@ -246,6 +211,7 @@ class Solved(Linear):
         """Solves anew, whatever there is to resume. Returns the other figures of the STL-10 protocol too."""
         log.start(about)
         log.say(said)
+        assert features.validation is not None
         options, classes, validation = self.options, setup.val.classes, features.validation
         bank = setup.features_of(setup.fit)
         found = solve(*bank, len(classes), options.folds, options.seed or 0)
@@ -258,12 +224,3 @@ class Solved(Linear):
             "cv_top1_std": found.cv_top1_std, "knn5_top1": five_nearest(*bank, *validation, len(classes)),
             "held_out_top1": {f"{penalty:g}": percent for penalty, percent in found.held_out.items()},
         }  # fmt: skip
-
-
-def protocol_of(options: LinclsOptions) -> Linear:
-    """The protocol that the options ask for."""
-    if options.finetune:
-        return Finetune(options)
-    if options.cached:
-        return CachedSweep(options) if options.sweep else Solved(options)
-    return Sweep(options) if options.sweep else Linear(options)

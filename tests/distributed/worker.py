@@ -450,7 +450,7 @@ def split_batchnorm_has_the_gradients_of_the_groups_of_all_ranks() -> None:
     for layout in (torch.contiguous_format, torch.channels_last):
         torch.manual_seed(5)
         net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(True), nn.AvgPool2d(3), nn.Flatten())
-        one = isolate_batchnorm(net, "split", 4, CPU).to(memory_format=layout)
+        one = isolate_batchnorm(net, "split", 4).to(memory_format=layout)
         several = distributed.data_parallel(copy.deepcopy(one), CPU)
         part = mine(shares(n, world))
         (several(images[part].to(memory_format=layout)) * target[part]).sum(1).mean().backward()
@@ -458,6 +458,29 @@ def split_batchnorm_has_the_gradients_of_the_groups_of_all_ranks() -> None:
         for a, b in zip(several.parameters(), one.parameters(), strict=True):
             torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-5)
         assert one[1].weight.grad.abs().min() > 1e-3  # type: ignore[union-attr, operator]
+
+
+@check
+def sync_batchnorm_equals_one_process() -> None:
+    """Plain BatchNorm over the whole batch, its shares uneven: gradients and running statistics, in either layout."""
+    sizes = shares(2 * world_size() + 1, world_size())
+    images = made_up(sum(sizes), 3, 5, 5, dtype=torch.float32) * 3 + 2
+    target = made_up(sum(sizes), 4, seed=1, dtype=torch.float32)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(5)
+        net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(True), nn.AvgPool2d(3), nn.Flatten(),
+                            nn.BatchNorm1d(4)).to(memory_format=layout)  # fmt: skip
+        synced = isolate_batchnorm(copy.deepcopy(net), "sync")
+        several = distributed.data_parallel(synced, CPU)
+        part = mine(sizes)
+        summed = (several(images[part].to(memory_format=layout)) * target[part]).sum()
+        (summed * world_size() / sum(sizes)).backward()
+        ((net(images.to(memory_format=layout)) * target).sum() / sum(sizes)).backward()
+        for (name, a), b in zip(synced.named_parameters(), net.parameters(), strict=True):
+            torch.testing.assert_close(a.grad, b.grad, **CLOSE, msg=lambda told, name=name: f"{name}: {told}")
+        assert net[0].weight.grad.abs().max() > 1e-2  # type: ignore[union-attr, operator]
+        for a, b in zip(synced.buffers(), net.buffers(), strict=True):
+            torch.testing.assert_close(a, b)
 
 
 class Learned(nn.Module):

@@ -18,12 +18,10 @@ from torch import Tensor, nn
 from torch._inductor.utils import run_and_get_code
 
 from moco.distributed import shares
-from moco.encoders import build_encoder, group_values, split_batchnorm
+from moco.encoders import build_encoder, group_values, split_batchnorm, sync_kernels
 from moco.encoders.batchnorm import isolate_batchnorm
+from moco.encoders.sync_batchnorm import SyncBatchNorm
 from moco.errors import InputError
-from tests.encoders.test_sync_batchnorm import reduce, stats
-
-CPU = torch.device("cpu")
 
 
 def plain_layer(channels: int, dims: int, seed: int = 0, **arguments: object) -> nn.Module:
@@ -36,7 +34,7 @@ def plain_layer(channels: int, dims: int, seed: int = 0, **arguments: object) ->
 
 
 def split_of(layer: nn.Module, group_size: int) -> nn.Module:
-    return isolate_batchnorm(nn.Sequential(copy.deepcopy(layer)), "split", group_size, CPU)[0]
+    return isolate_batchnorm(nn.Sequential(copy.deepcopy(layer)), "split", group_size)[0]
 
 
 WAYS = ("native", "gpu", "traced")
@@ -49,8 +47,8 @@ def computed(way: str) -> Iterator[None]:
         if way == "gpu":
             patch.setattr(split_batchnorm, "_NativeValues", split_batchnorm._CompiledValues)
             patch.setattr(split_batchnorm, "kernels", lambda: (group_values.normalise, group_values.gradients))
-            patch.setattr(torch, "batch_norm_stats", stats)
-            patch.setattr(torch, "batch_norm_backward_reduce", reduce)
+            patch.setattr(torch, "batch_norm_stats", sync_kernels.batch_norm_stats)
+            patch.setattr(torch, "batch_norm_backward_reduce", sync_kernels.batch_norm_backward_reduce)
         if way == "traced":
             patch.setattr(torch.compiler, "is_compiling", lambda: True)
         yield
@@ -147,7 +145,7 @@ def test_evaluation_and_small_batches_are_those_of_the_plain_layer() -> None:
 def test_under_autocast(dtype: torch.dtype, n: int, way: str) -> None:
     """Half-precision values, statistics in float32: equal to the layer in float32 to the rounding of the values."""
     torch.manual_seed(0)
-    encoder = isolate_batchnorm(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(True)), "split", 8, CPU)
+    encoder = isolate_batchnorm(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(True)), "split", 8)
     exact = copy.deepcopy(encoder)
     x, cotangent = torch.randn(n, 3, 8, 8), torch.randn(n, 4, 6, 6)
     with computed(way), torch.autocast("cpu", dtype):
@@ -190,7 +188,7 @@ def test_the_values_of_a_block_are_one_pass() -> None:
 
 
 def test_a_whole_encoder_is_compiled_in_one_graph() -> None:
-    encoder = isolate_batchnorm(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()), "split", 4, CPU)
+    encoder = isolate_batchnorm(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()), "split", 4)
     plain, x = copy.deepcopy(encoder), torch.randn(11, 3, 6, 6)
     out = torch.compile(encoder, backend="aot_eager", fullgraph=True)(x)
     expected = plain(x)
@@ -207,7 +205,7 @@ def test_replaces_every_layer_and_leaves_no_trace(arch: str) -> None:
     """timm's regnet has BatchNorm and activation in one layer; the activation must survive."""
     size = 64
     plain = build_encoder(arch, 8)
-    split = isolate_batchnorm(copy.deepcopy(plain), "split", 2, CPU)
+    split = isolate_batchnorm(copy.deepcopy(plain), "split", 2)
     assert list(split.state_dict()) == list(plain.state_dict())
     assert all(split.state_dict()[name].equal(value) for name, value in plain.state_dict().items())
     x = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
@@ -231,21 +229,16 @@ def test_replaces_every_layer_and_leaves_no_trace(arch: str) -> None:
 def test_other_modes_leave_the_encoder_alone(mode: str) -> None:
     encoder = build_encoder("smallcnn", 8)
     kinds = [type(m) for m in encoder.modules()]
-    assert isolate_batchnorm(encoder, mode, 32, CPU) is encoder and [type(m) for m in encoder.modules()] == kinds
-
-
-def test_sync_needs_a_gpu_and_says_so() -> None:
-    with pytest.raises(InputError, match=r"--bn sync needs a GPU .* take --bn shuffle or --bn split"):
-        isolate_batchnorm(build_encoder("smallcnn", 8), "sync", 32, CPU)
+    assert isolate_batchnorm(encoder, mode, 32) is encoder and [type(m) for m in encoder.modules()] == kinds
 
 
 def test_sync_keeps_timms_activations() -> None:
-    """torch's own conversion would leave them out of forward; in evaluation the layers run without a GPU."""
+    """torch's own conversion would leave them out of forward."""
     plain = build_encoder("timm:regnetx_002", 8).eval()
-    synced = isolate_batchnorm(copy.deepcopy(plain), "sync", 32, torch.device("cuda")).eval()
+    synced = isolate_batchnorm(copy.deepcopy(plain), "sync").eval()
     assert list(synced.state_dict()) == list(plain.state_dict())
     batchnorms = [m for m in synced.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    assert batchnorms and all(isinstance(m, nn.SyncBatchNorm) for m in batchnorms)
+    assert batchnorms and all(isinstance(m, SyncBatchNorm) for m in batchnorms)
     x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(synced(x), plain(x))
 
@@ -256,4 +249,4 @@ def test_sync_keeps_timms_activations() -> None:
 )
 def test_bad_settings(mode: str, size: int, told: str) -> None:
     with pytest.raises(InputError, match=told):
-        isolate_batchnorm(build_encoder("smallcnn", 8), mode, size, CPU)
+        isolate_batchnorm(build_encoder("smallcnn", 8), mode, size)

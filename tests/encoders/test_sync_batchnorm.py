@@ -1,7 +1,7 @@
-"""SyncBatchNorm of uneven ranks against plain BatchNorm of the whole batch, with torch's CUDA kernels written out.
+"""SyncBatchNorm of uneven ranks against plain BatchNorm of the whole batch.
 
-The ranks are run one after the other: what one of them would receive is computed beforehand. On a GPU, the real kernels
-are compared with plain BatchNorm as well.
+The ranks are run one after the other: what one of them would receive is computed beforehand. tests/distributed has real
+processes. On a GPU, torch's kernels are compared with plain BatchNorm as well.
 """
 
 from __future__ import annotations
@@ -15,67 +15,15 @@ from torch import Tensor, nn
 
 from moco.encoders import sync_batchnorm
 from moco.encoders.sync_batchnorm import SyncBatchNorm
+from moco.encoders.sync_kernels import batch_norm_stats
 
 SIZES, CHANNELS, EPS = (4, 2, 3), 5, 1e-5
 Rows = list[Tensor]
 
 
-def over(x: Tensor) -> list[int]:
-    return [d for d in range(x.dim()) if d != 1]
-
-
-def wide(v: Tensor, like: Tensor) -> Tensor:
-    return v.view(1, -1, *[1] * (like.dim() - 2))
-
-
-def stats(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    return x.mean(over(x)), (x.var(over(x), correction=0) + eps).rsqrt()
-
-
-def gather(
-    x: Tensor, mean: Tensor, inverse_std: Tensor, running_mean: Tensor, running_var: Tensor, momentum: float,
-    eps: float, counts: Tensor,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    share = (counts / counts.sum())[:, None]
-    middle = (share * mean).sum(0)
-    var = (share * (inverse_std**-2 - eps + (mean - middle) ** 2)).sum(0)
-    running_mean.lerp_(middle, momentum)
-    running_var.lerp_(var * counts.sum() / (counts.sum() - 1), momentum)
-    return middle, (var + eps).rsqrt()
-
-
-def normalise(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, inverse_std: Tensor, eps: float) -> Tensor:
-    return (x - wide(mean, x)) * wide(inverse_std * weight, x) + wide(bias, x)
-
-
-def reduce(
-    grad: Tensor, x: Tensor, mean: Tensor, inverse_std: Tensor, weight: Tensor, *_: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    product = (grad * (x - wide(mean, x))).sum(over(x))
-    return grad.sum(over(x)), product, product * inverse_std, grad.sum(over(x))
-
-
-def spread(
-    grad: Tensor, x: Tensor, mean: Tensor, inverse_std: Tensor, weight: Tensor, sum_grad: Tensor, product: Tensor,
-    counts: Tensor,
-) -> Tensor:  # fmt: skip
-    assert counts.dtype == torch.int32
-    n = counts.sum()
-    inner = grad - wide(sum_grad / n, x) - (x - wide(mean, x)) * wide(inverse_std**2 * product / n, x)
-    return inner * wide(inverse_std * weight, x)
-
-
-@pytest.fixture
-def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = {"stats": stats, "gather_stats_with_counts": gather, "elemt": normalise, "backward_reduce": reduce,
-             "backward_elemt": spread}  # fmt: skip
-    for name, kernel in names.items():
-        monkeypatch.setattr(torch, f"batch_norm_{name}", kernel)
-    monkeypatch.setattr(sync_batchnorm, "world_size", lambda: len(SIZES))
-
-
 @pytest.mark.parametrize("shape", [(CHANNELS,), (CHANNELS, 3, 2)])
-def test_ranks_normalise_as_one(shape: tuple[int, ...], kernels: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_normalise_as_one(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sync_batchnorm, "world_size", lambda: len(SIZES))
     generator = torch.Generator().manual_seed(0)
     x, grad = (torch.randn(sum(SIZES), *shape, generator=generator, dtype=torch.float64) + 3 for _ in range(2))
     layer = (nn.BatchNorm1d if len(shape) == 1 else nn.BatchNorm2d)(CHANNELS, momentum=0.3).double()
@@ -90,7 +38,9 @@ def test_ranks_normalise_as_one(shape: tuple[int, ...], kernels: None, monkeypat
 
     own = [part.clone().requires_grad_() for part in x.split(SIZES)]
     counts = [torch.tensor([part.numel() / CHANNELS]) for part in own]
-    sent = torch.stack([torch.cat([*stats(part.detach(), EPS), n]) for part, n in zip(own, counts, strict=True)])
+    sent = torch.stack(
+        [torch.cat([*batch_norm_stats(part.detach(), EPS), n]) for part, n in zip(own, counts, strict=True)]
+    )
     monkeypatch.setattr(sync_batchnorm, "gather_rows", lambda row: sent if any(row[0].equal(r) for r in sent) else None)
     out = [one(part) for one, part in zip(synced, own, strict=True)]
     torch.testing.assert_close(torch.cat(out), expected)

@@ -509,7 +509,7 @@ def test_the_temperature_is_the_losss_own_unless_given(temperature: tuple[str, f
         ("--moco-k 0 --accum-steps 2", "--accum-steps splits the batch, but with --moco-k 0 all negatives"),
         ("--moco-k 0 --batch-size 1", "--batch-size must be at least 2"),
         ("--moco-k 0 --bn split", "--bn split separates keys from queries; it has no effect with --moco-k 0"),
-        ("--moco-k 0 --bn shuffle", "pass --bn local, or --bn sync on several GPUs"),
+        ("--moco-k 0 --bn shuffle", "pass --bn local, or --bn sync over several ranks"),
         ("--moco-k 0 --loss align-uniform --moco-unif-no-intra-batch", "--moco-unif-no-intra-batch needs a --moco-k"),
         ("--loss moco", "unknown --loss 'moco'; take one of infonce, "),
     ],

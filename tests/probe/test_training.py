@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from moco.data.sampler import Sampler
 from moco.errors import NumericsError
+from moco.probe.__main__ import protocol_of
 from moco.probe.options import LinclsOptions, parse_lincls
-from moco.probe.protocols import protocol_of
 from moco.probe.training import Cached, Classifiers, Probe, accuracies, make_optimizer
 from moco.run.log import RunLog
 

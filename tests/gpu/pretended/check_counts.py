@@ -71,7 +71,7 @@ def test_split_batchnorm_moves_no_more_than_the_plain_one(samples: int, patch: p
     counted = {}
     for mode in ("local", "split"):
         counts = counted[mode] = Count()
-        layer = isolate_batchnorm(nn.Sequential(nn.BatchNorm2d(32)), mode, 8, torch.device("cuda"))
+        layer = isolate_batchnorm(nn.Sequential(nn.BatchNorm2d(32)), mode, 8)
         with Gpu(torch.device("cuda", 3)) as gpu:
             layer.to(gpu.device)
             x = torch.zeros((samples, 32, 28, 28), dtype=torch.bfloat16, device=gpu.device)
