@@ -78,17 +78,23 @@ def device_of(options: argparse.Namespace) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())  # numbered: the threads of a loader begin on another one
 
 
-def alternate(contenders: dict[str, Callable[[], Any]], rounds: int, device: torch.device, warm: int = 2) -> Times:
+def alternate(
+    contenders: dict[str, Callable[[], Any]],
+    rounds: int,
+    device: torch.device,
+    warm: int = 2,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Times:
     """Each contender once per round, after `warm` untimed rounds. A GPU is waited for before the clock is read."""
     times: Times = {name: [] for name in contenders}
     for turn in range(warm + rounds):
         for name, work in contenders.items():
             wait_for(device)
-            start = time.perf_counter()
+            start = clock()
             work()
             wait_for(device)
             if turn >= warm:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(clock() - start)
     return times
 
 
