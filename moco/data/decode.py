@@ -20,6 +20,7 @@ from torch import Tensor
 
 from moco.data.boxes import Box
 from moco.data.channels import RGB, BadImage as BadImage, PixelFormat, other_count, to_format
+from moco.data.deep_colour import read_deep_colour
 from moco.data.heif import ADVICE, can_read, is_heif
 from moco.data.jpeg import ends_in_zeros
 from moco.data.png import SIGNATURE, without_text
@@ -179,6 +180,25 @@ def decode_whole(image: Image.Image, wanted: PixelFormat) -> np.ndarray | None:
     except Exception as problem:  # as in `decode`
         raise BadImage(_reason(problem)) from None
     _check_size(values.shape[:2], size)
+    return np.ascontiguousarray(to_format(values, wanted))
+
+
+def decode_deep(data: bytes, wanted: PixelFormat) -> np.ndarray:
+    """uint8 [H, W, C], upright and in full, of a `deep_colour_file`. Raises BadImage.
+
+    For RGB alpha is dropped, and without a range in `wanted` one range for all three channels keeps the colours.
+    """
+    image = open_image(data)
+    size = upright_size(image)
+    try:
+        values = read_deep_colour(data, _TURNS.get(_orientation(image)) if image.format == "PNG" else None)
+    except Exception as problem:  # as in `decode`
+        raise BadImage(_reason(problem)) from None
+    _check_size(values.shape[:2], size)
+    if wanted.channels == 3:
+        values = values[..., : 1 if values.shape[2] == 2 else 3]
+        if not wanted.ranges:
+            wanted = PixelFormat(3, ((float(values.min()), float(values.max())),))
     return np.ascontiguousarray(to_format(values, wanted))
 
 

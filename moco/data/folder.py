@@ -15,7 +15,8 @@ from PIL import Image
 from moco.data.arrays import SUFFIX as ARRAY_SUFFIX, ValuesPicture, is_array, read_array
 from moco.data.boxes import Size
 from moco.data.channels import RGB, PixelFormat
-from moco.data.decode import BadImage, decode, decode_whole, is_image, open_image, upright_size
+from moco.data.decode import BadImage, decode, decode_deep, decode_whole, is_image, open_image, upright_size
+from moco.data.deep_colour import deep_colour_file
 from moco.data.heif import ADVICE, SUFFIXES as HEIF_SUFFIXES, can_read
 from moco.data.layouts import Labels
 from moco.data.listing import around, entries, files_below, leads_back, says_what_cannot_be_read
@@ -193,6 +194,7 @@ class FolderPicture:
     def __init__(self, image: Image.Image, wanted: PixelFormat = RGB) -> None:
         self.image = image
         self.wanted = wanted
+        self.deep = deep_colour_file(image)
         self.size: Size = upright_size(image)
 
     @property
@@ -201,6 +203,8 @@ class FolderPicture:
 
     def decode(self, reduction: int = 1, rows: tuple[int, int] | None = None) -> Pixels:
         # Pillow has no region decode; libjpeg would have to entropy-decode everything above and left of it all the same
+        if self.deep is not None:
+            return Pixels(decode_deep(self.deep, self.wanted))
         whole = decode_whole(self.image, self.wanted)
         if whole is not None:
             return Pixels(whole)

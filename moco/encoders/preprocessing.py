@@ -17,7 +17,8 @@ from moco.data.augment.recipes import IMAGENET_MEAN, IMAGENET_STD, RECIPES, PerC
 from moco.data.boxes import centre_box
 from moco.data.channels import PixelFormat, pixel_format, statistics, to_format
 from moco.data.datasets import defaults_of
-from moco.data.decode import decode, decode_whole, resample
+from moco.data.decode import decode, decode_deep, decode_whole, resample
+from moco.data.deep_colour import deep_colour_file
 from moco.run.options import DataOptions
 
 
@@ -67,7 +68,8 @@ class Preprocessing:
 
     def __call__(self, image: Image.Image | np.ndarray) -> Tensor:
         if isinstance(image, Image.Image):
-            whole = decode_whole(image, self.pixels)
+            deep = deep_colour_file(image)
+            whole = decode_whole(image, self.pixels) if deep is None else decode_deep(deep, self.pixels)
             pixels = decode(image, wanted=self.pixels) if whole is None else whole
         else:
             pixels = np.ascontiguousarray(to_format(image, self.pixels))

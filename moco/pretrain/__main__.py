@@ -22,7 +22,6 @@ from moco import distributed
 from moco.builder import MoCo, compile_encoders
 from moco.commands import end_with, run_command
 from moco.data.augment import Augment
-from moco.data.crops import multi_crop
 from moco.data.loader import Loader
 from moco.data.sampler import Sampler
 from moco.data.source import Source
@@ -127,7 +126,7 @@ def make_loader(
 ) -> Loader:
     """This rank's share of the batches, as uint8 crops on the device."""
     recipe = options.find_recipe(options.recipe, options.crop_min)
-    crops = multi_crop(options.crops) if options.crops else None
+    crops = options.multi_crop
     if options.no_drop_last:
         check_last_batch(len(source), options.batch_size, world.size * options.accum_steps)
     sampler = Sampler(
@@ -175,8 +174,8 @@ def make_encoder(
         projector_of(options),
         options.channels,
     )
-    if options.crops:
-        check_image_size(encoder, options.arch, multi_crop(options.crops).small.size, "--crops")
+    if crops := options.multi_crop:
+        check_image_size(encoder, options.arch, crops.small.size, "--crops")
     if options.stop_grad_conv1:
         freeze_patches(encoder, options.arch)
     check_deterministic(encoder, options.arch, options.deterministic, device)

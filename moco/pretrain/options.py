@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from moco.builder import KEYS, choose_bn
 from moco.data.augment.recipes import RECIPES
-from moco.data.crops import crops_text, multi_crop
+from moco.data.crops import MultiCrop, crops_text, multi_crop
 from moco.data.datasets import defaults_of
 from moco.encoders.batchnorm import BN_MODES
 from moco.errors import InputError
@@ -172,6 +172,11 @@ class PretrainOptions(CommonOptions):
     tensorboard: bool = running(True, "write TensorBoard files (new)", action=argparse.BooleanOptionalAction)
     wandb: str | None = running(None, "log to this Weights & Biases project as well (new)", metavar="PROJECT")
 
+    @property
+    def multi_crop(self) -> MultiCrop | None:
+        """The crops of --crops."""
+        return multi_crop(self.crops) if self.crops else None
+
 
 class ResolvedPretrainOptions(PretrainOptions):
     """The same options after `parse_pretrain`: these have a value, whether or not it was typed."""
@@ -192,7 +197,7 @@ def parse_pretrain(argv: list[str] | None = None, world_size: int | None = None)
     world_size = World.launched().size if world_size is None else world_size
     o = flags.parse(PretrainOptions, "Momentum-contrast pretraining.", argv)
     size, recipe = defaults_of(o.dataset)
-    large = multi_crop(o.crops) if o.crops else None
+    large = o.multi_crop
     given = (o.moco_contr_w, o.moco_align_w, o.moco_unif_w)
     # weights without --loss are a command of the fork, whose defaults are 0/3/1
     loss = o.loss or ("align-uniform" if any(w is not None for w in given) else "infonce")

@@ -116,6 +116,11 @@ def restore(
             raise InputError(f"the optimiser's state in {path} does not fit this model: {error}") from error
     else:
         notes.append(f"{path} holds no optimiser state: momentum starts from zero")
+    of_probe = (run or {}).get("online_probe")
+    if step.online_probe is not None and of_probe is None:
+        notes.append(f"{path} holds no online classifier: that of --online-probe starts afresh")
+    elif step.online_probe is not None:
+        step.online_probe.load_state_dict(of_probe)
     if run is None:
         notes.append(
             f"{path} was not written by this project: the queue's labels and the random generators start afresh"
@@ -124,8 +129,6 @@ def restore(
     step.moco.load_queue_state(run["queue_state"])
     step.guard.load_state(run)
     step.loss_state.load_state_dict(run.get("loss", {}))
-    if step.online_probe is not None and "online_probe" in run:
-        step.online_probe.load_state_dict(run["online_probe"])
     restore_meters(meters, [old["meters"] for old in run["ranks"]], step.device)
     notes += _restore_generators(path, [old["random"] for old in run["ranks"]])
     notes += [f"{flag(name)} was {before} and is {now} from here on" for name, (before, now) in changed.items()]
