@@ -72,14 +72,14 @@ PHOTOS := $(if $(IMAGES),--images "$(IMAGES)")
 bench: install-dev ## every benchmark on the CPU (a quiet one); writes the tables of docs/performance.md
 	@for topic in loss_head training_step momentum_update sentence_step communication scaling $(if $(wildcard benchmarks/linear_probe.py),linear_probe); do \
 	  echo "== $$topic"; OMP_NUM_THREADS=1 $(PY) -m benchmarks.$$topic || exit; done
-	@echo "== photographs"; $(PY) -m benchmarks.photographs --rounds 5 $(PHOTOS)
+	@for topic in photographs multi_crop; do echo "== $$topic"; $(PY) -m benchmarks.$$topic --rounds 5 $(PHOTOS) || exit; done
 	@$(PY) -m benchmarks.performance_page
 
 # with the Python that is there, as a GPU machine has its own torch: make bench-gpu PY=python3
 bench-gpu: ## the same on one GPU, within ten minutes
 	@$(PY) -c 'import sys, torch; torch.cuda.is_available() or sys.exit("error: torch sees no GPU; make bench measures the CPU")'
-	@for topic in loss_head training_step momentum_update sentence_step photographs; do \
-	  echo "== $$topic"; $(PY) -m benchmarks.$$topic --device cuda $$([ $$topic != photographs ] || echo '--rounds 3 $(PHOTOS)') || exit; done
+	@for topic in loss_head training_step momentum_update sentence_step photographs multi_crop; do \
+	  echo "== $$topic"; $(PY) -m benchmarks.$$topic --device cuda $$(case $$topic in (photographs|multi_crop) echo '--rounds 3 $(PHOTOS)';; esac) || exit; done
 	@$(PY) -m benchmarks.performance_page
 
 STAGE ?= tests

@@ -29,6 +29,7 @@ from benchmarks.measuring import Row, Times, alternate, device_of, number, parse
 from moco.builder import MoCo
 from moco.data.augment import Augment
 from moco.data.augment.recipes import find_recipe
+from moco.data.crops import MultiCrop
 from moco.data.folder import FolderSource
 from moco.data.loader import Loader
 from moco.data.sampler import Sampler
@@ -45,9 +46,22 @@ PEERS = ROOT / ".peers" / "bin" / "python"
 class Ours:
     """Loader, augmentations and step, as main_moco.py puts them together; --bn local, as the peer has no shuffle."""
 
-    def __init__(self, folder: Path, arch: str, size: int, batch: int, amp: str, device: torch.device) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        arch: str,
+        size: int,
+        batch: int,
+        amp: str,
+        device: torch.device,
+        crops: MultiCrop | None = None,
+        symmetric: bool = False,
+    ) -> None:
         source, recipe = FolderSource(folder), find_recipe("v2")
-        self.loader = Loader(source, Sampler(len(source), batch, 0), size=size, device=device)
+        small = crops.small if crops else None
+        scale = crops.scale if crops else recipe.scale
+        sampler = Sampler(len(source), batch, 0)
+        self.loader = Loader(source, sampler, size=size, scale=scale, small=small, device=device)
         nhwc = device.type == "cuda"
         encoder = build_encoder(arch, 128, mlp=True, image_size=size)
         layout = torch.channels_last if nhwc else torch.contiguous_format
@@ -55,7 +69,9 @@ class Ours:
         optimizer = torch.optim.SGD(model.parameters(), 0.06, momentum=0.9, fused=True)
         self.augment = Augment(recipe, 0, compile=nhwc)
         head = WeightedLoss(1.0, 0.1)
-        self.step = TrainingStep(model, head, optimizer, self.augment, GlobalBatch(), amp=amp, channels_last=nhwc)
+        self.step = TrainingStep(
+            model, head, optimizer, self.augment, GlobalBatch(), amp=amp, channels_last=nhwc, symmetric=symmetric
+        )
         self.batch, self.amp, self.device, self.epoch = batch, amp, device, 0
         self.images = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=layout)
         self.slope = torch.randn(batch, 128, device=device)
@@ -104,6 +120,20 @@ class Peer:
         self.process.wait(60)
 
 
+def some_images(images: Path | None, folder: Path, count: int) -> Path:
+    """`folder` with links to so many of the `images`, an even sample of the classes; None: with made-up ones."""
+    if images is None:
+        made_up_photos(folder, count)
+        return folder
+    everything = FolderSource(images)
+    for index in np.linspace(0, len(everything) - 1, count).astype(int).tolist():
+        link = folder / everything.paths[index]
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.exists():
+            link.symlink_to(Path(everything.name(index)).absolute())
+    return folder
+
+
 def main(argv: list[str] | None = None) -> None:
     options = parser(__doc__)
     options.add_argument("--images", type=Path, help="FOLDER/<class>/<image>; default: made-up ones")
@@ -118,16 +148,7 @@ def run(options: Any, scratch: Path) -> None:
     arch, size, batch, amp = ("resnet50", 224, 256, "bf16") if gpu else ("resnet18", 64, 64, "off")
     if options.trial:
         arch, size, batch = "smallcnn", 32, 4
-    count, folder = options.number or 8 * batch, scratch / "images"
-    if options.images is None:
-        made_up_photos(folder, count)
-    else:  # an even sample of the classes, as links
-        everything = FolderSource(options.images)
-        for index in np.linspace(0, len(everything) - 1, count).astype(int).tolist():
-            link = folder / everything.paths[index]
-            link.parent.mkdir(parents=True, exist_ok=True)
-            if not link.exists():
-                link.symlink_to(Path(everything.name(index)).absolute())
+    folder = some_images(options.images, scratch / "images", options.number or 8 * batch)
     workers = worker_count()
     torch.set_num_threads(1 if options.trial else workers)
     torch.backends.cudnn.benchmark = True

@@ -20,6 +20,7 @@ from benchmarks import (
     loss_head,
     measuring,
     momentum_update,
+    multi_crop,
     performance_page,
     photographs,
     sentence_step,
@@ -44,7 +45,7 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     torch.backends.cudnn.benchmark = benchmark
 
 
-@pytest.mark.parametrize("script", [loss_head, training_step, momentum_update, sentence_step, photographs])
+@pytest.mark.parametrize("script", [loss_head, training_step, momentum_update, sentence_step, photographs, multi_crop])
 def test_runs_in_tiny(script: ModuleType, results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     script.main(["--trial", "--rounds", "1"])
     assert "| what | against | measured | target | met |" in capsys.readouterr().out

@@ -54,6 +54,7 @@ class Preprocessing:
             None,
             channels,
             *statistics(channels, told.get("mean"), told.get("std")),
+            rgb=not told.get("not_rgb", False),
         )
         return cls(
             int(size or options.get("image_size") or cls.size),
@@ -89,7 +90,8 @@ def with_images_of(options: Options, before: Mapping[str, Any]) -> Options:
     """
     told = _told_images(before)
     channels = options.channels or told.get("channels", 3)
-    if told.get("channels", 3) != channels or (channels == 3 and before.get("dataset") != options.dataset):
+    rgb = channels == 3 and not told.get("not_rgb", False)
+    if told.get("channels", 3) != channels or (rgb and before.get("dataset") != options.dataset):
         told = {}
     value_range = told.get("value_range") if options.value_range is None else options.value_range
     mean = options.mean
@@ -97,12 +99,13 @@ def with_images_of(options: Options, before: Mapping[str, Any]) -> Options:
     if mean is None and std is None:
         mean = told.get("mean")
         std = told.get("std")
-    return replace(options, channels=channels, value_range=value_range, mean=mean, std=std)
+    not_rgb = options.not_rgb or told.get("not_rgb", False)
+    return replace(options, channels=channels, not_rgb=not_rgb, value_range=value_range, mean=mean, std=std)
 
 
 def _told_images(options: Mapping[str, Any]) -> dict[str, Any]:
     """What a checkpoint's options say about the images."""
-    kinds = {"channels": int, "value_range": str, "mean": str, "std": str}
+    kinds = {"channels": int, "value_range": str, "mean": str, "std": str, "not_rgb": bool}
     return {name: options[name] for name, kind in kinds.items() if isinstance(options.get(name), kind)}
 
 

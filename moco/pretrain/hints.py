@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from moco.plugins import is_outside
 from moco.pretrain.options import PretrainOptions
 from moco.run.checkpoint import checkpoint_name
 from moco.schedules import values_of
+
+_OF_MEASUREMENTS = (".tif", ".tiff", ".npy")  # what microscopes and satellites write
 
 
 def first_losses(options: PretrainOptions, steps_done: int) -> list[str]:
@@ -23,12 +26,23 @@ def first_losses(options: PretrainOptions, steps_done: int) -> list[str]:
     ]
 
 
-def channels_not_rgb(options: PretrainOptions) -> list[str]:
-    """The augmentations that images of other channels than RGB get; nothing for RGB."""
-    if options.channels in (None, 3):
-        return []
+def channels_not_rgb(options: PretrainOptions, paths: Sequence[str] = ()) -> list[str]:
+    """The augmentations that images of other channels than RGB get; nothing for RGB.
+
+    paths: of the images. Where they may hold measurements, three channels are said to be taken as RGB.
+    """
+    if options.channels in (None, 3) and not options.not_rgb:
+        measured = sum(path.lower().endswith(_OF_MEASUREMENTS) for path in paths)
+        colours = any(view.changes_colour for view in options.find_recipe(str(options.recipe)).views)
+        if not (measured and colours):
+            return []
+        return [
+            f"{measured} of the images are TIFF files or arrays, whose three channels count as RGB: pass --not-rgb if"
+            " they are no colours, so that hue, saturation and grey are left out"
+        ]
+    which = "--not-rgb" if options.not_rgb else f"--channels {options.channels}"
     return [
-        f"--channels {options.channels}: hue, saturation and grey of --recipe {options.recipe} are for RGB, left out;"
+        f"{which}: hue, saturation and grey of --recipe {options.recipe} are for RGB, left out;"
         " crop, flip, brightness, contrast, blur and the like stay",
         f"normalised with --mean {options.mean} --std {options.std}; `python -m moco.data.stats` measures those of your"
         " images",

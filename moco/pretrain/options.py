@@ -223,7 +223,7 @@ def parse_pretrain(argv: list[str] | None = None, world_size: int | None = None)
         moco_k=0 if o.keys == "batch" else o.moco_k,
         output_dir=o.output_dir or os.path.join("runs", re.sub("[:/]", "-", f"{o.dataset}-{o.arch}-{loss}")),
     )
-    if resolved.channels != 3 and resolved.mean is None:
+    if (resolved.channels != 3 or resolved.not_rgb) and resolved.mean is None:
         of_channels = resolved.find_recipe(resolved.recipe)
         mean, std = (",".join(f"{value:g}" for value in values) for values in (of_channels.mean, of_channels.std))
         resolved = dataclasses.replace(resolved, mean=mean, std=std)

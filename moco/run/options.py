@@ -52,6 +52,9 @@ class DataOptions:
     channels: int | None = result(
         None, "channels of the images: grey 1, RGB 3, bands of a satellite; default: the checkpoint's, else 3 (new)"
     )
+    not_rgb: bool = result(
+        False, "the three channels are no colours: leave out hue, saturation and grey; default: the checkpoint's (new)"
+    )
     value_range: str | None = result(
         None, "values of more than 8 bits that become black and white, with = if LOW is negative; default: each file's"
         " own (new)",
@@ -92,7 +95,7 @@ class DataOptions:
     def find_recipe(self, name: str, crop_min: float | None = None) -> Recipe:
         """The recipe `name` for these channels, with their mean and standard deviation. InputError as `find_recipe`."""
         channels = self.pixel_format.channels
-        return find_recipe(name, crop_min, channels, *statistics(channels, self.mean, self.std))
+        return find_recipe(name, crop_min, channels, *statistics(channels, self.mean, self.std), rgb=not self.not_rgb)
 
     def has(self, split: str) -> bool:
         """Whether there is such a split."""
@@ -106,6 +109,8 @@ def check_data(o: DataOptions) -> None:
             "say where the images are: a folder with train/ and val/, or --dataset digits for the embedded data"
         )
     pixel_format(o.channels, o.value_range)
+    if o.not_rgb and o.channels not in (None, 3):
+        raise InputError(f"--not-rgb is about three channels: with --channels {o.channels} leave it out")
     statistics(o.channels, o.mean, o.std)
     check_unused("--dataset", o.dataset, o.dataset_arg)
     if is_hub(o.dataset):

@@ -22,10 +22,11 @@ from moco.data.beton.file import BetonFile, BetonSource
 from moco.data.beton.side_data import SideData, side_path
 from moco.data.beton.writer import write_beton
 from moco.data.boxes import rescale
+from moco.data.crops import SmallCrops
 from moco.data.datasets import IMAGENET100, open_split
 from moco.data.decode import BadImage
 from moco.data.folder import FolderSource
-from moco.data.source import ArrayPicture, ArraySource
+from moco.data.source import ArrayPicture, ArraySource, Source
 from moco.errors import InputError
 from tests.data.conftest import Photo
 from tests.data.test_loader import joined, loader, same
@@ -169,6 +170,34 @@ def test_folder_and_beton_give_the_same_stream(
     assert difference.max() <= most
     if name == "raw" and size == 64:
         assert difference.max() == 0
+
+
+@pytest.mark.parametrize(("name", "most"), [("raw", 2.0), ("jpg", 6.0)])
+def test_small_crops_are_the_folders_too(
+    shared_tree: Path, betons: dict[str, Path], name: str, most: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Multi-crop: the same boxes and pixels, in any number of workers and ranks, and from where a run was cut."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
+    folder, file = FolderSource(shared_tree / "train"), BetonSource(betons[name])
+    how: dict[str, Any] = dict(size=24, small=SmallCrops(3, 10, (0.05, 0.2)))
+
+    def small_crops(source: Source, **more: Any) -> torch.Tensor:
+        batches = loader(source, **how, **more).epoch(4)
+        return torch.cat([batch.small for batch in batches if batch.small is not None])
+
+    by_both = [loader(source, **how) for source in (folder, file)]
+    for index in range(len(folder)):
+        draws = [one.draws(4, np.array([index]))[0] for one in by_both]
+        boxes = [one.boxes(drawn, one.source.size(index)) for one, drawn in zip(by_both, draws, strict=True)]
+        assert boxes[0] == boxes[1] and len(boxes[0]) == 5
+    this, that = small_crops(folder), small_crops(file)
+    assert this.shape == (len(folder), 3, 10, 10, 3)
+    assert (this.float() - that.float()).abs().mean((1, 2, 3, 4)).max() <= most
+    assert small_crops(file, workers=4, prefetch=3).equal(that)
+    ranks = [loader(file, **how, rank=rank, world=2).epoch(4) for rank in (0, 1)]
+    assert torch.cat([part.small for step in zip(*ranks, strict=True) for part in step]).equal(that)
+    rest = torch.cat([batch.small for batch in loader(file, **how).epoch(4, start_step=2)])
+    assert rest.equal(that[10:])
 
 
 def test_reduced_decoding_agrees_between_sources(photo: Photo, tmp_path: Path) -> None:

@@ -434,6 +434,20 @@ def test_hue_saturation_and_grey_are_for_rgb() -> None:
     assert find_recipe("digits", channels=1).mean == (0.306,) and find_recipe("v2", channels=1).mean == (0.5,)
 
 
+def test_three_channels_that_are_no_colours() -> None:
+    """Treated as five channels are: no colour operations, and contrast about each channel's own mean."""
+    recipe = find_recipe("v2", rgb=False)
+    assert recipe.mean == recipe.std == (0.5,) * 3 and recipe.views == find_recipe("v2", channels=5).views
+    crops = torch.from_numpy(noise(16, 8, 8, 5) // np.array([1, 2, 4, 8, 16], np.uint8))
+    first = crops[..., :3].contiguous()
+    index = torch.arange(16)
+    five = Augment(find_recipe("v2", channels=5), 3)(crops, index, 0)
+    three = Augment(recipe, 3)(first, index, 0)
+    assert (three - five[:, :3]).abs().max() < 1e-4
+    rgb = Augment(find_recipe("v2", None, 3, recipe.mean, recipe.std), 3)(first, index, 0)
+    assert (three - rgb).abs().mean() > 0.02
+
+
 def test_normalisation_is_channel_by_channel() -> None:
     crops = noise(3, 4, 4, 5)
     mean, std = np.array([0.1, 0.2, 0.3, 0.4, 0.5]), np.array([0.5, 0.4, 0.3, 0.2, 0.1])

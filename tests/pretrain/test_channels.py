@@ -15,13 +15,16 @@ from PIL import Image
 from examples.other_channels import write
 from moco.data.source import ArraySource
 from moco.data.stats import main as stats
-from moco.errors import EXIT_INPUT, EXIT_OK
+from moco.encoders.preprocessing import Preprocessing, with_images_of
+from moco.errors import EXIT_INPUT, EXIT_OK, InputError
 from moco.evaluate.__main__ import main as evaluate
+from moco.pretrain.hints import channels_not_rgb
 from moco.pretrain.options import parse_pretrain
 from moco.probe.__main__ import main as probe
 from moco.report.neighbours import _shown, grid
 from moco.run import checkpoint
 from moco.run.log import read_log
+from moco.run.options import DataOptions
 from tests.reliability.runs import Launcher, assert_same_run, fault
 
 RUN = shlex.split(
@@ -140,6 +143,42 @@ def test_without_mean_and_std_there_is_a_default_that_is_kept(five: Path) -> Non
     options = parse_pretrain([str(five), *FIVE])
     assert options.mean == options.std == "0.5,0.5,0.5,0.5,0.5"
     assert parse_pretrain([str(five)]).mean is None and parse_pretrain([str(five)]).channels == 3
+
+
+def test_three_channels_are_rgb_unless_said_otherwise(
+    launcher: Launcher, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A microscope's three stains. The probe takes it from the checkpoint, on other data too."""
+    data = tmp_path / "data"
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            (data / split / name).mkdir(parents=True)
+            for i in range(6):
+                np.save(data / split / name / f"{i}.npy", rng.integers(0, 4096, (9, 8, 3)).astype(np.uint16))
+    options = parse_pretrain([str(data), "--not-rgb"])
+    assert (options.channels, options.mean, options.std) == (3, "0.5,0.5,0.5", "0.5,0.5,0.5")
+    paths = ["a/0.npy", "a/1.TIF", "a/2.png"]
+    assert "--not-rgb: hue, saturation and grey of --recipe v1" in channels_not_rgb(options, paths)[0]
+    (line,) = channels_not_rgb(parse_pretrain([str(data)]), paths)
+    assert line.startswith("2 of the images are TIFF files or arrays") and "pass --not-rgb" in line
+    assert not channels_not_rgb(parse_pretrain([str(data)]), paths[2:])
+    assert not channels_not_rgb(parse_pretrain([str(data), "--recipe", "digits"]), paths)
+    with pytest.raises(InputError, match="--not-rgb is about three channels: with --channels 5 leave it out"):
+        parse_pretrain([str(data), "--not-rgb", "--channels", "5"])
+
+    argv = [*RUN, "--not-rgb", "-b", "4", "--epochs", "1", "--eval-freq", "1", "--knn-k", "2", str(data)]
+    ended = launcher.run(argv, tmp_path / "run")
+    assert ended.codes == [EXIT_OK] and ended.output.count("--not-rgb: hue") == 1, ended.output
+    words = [str(data), "--pretrained", last(tmp_path / "run"), "--dry-run"]
+    assert probe(words) == EXIT_OK
+    told = json.loads(capsys.readouterr().out)
+    assert (told["not_rgb"], told["channels"]) == (True, 3)
+    before = checkpoint.load(last(tmp_path / "run"))["moco_run"]["options"]
+    assert told["mean"] == before["mean"] == "0.306,0.306,0.306"  # of --recipe digits, whose images are grey
+    assert Preprocessing.of_run({**before, "mean": None, "std": None, "recipe": "v2"}).mean == (0.5, 0.5, 0.5)
+    assert with_images_of(DataOptions(dataset="digits"), before).not_rgb
+    assert not with_images_of(DataOptions(dataset="digits"), {**before, "not_rgb": False}).not_rgb
 
 
 def test_rgb_weights_start_a_run_of_five_channels(launcher: Launcher, five: Path, tmp_path: Path) -> None:

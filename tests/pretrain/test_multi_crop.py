@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from moco.builder import MoCo
+from moco.data.beton.writer import write_beton
 from moco.data.boxes import random_box
 from moco.data.crops import MultiCrop, SmallCrops, multi_crop
+from moco.data.folder import FolderSource
 from moco.data.loader import Batch, Loader
 from moco.data.sampler import Sampler
 from moco.data.source import ArraySource
@@ -152,6 +155,28 @@ def test_a_run_cut_inside_an_epoch_ends_with_the_same_bits(tmp_path: Path) -> No
     assert main([*COMMAND, *words, "--output-dir", str(tmp_path / "cut"), "--resume", str(inside)]) == 0
     whole, cut = (checkpoint.load(tmp_path / name / "checkpoint_0000.pth.tar") for name in ("whole", "cut"))
     assert same_bits(whole["state_dict"], cut["state_dict"])
+
+
+def test_a_run_from_a_beton_ends_with_the_folders_bits(tmp_path: Path) -> None:
+    """Raw pixels: the same crops, large and small, so the same weights."""
+    pytest.importorskip("ffcv")
+    rng = np.random.default_rng(1)
+    for name in ("a", "b"):
+        (tmp_path / "images" / "train" / name).mkdir(parents=True)
+        for i in range(6):
+            pixels = rng.integers(0, 256, (20 + i, 18, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / "train" / name / f"{i}.png")
+    write_beton(FolderSource(tmp_path / "images" / "train"), tmp_path / "x.beton", mode="raw")
+    words = shlex.split(
+        "-a smallcnn -b 4 --epochs 2 --seed 1 -j 1 --moco-dim 16 --moco-k 64 --symmetric --bn local --device cpu"
+        " --crops 2x16@.4-1+3x8@.1-.4 --no-tensorboard --eval-freq 0 --output-dir"
+    )
+    for data in ("images", "x.beton"):
+        assert main([str(tmp_path / data), *words, str(tmp_path / f"run of {data}")]) == 0
+    folder, beton = (
+        checkpoint.load(tmp_path / f"run of {data}" / "checkpoint_0001.pth.tar") for data in ("images", "x.beton")
+    )
+    assert same_bits(folder["state_dict"], beton["state_dict"])
 
 
 def test_it_beats_the_untrained_encoder(tmp_path: Path) -> None:

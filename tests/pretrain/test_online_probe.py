@@ -102,6 +102,18 @@ def test_what_has_no_meaning_is_refused(tmp_path: Path) -> None:
     assert main(shlex.split(words)) == 2
 
 
+def test_a_classifier_without_a_state_says_that_it_starts_afresh(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tmp_path, "--epochs 1 --eval-freq 0")
+    assert "starts afresh" not in capsys.readouterr().out
+    run(tmp_path, "--epochs 2 --eval-freq 0 --online-probe --resume auto")
+    told = "checkpoint_0000.pth.tar holds no online classifier: that of --online-probe starts afresh"
+    assert capsys.readouterr().out.count(told) == 1
+    run(tmp_path, "--epochs 3 --eval-freq 0 --online-probe --resume auto")
+    assert "starts afresh" not in capsys.readouterr().out
+
+
 def test_a_classifier_of_other_classes_is_refused() -> None:
     encoder = build_encoder("smallcnn", 8)
     with pytest.raises(InputError, match="other features or classes"):

@@ -60,7 +60,7 @@ class Augment:
             return torch.empty(crops.shape, dtype=self.dtype, device=crops.device).permute(0, 3, 1, 2)
         operations = self.recipe.view(view)
         scale, shift, steps = self._on(crops.device)
-        kernel = _kernel() if crops.device.type == "cpu" and crops.shape[-1] == 3 else None
+        kernel = _kernel() if crops.device.type == "cpu" and crops.shape[-1] == 3 and operations.rgb else None
         if kernel is not None:
             parameters = draw(operations, self.seed, epoch, index, view)
             out = _one_by_one(kernel, crops, parameters, operations, scale, shift).to(self.dtype)

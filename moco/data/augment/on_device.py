@@ -45,7 +45,7 @@ def change(crops: Tensor, p: Parameters, view: View) -> Tensor:
     if view.grayscale_first:
         planes = _grey(planes, p.grayscale)
     if p.order is not None and p.factors is not None:
-        planes = _jitter(planes, p.order, p.factors)
+        planes = _jitter(planes, p.order, p.factors, view.rgb and len(planes) == 3)
     if not view.grayscale_first:
         planes = _grey(planes, p.grayscale)
     x = torch.stack(planes, 1)
@@ -63,7 +63,7 @@ def _grey(planes: Planes, chosen: Tensor | None) -> Planes:
     return [torch.where(pixels.per_sample(chosen), grey, plane) for plane in planes]
 
 
-def _jitter(planes: Planes, order: Tensor, factors: Tensor) -> Planes:
+def _jitter(planes: Planes, order: Tensor, factors: Tensor, rgb: bool) -> Planes:
     """Contrast alone needs the whole image, its mean: up to three operations, contrast, up to three more.
 
     So the batch is read twice, however the samples' orders differ. Of images that are not RGB, each channel has its own
@@ -72,21 +72,21 @@ def _jitter(planes: Planes, order: Tensor, factors: Tensor) -> Planes:
     orders = order.unbind(1)
     place = sum(((orders[k] == CONTRAST) * k for k in range(1, 4)), torch.zeros_like(orders[0]))
     for k in range(3):
-        planes = _one_operation(planes, torch.where(k < place, orders[k], CONTRAST), factors)
-    greys = [pixels.luma(planes)] if len(planes) == 3 else planes
+        planes = _one_operation(planes, torch.where(k < place, orders[k], CONTRAST), factors, rgb)
+    greys = [pixels.luma(planes)] if rgb else planes
     means = [grey.mean((1, 2), keepdim=True) for grey in greys]
     means = means * (len(planes) // len(means))
     planes = [pixels.blend(plane, mean, factors[:, CONTRAST]) for plane, mean in zip(planes, means, strict=True)]
     for k in range(1, 4):
-        planes = _one_operation(planes, torch.where(k > place, orders[k], CONTRAST), factors)
+        planes = _one_operation(planes, torch.where(k > place, orders[k], CONTRAST), factors, rgb)
     return planes
 
 
-def _one_operation(planes: Planes, which: Tensor, factors: Tensor) -> Planes:
+def _one_operation(planes: Planes, which: Tensor, factors: Tensor, rgb: bool) -> Planes:
     """Brightness, saturation or hue, as `which` [n] says; nothing for CONTRAST. Without RGB, brightness alone."""
     which = pixels.per_sample(which)
     bright = [pixels.blend(plane, 0.0, factors[:, BRIGHTNESS]) for plane in planes]
-    if len(planes) != 3:
+    if not rgb:
         return [torch.where(which == BRIGHTNESS, new, plane) for new, plane in zip(bright, planes, strict=True)]
     grey = pixels.luma(planes)
     changed = []

@@ -56,6 +56,7 @@ class Jitter:
 class View:
     """One view's operations in the order they run; odds of 0 leave an operation out.
 
+    rgb: the image's three channels are colours; else contrast is about each channel's own mean.
     rotation (degrees, either way) -> [grayscale, if grayscale_first] -> jitter -> grayscale -> blur (sigma in pixels,
     uniform in `sigma`) -> solarize (at half intensity) -> horizontal flip.
     """
@@ -68,6 +69,7 @@ class View:
     sigma: Range = (0.1, 2.0)
     solarize: float = 0.0
     flip: float = 0.0
+    rgb: bool = True
 
     def __post_init__(self) -> None:
         for odds in (self.grayscale, self.blur, self.solarize, self.flip):
@@ -75,10 +77,15 @@ class View:
         if not 0 < self.sigma[0] <= self.sigma[1]:
             raise InputError(f"blur sigmas {self.sigma} must be two numbers above 0, the smaller first")
 
+    @property
+    def changes_colour(self) -> bool:
+        """Whether it has an operation that only RGB has."""
+        return bool(self.grayscale or (self.jitter and (self.jitter.saturation or self.jitter.hue)))
+
     def without_colour(self) -> View:
         """The view without hue, saturation and grey, which only RGB has."""
         jitter = replace(self.jitter, saturation=0.0, hue=0.0) if self.jitter else None
-        return replace(self, jitter=jitter, grayscale=0.0, grayscale_first=False)
+        return replace(self, jitter=jitter, grayscale=0.0, grayscale_first=False, rgb=False)
 
 
 @dataclass(frozen=True)
@@ -120,14 +127,17 @@ class Recipe:
         """Normalisation alone, with this recipe's statistics."""
         return replace(RECIPES["eval"], name=f"eval ({self.name})", mean=self.mean, std=self.std, centre=self.centre)
 
-    def for_channels(self, channels: int, mean: Sequence[float] = (), std: Sequence[float] = ()) -> Recipe:
+    def for_channels(
+        self, channels: int, mean: Sequence[float] = (), std: Sequence[float] = (), rgb: bool = True
+    ) -> Recipe:
         """This recipe for images of `channels`, with the `mean` and `std` of their values / 255.
 
-        Without these it is the recipe's own for three channels, and for another number where its three are equal (grey
-        scans); else 0.5 and 0.5. The views of other images than RGB are those of `View.without_colour`.
+        rgb: whether three channels are colours. Without mean and std it is the recipe's own for RGB, and for other
+        images where its three are equal (grey scans); else 0.5 and 0.5. The views of other images are those of
+        `View.without_colour`.
         """
         recipe = self
-        if channels != 3:
+        if channels != 3 or not rgb:
             grey = len(set(self.mean)) == len(set(self.std)) == 1
             usual = (self.mean[0], self.std[0]) if grey else (0.5, 0.5)
             views = tuple(view.without_colour() for view in self.views)
@@ -146,6 +156,7 @@ def find_recipe(
     channels: int = 3,
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
+    rgb: bool = True,
 ) -> Recipe:
     """The recipe called `name`, `for_channels`; InputError with the known names if there is none.
 
@@ -154,7 +165,7 @@ def find_recipe(
     if name not in RECIPES:
         hint = did_you_mean(name, RECIPES, 1)
         raise InputError(f"unknown augmentation recipe {name!r}{hint}; take one of {', '.join(sorted(RECIPES))}")
-    recipe = RECIPES[name].for_channels(channels, mean, std)
+    recipe = RECIPES[name].for_channels(channels, mean, std, rgb)
     return recipe if crop_min is None else replace(recipe, scale=(crop_min, max(crop_min, recipe.scale[1])))
 
 
