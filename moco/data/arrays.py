@@ -46,6 +46,15 @@ def read_array(data: bytes, wanted: PixelFormat) -> np.ndarray:
     return _image(_read(data), wanted)
 
 
+def channels_of_array(data: bytes) -> int:
+    """The channels of a .npy file; 1 or 3 where its shape can be read so. Raises BadImage."""
+    shape = _read(data).shape
+    if len(shape) != 3:
+        return 1
+    ends = (shape[0], shape[2])
+    return next((count for count in (3, 1) if count in ends), min(ends))
+
+
 def _read(data: bytes) -> np.ndarray:
     file = io.BytesIO(data)
     try:

@@ -28,6 +28,18 @@ def is_tiff(data: bytes) -> bool:
     return data.startswith(_MAGIC)
 
 
+def bands_of_page(data: bytes) -> int:
+    """The channels of the first page of a TIFF file, by its header, which Pillow may refuse; 1 if it is damaged."""
+    try:
+        tags = TiffImagePlugin.ImageFileDirectory_v2(data[:8])
+        file = io.BytesIO(data)
+        file.seek(tags.next)
+        tags.load(file)
+        return int(tags.get(_SAMPLES, 1))
+    except Exception:  # reading it will say what is wrong
+        return 1
+
+
 def read_bands(data: bytes) -> np.ndarray | None:
     """[H, W, C] of the first page, where it has several channels and Pillow does not give all of them; else None.
 

@@ -343,6 +343,43 @@ def test_other_sources_say_what_they_hold(tmp_path: Path) -> None:
         open_split(str(tmp_path / "x.beton"), pixels=PixelFormat(5))
 
 
+@pytest.mark.parametrize(
+    ("name", "save", "channels"),
+    [
+        ("0.npy", lambda path: npy(path, np.zeros((9, 8, 5), np.uint16)), 5),
+        ("0.npy", lambda path: npy(path, np.zeros((7, 9, 8), np.uint8)), 7),
+        ("0.tif", lambda path: path.write_bytes(FIVE_BANDS + bytes(1000)), 5),
+    ],
+)
+def test_a_beton_of_other_channels_is_refused_in_a_sentence(
+    name: str, save: Callable[[Path], None], channels: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("ffcv")
+    where = tmp_path / "images" / "train" / "a"
+    where.mkdir(parents=True)
+    save(where / name)
+    assert beton(["write", str(tmp_path / "images"), str(tmp_path / "x.beton"), "-j", "1"]) == EXIT_INPUT
+    told = capsys.readouterr().err
+    assert told == (
+        f"error: {where / name} has {channels} channels, and FFCV's image field holds RGB of 8 bits: train from the"
+        f" folder itself, with --channels {channels}\n"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+@pytest.mark.parametrize("shape", [(9, 8), (9, 8, 3), (3, 9, 8), (9, 8, 1), None])
+def test_a_beton_of_grey_or_rgb_is_written(shape: tuple[int, ...] | None, tmp_path: Path) -> None:
+    """Also of the first page of a document."""
+    pytest.importorskip("ffcv")
+    where = tmp_path / "images" / "train" / "a"
+    where.mkdir(parents=True)
+    if shape is None:
+        pages(where / "0.tif", noise(9, 8, 4))
+    else:
+        npy(where / "0.npy", noise(*shape))
+    assert beton(["write", str(tmp_path / "images"), str(tmp_path / "x.beton"), "-j", "1"]) == EXIT_OK
+
+
 def test_a_beton_of_16_bits_has_the_folders_pixels(tmp_path: Path) -> None:
     pytest.importorskip("ffcv")
     where = folder(tmp_path / "images", save_grey, ".png", RAMP, RAMP // 4)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from moco.commands import Parser, end_with, number, run_command
+from moco.data.arrays import channels_of_array, is_array
 from moco.data.beton.file import JPEG, BetonFile, BetonSource, require_ffcv
 from moco.data.beton.writer import MODES, progress_bar, write_beton
 from moco.data.channels import RGB, PixelFormat, pixel_format
@@ -26,6 +27,7 @@ from moco.data.decode import BadImage
 from moco.data.folder import FolderSource
 from moco.data.source import Source, check_same_classes
 from moco.data.threads import worker_count
+from moco.data.tiff import bands_of_page
 from moco.errors import EXIT_OK, InputError
 
 SHOWN = 20
@@ -51,6 +53,30 @@ def sources(
     return found
 
 
+def check_channels(source: Source) -> None:
+    """InputError if the first TIFF file or array holds more channels than FFCV's image field.
+
+    Several pages of a TIFF file are a document, of which the first is written, as it is trained on.
+    """
+    paths = [path for path in getattr(source, "paths", []) if path.lower().endswith(_MAY_HOLD_MORE)]
+    if not paths or not isinstance(source, FolderSource):
+        return
+    path = source.root / paths[0]
+    try:
+        data = path.read_bytes()
+        channels = channels_of_array(data) if is_array(data) else bands_of_page(data)
+    except (OSError, BadImage):  # named with all others when they are read
+        return
+    if channels not in (1, 3) and (is_array(data) or channels > 4):  # Pillow reads RGB with alpha
+        raise InputError(
+            f"{path} has {channels} channels, and FFCV's image field holds RGB of 8 bits: train from the folder itself,"
+            f" with --channels {channels}"
+        )
+
+
+_MAY_HOLD_MORE = (".npy", ".tif", ".tiff")
+
+
 def write(options: argparse.Namespace) -> int:
     require_ffcv()
     out = Path(options.out)
@@ -61,6 +87,8 @@ def write(options: argparse.Namespace) -> int:
     for _, _, path in todo:
         if path.exists() and not options.force:
             raise InputError(f"{path} exists: choose another name, or pass --force to replace it")
+    for _, source, _ in todo:
+        check_channels(source)
     for split, source, path in todo:
         for note in source.notes:
             print(note)
