@@ -6,7 +6,7 @@
 
 `cost` measures what a step of each method of the recipe costs, the loading of its images included.
 The methods take turns, and the ratio to v2 is taken within a turn.
-From the medians it sets each method's epochs in the recipe, so that all get `--seconds` of processor time.
+From the medians it sets each method's epochs in the recipe, so that all get up to `--seconds` of processor time.
 Run it with OMP_NUM_THREADS=1, as a sweep's encoders are.
 `report` writes benchmarks/results/cifar10_methods.json and the table between its two marks.
 """
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import re
 import statistics
 import sys
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("cost", help="measure the methods' steps, and set their epochs in the recipe")
     one.add_argument("data", help="the images that the sweep will train on")
-    one.add_argument("--seconds", type=float, default=300, help="processor time of the training of one encoder")
+    one.add_argument("--seconds", type=float, default=420, help="processor time of the training of one encoder")
     one.add_argument("--rounds", type=int, default=9)
     commands.add_parser("report", help="write the table").add_argument("sweep", type=Path)
     o = parser.parse_args(argv)
@@ -124,9 +125,23 @@ def turn_of(options: ResolvedPretrainOptions) -> Callable[[], None]:
 
 
 def equal_time(costs: Mapping[str, Any], seconds: float) -> dict[str, int]:
-    """The number of epochs of each method that comes nearest to that much processor time, at least 1."""
-    of_first = costs["seconds_of_an_epoch"]
-    return {method: max(1, round(seconds / (of_first * cost))) for method, cost in costs["ratio"].items()}
+    """Each method's number of epochs, at least 1.
+
+    v2 gets at most `seconds` of processor time and at least three quarters of that: as many epochs as let the others,
+    in whole epochs, come nearest to its time.
+    """
+    most = max(1, int(seconds / costs["seconds_of_an_epoch"]))
+    choices = [epochs_beside(of_first, costs["ratio"]) for of_first in range(most, math.ceil(0.75 * most) - 1, -1)]
+
+    def deviation(epochs: Mapping[str, int]) -> float:
+        return max(abs(epochs[method] * cost / epochs[FIRST] - 1) for method, cost in costs["ratio"].items())
+
+    return min(choices, key=deviation)
+
+
+def epochs_beside(of_first: int, ratios: Mapping[str, float]) -> dict[str, int]:
+    """The numbers of epochs that come nearest to the time of so many epochs of v2."""
+    return {method: max(1, round(of_first / cost)) for method, cost in ratios.items()}
 
 
 def with_epochs(recipe: str, epochs: Mapping[str, int]) -> str:

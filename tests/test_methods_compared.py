@@ -55,9 +55,12 @@ def test_the_recipe_has_three_seeds_of_each_method() -> None:
 
 
 def test_methods_get_epochs_of_equal_cost(places: Path) -> None:
-    costs = {"seconds_of_an_epoch": 30.0, "ratio": {"v2": 1.0, "v2+": 2.0, "v3": 1.7, "multi-crop": 30.0}}
-    epochs = equal_time(costs, 300)
-    assert epochs == {"v2": 10, "v2+": 5, "v3": 6, "multi-crop": 1}
+    ratios = {"v2": 1.0, "v2+": 1.58, "v3": 1.55, "multi-crop": 2.79}
+    # 8 epochs of v2 are 7.9, 7.8 and 8.4 of the others'; 10 would be 9.5, 9.3 and 11.2
+    epochs = equal_time({"seconds_of_an_epoch": 30.0, "ratio": ratios}, 329)
+    assert epochs == {"v2": 8, "v2+": 5, "v3": 5, "multi-crop": 3}
+    assert equal_time({"seconds_of_an_epoch": 30.0, "ratio": {"v2": 1.0, "v3": 2.0}}, 329) == {"v2": 10, "v3": 5}
+    assert equal_time({"seconds_of_an_epoch": 30.0, "ratio": {"v2": 1.0, "v3": 40.0}}, 5) == {"v2": 1, "v3": 1}
     changed = with_epochs(methods_compared.RECIPE.read_text(), epochs)
     methods_compared.RECIPE.write_text(changed)
     elements = spec.read(methods_compared.RECIPE, None, ["photos"], 1).elements

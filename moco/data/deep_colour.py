@@ -42,9 +42,7 @@ def read_deep_colour(data: bytes, turn: Image.Transpose | None) -> np.ndarray:
     """
     image = Image.open(io.BytesIO(data))
     grey = _raw_mode(_tiles(image)[0]) == _GREY_AND_ALPHA
-    image.tile = [  # type: ignore[attr-defined]
-        _with_raw_mode(tile, "RGBA" if grey else _swapped(_raw_mode(tile))) for tile in _tiles(image)
-    ]
+    image.tile = [_with_raw_mode(tile, "RGBA" if grey else _swapped(_raw_mode(tile))) for tile in _tiles(image)]
     found = _values(image, turn)
     if grey:  # both bytes of both channels
         return found[..., 0::2] * np.uint16(256) + found[..., 1::2]

@@ -117,10 +117,11 @@ def restore(
     else:
         notes.append(f"{path} holds no optimiser state: momentum starts from zero")
     of_probe = (run or {}).get("online_probe")
-    if step.online_probe is not None and of_probe is None:
-        notes.append(f"{path} holds no online classifier: that of --online-probe starts afresh")
-    elif step.online_probe is not None:
-        step.online_probe.load_state_dict(of_probe)
+    if step.online_probe is not None:
+        if of_probe is None:
+            notes.append(f"{path} holds no online classifier: that of --online-probe starts afresh")
+        else:
+            step.online_probe.load_state_dict(of_probe)
     if run is None:
         notes.append(
             f"{path} was not written by this project: the queue's labels and the random generators start afresh"

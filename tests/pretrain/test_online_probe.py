@@ -105,12 +105,12 @@ def test_what_has_no_meaning_is_refused(tmp_path: Path) -> None:
 def test_a_classifier_without_a_state_says_that_it_starts_afresh(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(tmp_path, "--epochs 1 --eval-freq 0")
+    run(tmp_path, "--epochs 1")
     assert "starts afresh" not in capsys.readouterr().out
-    run(tmp_path, "--epochs 2 --eval-freq 0 --online-probe --resume auto")
+    run(tmp_path, "--epochs 2 --online-probe --resume auto")
     told = "checkpoint_0000.pth.tar holds no online classifier: that of --online-probe starts afresh"
     assert capsys.readouterr().out.count(told) == 1
-    run(tmp_path, "--epochs 3 --eval-freq 0 --online-probe --resume auto")
+    run(tmp_path, "--epochs 3 --online-probe --resume auto")
     assert "starts afresh" not in capsys.readouterr().out
 
 
