@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import encoder_study
+from benchmarks import encoder_study, kept_encoders
 from moco.errors import InputError
-from moco.report.comparison import tip
+from moco.report.comparison import DEFAULTS, tip
 from moco.report.runs import DONE, PROBE, read
 from tests.report.made_runs import sweep
 
@@ -30,7 +30,7 @@ def parts(tmp_path: Path) -> Path:
 
 def test_a_row_holds_what_the_figure_and_the_table_need(parts: Path) -> None:
     for one in read([parts]):
-        again = encoder_study.encoder(encoder_study.row(one))
+        again = kept_encoders.encoder(kept_encoders.row(one, DEFAULTS), DEFAULTS)
         assert (again.name, again.state, again.measured, again.commits) == (
             one.name,
             one.state,
@@ -41,17 +41,17 @@ def test_a_row_holds_what_the_figure_and_the_table_need(parts: Path) -> None:
 
 
 def test_parts_add_up_and_a_newer_row_replaces(parts: Path) -> None:
-    rows = [encoder_study.row(one) for one in read([parts])]
+    rows = [kept_encoders.row(one, DEFAULTS) for one in read([parts])]
     newer = rows[2] | {"measured": {PROBE: 1.0}}
-    found = encoder_study.merged(rows[:4], [newer, *rows[4:]])
+    found = kept_encoders.merged(rows[:4], [newer, *rows[4:]])
     assert [kept["name"] for kept in found] == sorted(kept["name"] for kept in rows)
     assert [kept["measured"] for kept in found if kept["name"] == newer["name"]] == [{PROBE: 1.0}]
 
 
 def test_parts_of_two_commits_are_refused(parts: Path) -> None:
-    one, two, *_ = [encoder_study.row(one) for one in read([parts])]
+    one, two, *_ = [kept_encoders.row(one, DEFAULTS) for one in read([parts])]
     with pytest.raises(InputError, match="of the commits abc, def"):
-        encoder_study.merged([one | {"commits": ["abc"]}], [two | {"commits": ["def"]}])
+        kept_encoders.merged([one | {"commits": ["abc"]}], [two | {"commits": ["def"]}])
 
 
 def test_page_file_and_figure_of_a_part(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
