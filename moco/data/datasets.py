@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
-from moco import distributed
 from moco.data.channels import RGB, PixelFormat
 from moco.data.depth import has_depth, open_depth
 from moco.data.folder import FolderSource
+from moco.data.in_memory import IN_MEMORY
 from moco.data.layouts import SPLITS, data_root, find_labels, has_archives, no_split
 from moco.data.listing import says_what_cannot_be_read
 from moco.data.outside import open_outside
 from moco.data.source import ArraySource, Source, channels_of
 from moco.errors import InputError
 from moco.plugins import is_outside
-from moco.randomness import Purpose, permutation, stream_key
 
 # image size in px, recipe of moco.data.augment.recipes
 DATASET_DEFAULTS: dict[str, tuple[int, str]] = {
@@ -69,39 +65,51 @@ def open_split(
         if found is None:
             raise InputError(f"--dataset {dataset} gives None for the split {split}; it must give a data set")
         return _checked(found, dataset, pixels)
-    if dataset not in DATASETS:
-        raise InputError(f"unknown data set {dataset!r}: choose one of {', '.join(DATASETS)}")
-    if split not in SPLITS:
-        raise InputError(f"unknown split {split!r}: train or val")
-    if loader not in LOADERS:
-        raise InputError(f"unknown loader {loader!r}: choose one of {', '.join(LOADERS)}")
+    _check_choices(dataset, split, loader)
     if dataset == "nyu-depth" and loader != "ffcv":
         return open_depth(data, split, labels_required, pixels)
     if data is not None and (beton := find_beton(data, split)) is not None:
         if loader == "folder":
             raise InputError(f"--loader folder cannot read {beton}: give the folder of images, or --loader ffcv")
-        if pixels.channels != 3:
-            raise InputError(
-                f"{beton} has 3 channels, which is all that FFCV's image field holds, and --channels is"
-                f" {pixels.channels}: give the folder of images"
-            )
-        return _in_eight_bits(_open_beton(beton, cache, labels_required), str(beton), pixels)
+        return _of_beton(beton, cache, labels_required, pixels)
     if loader == "ffcv":
         raise InputError(
             f"--loader ffcv needs a .beton file, and {data or dataset} is none: "
             "write one with `python -m moco.data.beton write SRC OUT.beton`"
         )
-    if dataset in _IN_MEMORY:
-        there = _IN_MEMORY[dataset](data or DOWNLOADS, split, labels_required)
-        if dataset == "digits" and pixels.channels == 1:
-            there = ArraySource(there.images[..., :1], there.labels, there.classes, there.title)  # type: ignore[call-overload]
-        return _in_eight_bits(_checked(there, dataset, pixels), f"--dataset {dataset}", pixels)
+    if dataset in IN_MEMORY:
+        return _of_memory(dataset, data, split, labels_required, pixels)
     if data is None:
         raise InputError(f"--dataset {dataset} needs the folder that holds train/ and val/")
     names = IMAGENET100 if dataset == "imagenet100" else subset_classes(subset)
     folder = split_folder(data, split, labels_required)
     listed = says_what_cannot_be_read(find_labels)(folder) if folder.name == split else None
     return FolderSource(folder, subset=names, labels_required=labels_required, listed=listed, pixels=pixels)
+
+
+def _check_choices(dataset: str, split: str, loader: str) -> None:
+    if dataset not in DATASETS:
+        raise InputError(f"unknown data set {dataset!r}: choose one of {', '.join(DATASETS)}")
+    if split not in SPLITS:
+        raise InputError(f"unknown split {split!r}: train or val")
+    if loader not in LOADERS:
+        raise InputError(f"unknown loader {loader!r}: choose one of {', '.join(LOADERS)}")
+
+
+def _of_beton(file: Path, cache: str, labels_required: bool, pixels: PixelFormat) -> Source:
+    if pixels.channels != 3:
+        raise InputError(
+            f"{file} has 3 channels, which is all that FFCV's image field holds, and --channels is"
+            f" {pixels.channels}: give the folder of images"
+        )
+    return _in_eight_bits(_open_beton(file, cache, labels_required), str(file), pixels)
+
+
+def _of_memory(dataset: str, data: str | None, split: str, labels_required: bool, pixels: PixelFormat) -> Source:
+    source = IN_MEMORY[dataset](data or DOWNLOADS, split, labels_required)
+    if dataset == "digits" and pixels.channels == 1:
+        source = ArraySource(source.images[..., :1], source.labels, source.classes, source.title)  # type: ignore[call-overload]
+    return _in_eight_bits(_checked(source, dataset, pixels), f"--dataset {dataset}", pixels)
 
 
 def _checked(source: Source, dataset: str, pixels: PixelFormat) -> Source:
@@ -162,7 +170,7 @@ def has_split(data: str | None, dataset: str, split: str, arguments: Sequence[st
         return has_depth(data, split)
     if data is not None and (beton := find_beton(data, split)) is not None:
         return beton.exists()
-    return dataset in _IN_MEMORY or (data is not None and (data_root(data) / split).is_dir())
+    return dataset in IN_MEMORY or (data is not None and (data_root(data) / split).is_dir())
 
 
 def subset_classes(subset: str | None) -> Sequence[str] | None:
@@ -178,78 +186,6 @@ def subset_classes(subset: str | None) -> Sequence[str] | None:
     if not names or len(set(names)) != len(names):
         raise InputError(f"--subset {subset} must hold one class name a line, each once")
     return names
-
-
-def _digits(data: str, split: str, labels_required: bool) -> ArraySource:
-    """scikit-learn's 1,797 scans of 8×8 px, enlarged to 32×32 RGB; a fixed fifth of each class is `val`."""
-    from sklearn.datasets import load_digits
-
-    scans = load_digits()
-    labels = scans.target.astype(np.int64)
-    chosen = []
-    for digit in range(10):
-        members = np.flatnonzero(labels == digit)
-        members = members[permutation(stream_key(0, digit, Purpose.ORDER), len(members))]
-        cut = len(members) // 5
-        chosen.append(members[:cut] if split == "val" else members[cut:])
-    index = np.sort(np.concatenate(chosen))
-    grey = (scans.images[index] * (255 / 16)).round().astype(np.uint8)
-    large = [np.asarray(Image.fromarray(scan).resize((32, 32), Image.Resampling.BILINEAR)) for scan in grey]
-    images = np.repeat(np.stack(large)[..., None], 3, axis=-1)
-    return ArraySource(images, labels[index], [str(digit) for digit in range(10)], f"digits/{split}")
-
-
-def _cifar(name: str) -> Callable[[str, str, bool], ArraySource]:
-    def load(data: str, split: str, labels_required: bool) -> ArraySource:
-        from torchvision import datasets
-
-        kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
-        found = _download(name, data, lambda download: kind(data, train=split == "train", download=download))
-        return ArraySource(found.data, np.array(found.targets), list(found.classes), f"{name}/{split}")
-
-    return load
-
-
-def _stl10(data: str, split: str, labels_required: bool) -> ArraySource:
-    from torchvision import datasets
-
-    part = "test" if split == "val" else "train" if labels_required else "train+unlabeled"
-    found = _download("stl10", data, lambda download: datasets.STL10(data, split=part, download=download))
-    images = np.ascontiguousarray(found.data.transpose(0, 2, 3, 1))
-    return ArraySource(images, found.labels, list(found.classes), f"stl10/{part}")
-
-
-def _svhn(data: str, split: str, labels_required: bool) -> ArraySource:
-    from torchvision import datasets
-
-    part = "test" if split == "val" else "train"
-    found = _download("svhn", data, lambda download: datasets.SVHN(data, split=part, download=download))
-    images = np.ascontiguousarray(found.data.transpose(0, 2, 3, 1))
-    return ArraySource(images, found.labels, [str(digit) for digit in range(10)], f"svhn/{part}")
-
-
-def _download(name: str, data: str, load: Callable[[bool], object]):  # type: ignore[no-untyped-def]  # torchvision's classes
-    """Rank 0 downloads what is missing; then every rank loads. All ranks raise InputError if that fails."""
-    problem: str | None = None
-    found = None
-    if distributed.rank() == 0:
-        try:
-            found = load(True)
-        except Exception as error:  # no network, no space, a broken archive: torchvision raises many kinds
-            problem = f"{name} could not be loaded from or downloaded to {data}: {error}"
-    problem = distributed.broadcast_object(problem)
-    if problem is not None:
-        raise InputError(problem)
-    return found if found is not None else load(False)
-
-
-_IN_MEMORY: dict[str, Callable[[str, str, bool], ArraySource]] = {
-    "digits": _digits,
-    "cifar10": _cifar("cifar10"),
-    "cifar100": _cifar("cifar100"),
-    "stl10": _stl10,
-    "svhn": _svhn,
-}
 
 
 _NAMES = """

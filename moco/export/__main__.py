@@ -12,6 +12,7 @@ format's library opens it, its outputs on photographs are compared, and only the
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -174,7 +175,7 @@ def compare(x: Exported, other: Any, images: Tensor) -> float:
     return difference
 
 
-def main(argv: list[str] | None = None) -> int:
+def _parser() -> Parser:
     parser = Parser(prog="moco-export", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("checkpoint", help="file of any layout that main_lincls.py --pretrained reads")
     parser.add_argument("--to", choices=tuple(FORMATS), help="format; default with --push-to-hub: huggingface")
@@ -191,20 +192,39 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--push-to-hub", metavar="USER/NAME", help="then send the folder to the Hugging Face hub")
     parser.add_argument("--private", action="store_true", help="of a new repository of --push-to-hub")
     parser.add_argument("--dry-run", action="store_true", help="write the folder of --push-to-hub, and send nothing")
+    return parser
 
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuses options that do not go together, and completes --to."""
+    name = arguments.push_to_hub
+    if name:
+        check_name(name)
+        arguments.to = arguments.to or "huggingface"
+    elif arguments.to is None:
+        raise InputError("the following arguments are required: --to (see --help)")
+    for flag in ("private", "dry_run"):
+        if getattr(arguments, flag) and not name:
+            raise InputError(f"--{flag.replace('_', '-')} is read with --push-to-hub alone: leave it out")
+    if name and arguments.to not in ("huggingface", "safetensors"):
+        raise InputError(f"--push-to-hub sends --to huggingface or safetensors, not {arguments.to}")
+
+
+def _send(x: Exported, folder: Path, arguments: argparse.Namespace) -> None:
+    """Sends the folder to the hub, or with --dry-run says what would be sent."""
+    name = arguments.push_to_hub
+    if arguments.dry_run:
+        files = ", ".join(sorted(file.name for file in folder.iterdir()))
+        print(f"not sent: {name} would hold {files}; send it without --dry-run, into another --output-dir")
+    else:
+        address = push(folder, name, arguments.private, f"{x.arch}, exported by moco")
+        print(f"sent: {address}; read it with --pretrained hf-hub:{name}")
+
+
+def main(argv: list[str] | None = None) -> int:
     def run() -> int:
-        arguments = parser.parse_args(argv)
-        name = arguments.push_to_hub
-        if name:
-            check_name(name)
-            arguments.to = arguments.to or "huggingface"
-        elif arguments.to is None:
-            raise InputError("the following arguments are required: --to (see --help)")
-        for flag in ("private", "dry_run"):
-            if getattr(arguments, flag) and not name:
-                raise InputError(f"--{flag.replace('_', '-')} is read with --push-to-hub alone: leave it out")
-        if name and arguments.to not in ("huggingface", "safetensors"):
-            raise InputError(f"--push-to-hub sends --to huggingface or safetensors, not {arguments.to}")
+        arguments = _parser().parse_args(argv)
+        _check(arguments)
         x = prepare(
             read_encoder(arguments.checkpoint),
             arch=arguments.arch,
@@ -214,20 +234,16 @@ def main(argv: list[str] | None = None) -> int:
             classifier=not arguments.no_classifier,
             licence=arguments.licence,
         )
-        if name:
-            x.about["hub"] = name
+        if arguments.push_to_hub:
+            x.about["hub"] = arguments.push_to_hub
         path = Path(arguments.checkpoint)
         default = path.parent / f"{path.name.split('.')[0]}-{arguments.to}"
         result = export(x, arguments.to, arguments.output_dir or default)
         what = f"{len(x.classes)} class scores" if x.classes else f"{x.about['feature_dim']} features"
         print(f"{result.file}: {x.arch}, {what}; differs by {result.difference:.1e}, read back by {result.verified_by}")
         print(f"use it: {result.usage}")
-        if name and arguments.dry_run:
-            files = ", ".join(sorted(file.name for file in result.folder.iterdir()))
-            print(f"not sent: {name} would hold {files}; send it without --dry-run, into another --output-dir")
-        elif name:
-            address = push(result.folder, name, arguments.private, f"{x.arch}, exported by moco")
-            print(f"sent: {address}; read it with --pretrained hf-hub:{name}")
+        if arguments.push_to_hub:
+            _send(x, result.folder, arguments)
         return EXIT_OK
 
     return run_command(run)

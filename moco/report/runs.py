@@ -207,6 +207,8 @@ def _probe(encoder: Encoder, values: dict[str, Any], probe: Path, epochs: int) -
     file, measure = ("depth.json", DEPTH) if kind == "depth" else ("lincls.json", "top1")
     found = _json(probe / file)
     if not _number(found.get(measure)):
+        if not probe.exists():
+            return "its probe has not begun"
         if not (probe / file).exists():
             return f"its {kind} probe has not ended"
         return f"its {file} is damaged: {measure} is no number"

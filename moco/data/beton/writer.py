@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -42,32 +44,15 @@ def write_beton(
     the longer side. origin: kept in the side data. Indices are those of the source without the images left out.
     """
     require_ffcv()
-    import fcntl  # Windows lacks it, and FFCV too
-
     partial = out.with_name(out.name + ".partial")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        lock = partial.open("ab")
-    except OSError as problem:
-        raise InputError(f"{out} could not be written: {problem}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"another process is writing {out}: wait for it, or choose another name") from None
+    with _only_writer(out, partial):
         try:
             sizes, bad = _sizes(source, workers, out.name)
             _refuse(source, bad, skip_bad_images)
             kept = np.array([i for i in range(len(source)) if i not in bad], dtype=np.int64)
             job = Job(source, kept, mode, quality, max_resolution, proportion)
             page_size = _page_size(source, kept, sizes[kept], max_resolution)
-            with progress_bar(len(kept), out.name) as bar:
-
-                def watch() -> None:
-                    bar.update(int((job.state != TODO).sum()) - bar.n)
-                    _refuse(source, job.problems(), skip_bad_images)
-
-                run_guarded(job, partial, page_size, workers, watch)
+            _run(job, partial, page_size, workers, out.name, skip_bad_images)
             bad |= job.problems()
             written = job.state == WRITTEN
             kept = kept[written]
@@ -80,14 +65,44 @@ def write_beton(
                 left_out={_short_name(source, i): why for i, why in bad.items()},
             )
             _publish(partial, out, side)
-        except ProcessDied as problem:
-            raise InputError(f"{out} could not be written: {problem}") from None
-        except OSError as problem:
+        except (ProcessDied, OSError) as problem:
             raise InputError(f"{out} could not be written: {problem}") from None
         finally:
             for leftover in (partial, _partial_side(out)):
                 leftover.unlink(missing_ok=True)
     return side
+
+
+@contextlib.contextmanager
+def _only_writer(out: Path, partial: Path) -> Iterator[None]:
+    """Holds the lock of `partial`, which is created. InputError if another process holds it."""
+    import fcntl  # Windows lacks it, and FFCV too
+
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        lock = partial.open("ab")
+    except OSError as problem:
+        raise InputError(f"{out} could not be written: {problem}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"another process is writing {out}: wait for it, or choose another name") from None
+        yield
+
+
+def _run(job: Job, partial: Path, page_size: int, workers: int, title: str, skip_bad_images: bool) -> None:
+    """Writes the images of `job` to `partial`, with a progress bar.
+
+    InputError as soon as one is bad, unless bad ones are skipped.
+    """
+    with progress_bar(len(job), title) as bar:
+
+        def watch() -> None:
+            bar.update(int((job.state != TODO).sum()) - bar.n)
+            _refuse(job.source, job.problems(), skip_bad_images)
+
+        run_guarded(job, partial, page_size, workers, watch)
 
 
 def _sizes(source: Source, workers: int, title: str) -> tuple[np.ndarray, dict[int, str]]:
