@@ -24,7 +24,12 @@ FACTORS: dict[str, dict[str, str]] = {
     "loss": {name: f"--loss {name}" for name in LOSSES},
     "keys": {"queue": "--moco-k 11", "batch": "--keys batch --predictor resnet", "none": "--moco-k 0"},
     "views": {"one way": "", "symmetric": "--symmetric", "queue per view": "--symmetric --queue-per-view"},
-    "bn": {"local": "--bn local", "split": "--bn split --bn-group-size 2", "shuffle": "--bn shuffle"},
+    "bn": {
+        "local": "--bn local",
+        "sync": "--bn sync",
+        "split": "--bn split --bn-group-size 2",
+        "shuffle": "--bn shuffle",
+    },
     "accum": {"1": "", "2": "--accum-steps 2"},
     "crops": {"two": "--image-size 16", "multi": "--crops 2x16@.3-1+2x12@.1-.3"},
     "amp": {"off": "", "bf16": "--amp bf16", "fp16": "--amp fp16"},
