@@ -115,7 +115,8 @@ def _read_config(path: str, parser: argparse.ArgumentParser) -> dict[str, Any]:
     try:
         settings = yaml.safe_load(Path(path).read_text()) or {}
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read --config {path}: {error}; give the path of a YAML file") from error
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot read --config {path}: {why}; give the path of a YAML file") from error
     except yaml.YAMLError as error:
         raise InputError(f"--config {path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
