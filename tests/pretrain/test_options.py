@@ -203,7 +203,9 @@ def test_one_temperature_under_two_names() -> None:
     ],
 )
 def test_launch_flags_show_the_torchrun_line(main: str, words: str) -> None:
-    with pytest.raises(InputError, match=r"--[a-z-]+ is gone: torchrun .* Use: torchrun --nproc_per_node=8 ") as caught:
+    with pytest.raises(
+        InputError, match=r"--[a-z-]+ was removed, because torchrun .* use: torchrun --nproc_per_node=8 "
+    ) as caught:
         PARSERS[main](words.split())
     assert str(caught.value).split()[0] in words
 
