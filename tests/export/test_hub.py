@@ -195,5 +195,5 @@ def test_wrong_words(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
 
 def test_a_strangers_metadata_cannot_name_a_file_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "metadata.json").write_text('{"file": "../secret.pth"}')
-    with pytest.raises(InputError, match="names no file beside it"):
+    with pytest.raises(InputError, match="does not name a file beside it"):
         open_weights(tmp_path)
