@@ -240,7 +240,7 @@ def test_labels_of_a_foreign_beton_that_are_no_classes(tmp_path: Path) -> None:
     source = open_split(str(path), labels_required=False)
     assert source.labels.tolist() == [-1, -1, -1]
     assert source.classes == []
-    assert "go up to 1099511627776, so they are no classes" in source.notes[-1]
+    assert "go up to 1099511627776, so they are not classes" in source.notes[-1]
     with pytest.raises(InputError, match="without labels"):
         open_split(str(path))
     for command in ("info", "verify"):
