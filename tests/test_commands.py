@@ -222,7 +222,7 @@ REFUSED = [
     (pretrain, f"{DIGITS} --moco-k 0 --queue-per-view", "--queue-per-view has no meaning with --moco-k 0"),
     (pretrain, f"{DIGITS} --optimizer adamw --momentum 0.8", "--momentum is not read with --optimizer adamw"),
     (pretrain, f"{DIGITS} --lr-per-step", "--lr-per-step works only with a warm-up or a cosine"),
-    (pretrain, f"{DIGITS} --moco-m 0:0.9,3:2", "--moco-m must lie between 0 and 1, not 2"),
+    (pretrain, f"{DIGITS} --moco-m 0:0.9,3:2", "--moco-m must be between 0 and 1, not 2"),
     (pretrain, f"{DIGITS} --keep-every 5", "--keep-every is not read with --keep-last 0"),
     (pretrain, f"{DIGITS} --knn-k 5", "--knn-k is not read with --eval-freq 0"),
     (sentences, "novels --folds 5", "--folds is not read with training alone, without --classify"),
