@@ -245,7 +245,7 @@ REFUSED = [
     (depth, "", "say where the images are"),
     (depth, "nowhere", "neither nyu_depth_v2_labeled.mat nor a folder val of pairs"),
     (depth, "nowhere --channels 1", "--dataset nyu-depth has RGB of 8 bits: leave out --channels and --value-range"),
-    (depth, "--dataset digits", "--dataset digits has images and no depth: pass --dataset nyu-depth"),
+    (depth, "--dataset digits", "--dataset digits has no depth: pass --dataset nyu-depth"),
     (depth, "d --evaluate", "--evaluate needs a trained predictor"),
     (depth, "d --evaluate --resume c --lr 1", "--lr is not read with --evaluate"),
     (depth, "d --lr-drop 2", "--lr-drop must be at most 1, not 2"),
