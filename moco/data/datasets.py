@@ -1,4 +1,4 @@
-"""Data sets by name: `open_split` makes a source of `data` and `--dataset`."""
+"""Opens data sets by name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from moco.data.source import ArraySource, Source, channels_of
 from moco.errors import InputError
 from moco.plugins import is_outside
 
-# image size in px, recipe of moco.data.augment.recipes
+# image size in px, augmentations of moco.data.augment.recipes
 DATASET_DEFAULTS: dict[str, tuple[int, str]] = {
     "folder": (224, "v1"),
     "imagenet100": (224, "v1"),
@@ -31,12 +31,15 @@ DATASETS = tuple(DATASET_DEFAULTS)
 
 
 def defaults_of(dataset: str) -> tuple[int, str]:
-    """The default (image size in px, recipe) of a data set; photographs' for module:factory."""
+    """Returns the default (image size in px, augmentations) of a data set.
+
+    module:factory has the defaults of photographs.
+    """
     return DATASET_DEFAULTS["folder" if is_outside(dataset) else dataset]
 
 
 LOADERS = ("auto", "ffcv", "folder")
-DOWNLOADS = "data"  # where torchvision's data sets go if no place is given; git ignores it
+DOWNLOADS = "data"  # default folder for torchvision's data sets; git ignores it
 
 
 def open_split(
@@ -51,14 +54,14 @@ def open_split(
     arguments: Sequence[str] = (),
     pixels: PixelFormat = RGB,
 ) -> Source:
-    """The source of one split. Raises InputError with the fix if it is not there.
+    """Opens the source of one split.
 
-    `data`: a folder with train/ and val/, a .beton file, a folder with train.beton and val.beton, or for
-    torchvision's data sets where they are (downloaded to if they are not). `subset`: "imagenet100" or a file of class
-    names, one a line, which also gives the order of the labels. `labels_required` False is for pretraining:
-    unlabelled images are welcome, and STL-10 gives train + unlabeled. `loader` insists on FFCV or on a folder;
-    `cache` (ram, os, none) is for .beton files. `dataset` module:factory comes from outside; `arguments` are its
-    --dataset-arg words. `pixels`: the format of every image.
+    InputError with the fix if it is missing. data: a folder with train/ and val/, a .beton file, a folder with
+    train.beton and val.beton, or for torchvision's data sets their folder, into which they are downloaded if missing.
+    subset: "imagenet100" or a file of class names, one a line, which also gives the order of the labels.
+    labels_required: False for pretraining; then images may be unlabelled, and STL-10 gives train + unlabeled. loader:
+    insists on FFCV or on a folder. cache: ram, os or none, for .beton files. dataset: module:factory comes from
+    outside; `arguments` are its --dataset-arg words. pixels: the format of every image.
     """
     if is_outside(dataset):
         found = open_outside(data, dataset, split, arguments, labels_required, pixels)
@@ -74,7 +77,7 @@ def open_split(
         return _of_beton(beton, cache, labels_required, pixels)
     if loader == "ffcv":
         raise InputError(
-            f"--loader ffcv needs a .beton file, and {data or dataset} is none: "
+            f"--loader ffcv needs a .beton file, and {data or dataset} is not one: "
             "write one with `python -m moco.data.beton write SRC OUT.beton`"
         )
     if dataset in IN_MEMORY:
@@ -99,7 +102,7 @@ def _check_choices(dataset: str, split: str, loader: str) -> None:
 def _of_beton(file: Path, cache: str, labels_required: bool, pixels: PixelFormat) -> Source:
     if pixels.channels != 3:
         raise InputError(
-            f"{file} has 3 channels, which is all that FFCV's image field holds, and --channels is"
+            f"{file} has 3 channels, as FFCV's image field always has, but --channels is"
             f" {pixels.channels}: give the folder of images"
         )
     return _in_eight_bits(_open_beton(file, cache, labels_required), str(file), pixels)
@@ -127,7 +130,10 @@ def _in_eight_bits(source: Source, name: str, pixels: PixelFormat) -> Source:
 
 @says_what_cannot_be_read
 def find_beton(data: str, split: str) -> Path | None:
-    """The .beton file of a split: `data` itself (val: NAME.val.beton beside it), or train.beton in the folder."""
+    """Returns the .beton file of a split, or None.
+
+    It is `data` itself (val: NAME.val.beton beside it), or train.beton in the folder.
+    """
     path = Path(data)
     if path.suffix == ".beton":
         return path if split == "train" else path.with_suffix(f".{split}.beton")
@@ -148,7 +154,7 @@ def _open_beton(path: Path, cache: str, labels_required: bool) -> Source:
 
 @says_what_cannot_be_read
 def split_folder(data: str, split: str, labels_required: bool = True) -> Path:
-    """DATA/split; or DATA itself for pretraining on a plain folder of photos."""
+    """Returns DATA/split, or DATA itself for pretraining on unsorted photos."""
     root = data_root(data)
     if not root.is_dir():
         raise InputError(f"there is no folder {root}: check the path of the data")
@@ -163,7 +169,7 @@ def split_folder(data: str, split: str, labels_required: bool = True) -> Path:
 
 @says_what_cannot_be_read
 def has_split(data: str | None, dataset: str, split: str, arguments: Sequence[str] = ()) -> bool:
-    """Whether there is something to open; a broken split still counts as there."""
+    """Returns True if the split exists; a broken one counts too."""
     if is_outside(dataset):
         return open_outside(data, dataset, split, arguments, labels_required=False) is not None
     if dataset == "nyu-depth":
@@ -174,7 +180,7 @@ def has_split(data: str | None, dataset: str, split: str, arguments: Sequence[st
 
 
 def subset_classes(subset: str | None) -> Sequence[str] | None:
-    """Class names of --subset: imagenet100, or a file with one name a line."""
+    """Reads the class names of --subset: imagenet100, or a file of names."""
     if subset is None:
         return None
     if subset == "imagenet100":

@@ -1,4 +1,7 @@
-"""Writes a source as a standard .beton file with its side data, under its name only when it is whole."""
+"""Writes a source as a standard .beton file with its side data.
+
+A file gets its name only when it is complete.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ from moco.errors import InputError
 MODES = ("raw", "jpg", "proportion")
 LARGEST_PAGE = 1 << 31
 LONGEST_SIDE = 65_500  # pixels: libjpeg's limit; the table's is 65,535
-SHOWN = 10  # bad files named in a message
+SHOWN = 10  # number of bad files in a message
 
 
 def write_beton(
@@ -38,10 +41,11 @@ def write_beton(
     skip_bad_images: bool = False,
     origin: dict[str, Any] | None = None,
 ) -> SideData:
-    """Writes `out` and its side data. InputError names what cannot be read, and leaves nothing behind.
+    """Writes `out` and its side data; returns the side data.
 
     mode: raw pixels, JPEG of `quality`, or a `proportion` of JPEGs among raw ones. max_resolution: the most pixels of
     the longer side. origin: kept in the side data. Indices are those of the source without the images left out.
+    InputError names the images that cannot be read, and no file is left.
     """
     require_ffcv()
     partial = out.with_name(out.name + ".partial")
@@ -75,8 +79,8 @@ def write_beton(
 
 @contextlib.contextmanager
 def _only_writer(out: Path, partial: Path) -> Iterator[None]:
-    """Holds the lock of `partial`, which is created. InputError if another process holds it."""
-    import fcntl  # Windows lacks it, and FFCV too
+    """Creates `partial` and holds its lock. InputError if another process does."""
+    import fcntl  # Windows has neither it nor FFCV
 
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +110,10 @@ def _run(job: Job, partial: Path, page_size: int, workers: int, title: str, skip
 
 
 def _sizes(source: Source, workers: int, title: str) -> tuple[np.ndarray, dict[int, str]]:
-    """Original (height, width) of every image, and which have none: most bad files show before anything is written."""
+    """Returns the original (height, width) of every image, and bad images.
+
+    Most bad files are found here, before anything is written.
+    """
     sizes = np.zeros((len(source), 2), dtype=np.uint32)
     bad: dict[int, str] = {}
 
@@ -123,13 +130,16 @@ def _sizes(source: Source, workers: int, title: str) -> tuple[np.ndarray, dict[i
 
 
 def progress_bar(total: int, title: str) -> tqdm:
-    """Images done, speed and time left; on a terminal ten times a second, in a log file every ten seconds."""
+    """Shows images done, speed and time left.
+
+    On a terminal ten times a second, in a log file every ten seconds.
+    """
     every = 0.1 if sys.stderr.isatty() else 10.0
     return tqdm(total=total, desc=title, unit="img", smoothing=0.05, dynamic_ncols=True, mininterval=every)
 
 
 def _short_name(source: Source, index: int) -> str:
-    """The name without the folder that all share, so that the .beton can be read elsewhere."""
+    """Returns the name without the common folder, for use in other places."""
     paths = getattr(source, "paths", None)
     return paths[index] if paths is not None else source.name(index)
 
@@ -147,10 +157,10 @@ def _refuse(source: Source, bad: dict[int, str], skip: bool) -> None:
 
 
 def _page_size(source: Source, kept: np.ndarray, sizes: np.ndarray, max_resolution: int | None) -> int:
-    """Bytes of a page: the smallest that FFCV allows, from 8 MiB on, that holds the pixels of the largest image.
+    """Returns the bytes of a page, which must hold the largest image.
 
-    A sample lies inside one page, and its table has 16 bits for a side. InputError, naming the image, for one that is
-    too large for these.
+    The smallest size that FFCV allows, from 8 MiB on. A sample is inside one page, and its table has 16 bits for a
+    side. InputError, naming the image, for one that is too large for these.
     """
     longest = sizes.max(1).astype(float)
     shrink = np.minimum(1.0, (max_resolution or np.inf) / longest)
@@ -162,7 +172,7 @@ def _page_size(source: Source, kept: np.ndarray, sizes: np.ndarray, max_resoluti
         name = source.name(int(kept[stored.max(1).argmax()]))
         height, width = sizes[stored.max(1).argmax()].tolist()
         raise InputError(
-            f"{name} has {width}×{height} pixels, and a side in a .beton has {LONGEST_SIDE} at most: "
+            f"{name} has {width}×{height} pixels, but a side in a .beton has at most {LONGEST_SIDE}: "
             "pass --max-resolution, or remove it"
         )
     if page > LARGEST_PAGE:
@@ -178,7 +188,10 @@ def _partial_side(out: Path) -> Path:
 
 
 def _publish(partial: Path, out: Path, side: SideData) -> None:
-    """Checks what was written, completes the side data, and moves both to their names, the .beton last."""
+    """Checks the written file, completes the side data, and renames both.
+
+    The .beton is renamed last.
+    """
     file = BetonFile(partial)
     side.file_bytes, side.head_crc32, side.tail_crc32 = file.table_checksums()
     temporary = _partial_side(out)
