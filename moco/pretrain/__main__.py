@@ -110,11 +110,8 @@ def train(options: ResolvedPretrainOptions, world: World, device: torch.device, 
             f" {device.type} with {loader.workers} decoding threads each; --bn {options.bn}, --seed {seed}; output in"
             f" {folder}"
         )
-        hints = (
-            *channels_not_rgb(options, getattr(source, "paths", ())),
-            *collapse_ahead(options),
-            *first_losses(options, position.global_step),
-        )
+        of_images = channels_not_rgb(options, getattr(source, "paths", ()))
+        hints = (*of_images, *collapse_ahead(options), *first_losses(options, position.global_step))
         lines = (*source.notes, kernels, about, *hints)
         begin_log(log, position, options, device, notes, lines)
         with Profile(folder, device, options.profile and world.rank == 0, log.say) as profile:
