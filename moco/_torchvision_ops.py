@@ -58,11 +58,10 @@ def ensure() -> bool:
             torch.ops.load_library(str(library))
         except OSError:
             pass  # built for another PyTorch
-    missing = [name for name in ("nms", "qnms") if not _defined(name)]
-    if not missing:
-        return False
+    if _defined("nms"):
+        return False  # the two fit; torchvision itself defines what else it registers
     _placeholders = torch.library.Library("torchvision", "FRAGMENT")
-    for name in missing:
+    for name in ("nms", "qnms"):
         _placeholders.define(name + _SIGNATURE)
     return True
 
