@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import pathlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -175,6 +176,9 @@ def closed(where: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         for module, name in ((os, "scandir"), (os, "stat"), (os, "listdir"), (io, "open"), (os, "open")):
             patch.setattr(module, name, refuse(getattr(module, name)))
         patch.setattr("builtins.open", refuse(open))
+        if own := getattr(pathlib, "_NormalAccessor", None):  # Python 3.10 keeps references of its own
+            for name in ("stat", "listdir", "scandir", "open"):
+                patch.setattr(own, name, staticmethod(refuse(getattr(own, name))))
         yield
 
 
