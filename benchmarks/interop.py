@@ -297,24 +297,24 @@ def table() -> str:
 PAGE = """# Checkpoints from and to other projects
 
 `python -m moco.export CKPT --to FORMAT` writes (out); `--pretrained`, `--init-from` and `torch.hub.load` read (in).
-Differences are the largest one of any feature, relative to the largest feature, on squares of two photographs; at most
-1e-5 passes, and an export that does not pass leaves nothing behind. "Its published layout" stands where a project is
-not on PyPI: the file has the names that the project's own code writes or reads, and is read by the project's rule.
+A difference is the largest one of any feature, relative to the largest feature, on squares of two photographs; at most
+1e-5 passes, and a failed export leaves no files. "Its published layout" means that the project is not on PyPI: the file
+has the names that the project's own code writes or reads, and is read by the project's rule.
 
 {table}
 
 Written by `python benchmarks/interop.py --write docs/interop.md` at commit {commit}, with torch {torch} on Python
 {python}.
 
-## What cannot come in
+## What cannot be imported
 
 - **A queue, or a run to go on with.** Checkpoints of MoCo v1, v2 and the align/uniform fork can be resumed as they are
   (`--resume`): they hold both encoders, queue and optimiser. Every other file holds an encoder: `--init-from` starts a
-  new run from it, with a new head, and a queue that begins at random as in any run.
-- **Pickles with objects in them.** Files are loaded with `weights_only=True`; one that holds more than tensors, plain
+  new run from it, with a new head and a new random queue.
+- **Pickles with objects in them.** Files are loaded with `weights_only=True`; a file with more than tensors, plain
   values and an `argparse.Namespace` is refused, and the message names the class. A Lightning checkpoint whose
-  hyper-parameters are objects is such a file; save its `state_dict` alone.
-- **Part of a trunk.** A tensor that is missing, left over or of another shape is an error that names it.
+  hyper-parameters are objects is such a file; save only its `state_dict`.
+- **Part of a trunk.** A tensor that is missing, unknown or of another shape is an error that names it.
 - **Another function of the same tensors**: moco-v3's ViTs other than vit_base (other heads), lightly's own ResNets for
   small images (no ReLU after the first convolution), solo-learn's (padding 2 there).
 """

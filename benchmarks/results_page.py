@@ -56,17 +56,19 @@ def main() -> int:
     return 0
 
 
-def heads_table(encoders: Sequence[Encoder]) -> list[str]:
-    """A row for each setting; mean ± standard deviation over its seeds."""
+def heads_table(encoders: Sequence[Encoder], columns: Mapping[str, str] = COLUMNS) -> list[str]:
+    """A row for each setting; mean ± standard deviation over its seeds. columns: of each measure, its title."""
     settings: dict[str, list[Encoder]] = {}
     for one in encoders:
         if one.state not in MEASURED:
             raise InputError(f"{one.name} is {one.state} ({one.why}): run the sweep to its end first")
         settings.setdefault(name_of(one), []).append(one)
-    lines = [f"| head | seeds | {' | '.join(COLUMNS.values())} |", "|---|---:|" + "---:|" * len(COLUMNS)]
+    lines = [f"| head | seeds | {' | '.join(columns.values())} |", "|---|---:|" + "---:|" * len(columns)]
     for name, its in settings.items():
         collapsed = sum(one.state == COLLAPSE for one in its)
-        cells = [spread([one.measured[column] for one in its], 1 if "top1" in column else 3) for column in COLUMNS]
+        cells = [
+            spread([one.measured[column] for one in its], 1 if LOGGED[column].unit == "%" else 3) for column in columns
+        ]
         marked = f"{name}; {collapsed} collapsed" if collapsed else name
         lines.append(f"| {marked} | {len(its)} | {' | '.join(cells)} |")
     return lines

@@ -1,1 +1,4 @@
-"""Ways to start the mains on a cluster, and many of them at once. Nothing in here changes what a run computes."""
+"""Starts the mains on a cluster, one or many at once.
+
+Nothing in here changes what a run computes.
+"""

@@ -1,8 +1,7 @@
-"""One element of a sweep: it pretrains, probes and writes one row of the table.
+"""Runs one element of a sweep: pretrains, probes and writes its row.
 
-It is a job, or `python -m launch.element FOLDER JOB_FOLDER`. In its folder are element.json (what it is),
-a YAML file of options for each program, pretrain/ and lincls/ or depth/ (its runs) and, in the end, row.json or
-failed.json.
+It is a job, or `python -m launch.element FOLDER JOB_FOLDER`. Its folder holds element.json (the description), a YAML
+file of options for each program, pretrain/ and lincls/ or depth/ (its runs) and, in the end, row.json or failed.json.
 """
 
 from __future__ import annotations
@@ -33,7 +32,10 @@ DESCRIPTION = "element.json"
 
 
 class Element(Job):
-    """`place` is the element's folder, `folder` that of the jobs of this submission."""
+    """Runs one element as a job.
+
+    place: the element's folder. folder: that of the jobs of this submission.
+    """
 
     def __init__(self, place: Path, folder: Path, stalled_restarts: int = 5):
         described = json.loads((place / DESCRIPTION).read_text())
@@ -47,7 +49,7 @@ class Element(Job):
         if int(os.environ.get("SLURM_PROCID", 0)) != 0:
             super().__call__()
             return
-        # Submitted twice, it waits in two queues; whoever comes second must not touch it
+        # An element submitted twice waits in two queues; the second start must not touch it
         with RunLock(self.place):
             (self.place / FAILED).unlink(missing_ok=True)
             started = time.monotonic()
@@ -70,7 +72,7 @@ class Element(Job):
         row: dict[str, Any] = {}
         for record in read_log(self.place / "pretrain" / "log.jsonl"):
             if record["kind"] == "epoch":
-                row["train_loss"] = record["loss"]  # `loss` is the option, which a sweep may vary
+                row["train_loss"] = record["loss"]  # `loss` is the name of the option, which a sweep may vary
             elif record["kind"] == "eval":
                 row |= {name: value for name, value in record.items() if name.startswith(("knn_", "val_"))}
             elif record["kind"] == "start":
@@ -84,7 +86,10 @@ class Element(Job):
 
 
 def gather(folder: Path) -> Path:
-    """The rows of all finished elements, in the spec's order: results.csv, and .parquet where there is pyarrow."""
+    """Collects the rows of all finished elements, in the spec's order.
+
+    It writes results.csv, and results.parquet if pyarrow is installed.
+    """
     order = json.loads((folder / "sweep.json").read_text())["elements"]
     rows = []
     for place in (folder / "elements" / id for id in order):

@@ -1,4 +1,4 @@
-"""Encoders from a CSV file: each row's options, and the figures that a paper printed for it.
+"""Reads encoders from a CSV file, with the figures of a paper.
 
     loss,moco_t,moco_align_w,moco_unif_w,lr,published_top1
     infonce,0.07,,,0.12,80.46
@@ -26,7 +26,10 @@ _SHORT = {"top1": "lincls_top1"}
 
 @dataclass(frozen=True)
 class Row:
-    """line: in the file, from 1 on. published: figures by the name of the measure in logs."""
+    """Holds one row.
+
+    line: in the file, from 1 on. published: figures by the name of the measure in logs.
+    """
 
     line: int
     options: dict[str, Any]
@@ -34,7 +37,10 @@ class Row:
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of the file, in its order. InputError, naming the line, if it is no such table."""
+    """Reads the rows of the file, in its order.
+
+    InputError, naming the line, if it is no such table.
+    """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             lines = list(csv.reader(file, strict=True))
@@ -66,7 +72,7 @@ def read(path: Path) -> list[Row]:
 
 
 def _measure(column: str, path: Path) -> str:
-    """The name in logs of what a column of published figures is about."""
+    """Returns the measure's name in logs for a column of published figures."""
     name = column.removeprefix(PUBLISHED)
     measure = _SHORT.get(name, name)
     if measure not in LOGGED:

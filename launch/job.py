@@ -1,9 +1,9 @@
-"""One task of a job: a rank that calls the mains and requeues the job.
+"""Runs one task of a job: the rank calls mains and requeues.
 
 submitit pickles a `Job` and calls it in every task that srun starts. The mains notice signals by themselves: they save
-at a step that all ranks agree on and return EXIT_PREEMPTED. Only then submitit's own handler is called, on rank 0, as
-if the signal had come just now: it asks `checkpoint` what to run next and requeues the job. The other ranks leave
-without a result, because a result of a job that goes on would be taken for its end.
+at a step that all ranks agree on and return EXIT_PREEMPTED. Only then rank 0 calls submitit's own handler, as if the
+signal had come just now: it asks `checkpoint` what to run next and requeues the job. The other ranks leave without a
+result, because submitit would take a result for the end of the job.
 """
 
 from __future__ import annotations
@@ -24,18 +24,21 @@ from moco.errors import EXIT_INPUT, EXIT_NUMERICS, EXIT_PREEMPTED, EXIT_RANK
 from moco.run.preemption import SIGNALS
 from moco.world import World
 
-# How long a rank that lost another waits to be told why. Slurm kills it at once if the other was killed, and after
-# SlurmdTimeout (300 s, by default) if the other's node died. In that case it requeues the job, unless a rank has failed
-# by then.
+# How long a rank that lost another one waits for Slurm. Slurm ends it at once if the other was killed, and after
+# SlurmdTimeout (300 s, by default) if the other's node died. After a dead node Slurm also requeues the job, unless a
+# rank has failed by then.
 VERDICT_S = 900.0
 MEANING = {EXIT_INPUT: "bad input", EXIT_NUMERICS: "numbers gone wrong", EXIT_RANK: "a rank was lost"}
 
 
 class JobFailed(RuntimeError):
-    """A main ended with another code than 0. Slurm shows the job as FAILED and does not start it again."""
+    """Says that a main ended with a code other than 0.
+
+    Slurm shows the job as FAILED and does not start it again.
+    """
 
     def __init__(self, message: str, code: int = 1) -> None:
-        super().__init__(message, code)  # both: it is pickled by its arguments
+        super().__init__(message, code)  # both, because pickle restores it from its arguments
         self.message = message
         self.code = code
 
@@ -44,12 +47,12 @@ class JobFailed(RuntimeError):
 
 
 class Step(NamedTuple):
-    """One main and its arguments."""
+    """Holds one main and its arguments."""
 
     main: str  # the module: main_moco, main_lincls, ...
     options: str  # a YAML file for --config: the resolved options, with `resume: auto`
     output_dir: str
-    begin_from: str | None = None  # the checkpoint that --resume named: for a start that finds none in output_dir
+    begin_from: str | None = None  # the checkpoint of --resume, used if output_dir has none
 
     def arguments(self) -> list[str]:
         fresh = self.begin_from and not list(Path(self.output_dir).glob("checkpoint*.pth.tar"))
@@ -57,7 +60,10 @@ class Step(NamedTuple):
 
 
 class Job:
-    """The steps, one after the other, in the same ranks. `folder` is the job's; a step writes to its own output_dir."""
+    """Runs the steps one after the other in the same ranks.
+
+    folder: the job's; each step writes to its own output_dir.
+    """
 
     def __init__(self, steps: list[Step], folder: Path, stalled_restarts: int = 5):
         self.steps = steps
@@ -83,10 +89,10 @@ class Job:
         self.end(task, "done")
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission | None:
-        """submitit asks what to run when the job starts again: the same. None ends it."""
+        """Tells submitit what to run at the next start; None ends it."""
         journal = self.journal(this_task())
         if journal.starts_without_progress() > self.stalled_restarts:
-            print(f"{self.stalled_restarts} restarts in a row saved nothing: not again", flush=True)
+            print(f"{self.stalled_restarts} restarts in a row saved nothing, so the job is not requeued", flush=True)
             journal.write("end", outcome="stalled")
             return None
         journal.write("requeue")
@@ -98,7 +104,7 @@ class Job:
         if task is None:
             return
         self.on_usr2 = signal.getsignal(task._usr_sig())
-        # what an earlier start left behind is no result of this one, and would make submitit refuse to write its own
+        # files of an earlier start are no result of this one, and submitit would refuse to overwrite them
         for path in (task.paths.result_pickle, task.paths.submitted_pickle):
             path.with_name(path.name + ".save_tmp").unlink(missing_ok=True)
         task.paths.result_pickle.unlink(missing_ok=True)
@@ -125,12 +131,15 @@ class Job:
         return Journal(self.folder / f"{name}_events.jsonl", [Path(step.output_dir) for step in self.steps])
 
     def go_on_later(self, task: submitit.JobEnvironment | None) -> None:
-        """Does not return: the job is requeued, or it is being cancelled and must not be."""
+        """Requeues the job and ends the process, so it does not return.
+
+        A job that is being cancelled is not requeued.
+        """
         sys.stdout.flush()
         if task is None:
             raise SystemExit(EXIT_PREEMPTED)
         if task.global_rank != 0:
-            os._exit(0)  # not an exit code that would make srun kill rank 0, and no result for submitit
+            os._exit(0)  # srun would kill rank 0 after another exit code, and submitit must get no result
         if os.environ.get("SUBMITIT_EXECUTOR") == "slurm" and not may_requeue(task.raw_job_id):
             print("saved; Slurm is ending this job, so it is not requeued from here", flush=True)
             self.journal(task).write("end", outcome="ended by Slurm")
@@ -146,7 +155,10 @@ class Job:
 
 
 def this_task() -> submitit.JobEnvironment | None:
-    """submitit's view of this process; None outside of its jobs (--cluster debug, elements of a local sweep)."""
+    """Returns submitit's view of this process.
+
+    None outside of its jobs (--cluster debug, elements of a local sweep).
+    """
     try:
         return submitit.JobEnvironment()
     except RuntimeError:
@@ -154,7 +166,10 @@ def this_task() -> submitit.JobEnvironment | None:
 
 
 def become_rank(task: submitit.JobEnvironment | None, number: int) -> None:
-    """Sets what torchrun would set. Each job, restart and step has a port of its own: the old one may linger."""
+    """Sets the variables that torchrun would set.
+
+    Each job, restart and step has its own port, because the old one may stay in use for a while.
+    """
     if task is None:
         return
     job = int(task.raw_job_id)
@@ -165,7 +180,7 @@ def become_rank(task: submitit.JobEnvironment | None, number: int) -> None:
         LOCAL_RANK=str(task.local_rank),
         LOCAL_WORLD_SIZE=str(task.num_tasks // task.num_nodes),
         MASTER_ADDR=task.hostnames[0] if task.num_nodes > 1 else "127.0.0.1",
-        # below the range from which the kernel deals out ports; neighbouring jobs never share one
+        # below the ports that the kernel gives out; neighbouring jobs never share one
         MASTER_PORT=str(10000 + (job + 1009 * restart + 7013 * number) % 20000),
     )
 
@@ -176,8 +191,11 @@ def own_device(visible: str, local_rank: int) -> str:
 
 
 def may_requeue(job: str) -> bool:
-    """Whether Slurm still lets this job run, or has ended it for its time limit alone. A cancelled job must stay
-    cancelled, and one that Slurm requeues by itself needs no second request."""
+    """Returns True if the job may be requeued.
+
+    It may if Slurm still lets it run, or has ended it only for its time limit. A cancelled job must stay cancelled, and
+    Slurm itself requeues the others.
+    """
     told = subprocess.run(["squeue", "-h", "-tall", "-o%T|%r", "-j", job], capture_output=True, text=True, timeout=60)
     state, _, reason = told.stdout.strip().partition("|")
     return told.returncode != 0 or state == "RUNNING" or reason == "TimeLimit"

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""The job index: one line for each job that was submitted, and how far it is.
+"""Lists the submitted jobs, with the state and progress of each.
 
     python -m launch.jobs [--index runs/jobs.jsonl] [--watch SECONDS]
 
-prints id, state, last step, last metric and folder of every job. The state is Slurm's where Slurm knows the job, else
-what the job noted itself. submitit's own result files are not read: ranks of a job that was requeued may have left
+prints id, state, last step, last metric and folder of every job in the index. The state is Slurm's if Slurm knows the
+job, else the one in the job's journal. submitit's own result files are not read: ranks of a requeued job may have left
 errors in them.
 """
 
@@ -24,7 +24,7 @@ from moco.errors import EXIT_OK, InputError
 from moco.run.log import read_log
 
 INDEX = Path("runs/jobs.jsonl")
-# what tells most about a run, the first that is there
+# of these the first in the log is shown
 METRICS = ("val_acc1", "knn_top1", "loss")
 
 
@@ -39,7 +39,10 @@ def read(index: Path) -> list[dict[str, Any]]:
 
 
 def slurm_states(ids: list[str]) -> dict[str, str]:
-    """{id: state} of the jobs Slurm remembers: squeue knows the recent ones, sacct (with accounting) the others."""
+    """Returns {id: state} of the jobs that Slurm remembers.
+
+    squeue knows the recent ones, sacct (with accounting) the others.
+    """
     states: dict[str, str] = {}
     commands = (
         ["sacct", "-XnP", "-oJobID,State", "-j", ",".join(ids)],
@@ -65,7 +68,7 @@ def noted_state(entry: dict[str, Any]) -> str:
 
 
 def progress(folder: Path) -> tuple[str, str]:
-    """(last step, last metric) of the run in `folder`, as its log tells."""
+    """Reads (last step, last metric) from the log of a run."""
     try:
         records = read_log(folder / "log.jsonl")
     except InputError:

@@ -1,11 +1,11 @@
-"""The journal of one job: starts, requeues and end, as JSON lines.
+"""Writes a job's journal: starts, requeues and end, as JSON lines.
 
 Rank 0 writes it.
 
     {"event": "start" | "requeue" | "end", "time": "...", "host": "...", "restart": 0, "saved": [...], ...}
 
-`saved` identifies the newest checkpoint at that moment. It tells a restart that got on from one that did not, whoever
-ordered it: the time limit, a higher partition, a dead node or `scontrol requeue`; only some of those let the job speak
+`saved` identifies the newest checkpoint at that moment. So a restart with progress differs from one without. A restart
+may come from the time limit, a higher partition, a dead node or `scontrol requeue`. Only some of them let the job write
 first.
 """
 
@@ -24,12 +24,12 @@ from typing import Any
 
 class Journal:
     def __init__(self, path: Path, folders: Iterable[Path]):
-        """`folders`: where the job's runs write their checkpoints."""
+        """Takes the folders in which the job's runs write their checkpoints."""
         self.path = path
         self.folders = list(folders)
 
     def saved(self) -> list[Any]:
-        """The newest checkpoint as [time of writing in ns, path]; [] if there is none."""
+        """Returns the newest checkpoint's [time of writing in ns, path], or []."""
         found = [path for folder in self.folders for path in folder.glob("checkpoint*.pth.tar")]
         return max(([path.stat().st_mtime_ns, str(path)] for path in found), default=[])
 
@@ -45,21 +45,24 @@ class Journal:
         append(self.path, line)
 
     def starts_without_progress(self) -> int:
-        """Number of the last starts in a row that found the present newest checkpoint."""
+        """Counts the last starts in a row that found the present checkpoint."""
         now = self.saved()
         starts = [event for event in read(self.path) if event["event"] == "start"]
         return len(list(takewhile(lambda start: start["saved"] == now, reversed(starts))))
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The events so far; half a line, left by a node that died, is dropped."""
+    """Reads the events; drops half a line that a dead node left."""
     if not path.exists():
         return []
     return list(whole_lines(path))
 
 
 def append(path: Path, entry: dict[str, Any]) -> None:
-    """One line, in one write, so that several processes at once do not mix; after half a line it begins a new one."""
+    """Appends one line in a single write, so processes do not mix.
+
+    After half a line it begins a new one.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab+") as file:
         if file.tell():
@@ -69,7 +72,7 @@ def append(path: Path, entry: dict[str, Any]) -> None:
 
 
 def whole_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The entries of such a file, without what a node that died left of one."""
+    """Yields the entries of such a file, without an incomplete line."""
     for line in path.read_text().splitlines():
         with contextlib.suppress(json.JSONDecodeError):
             yield json.loads(line)

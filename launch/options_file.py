@@ -1,4 +1,7 @@
-"""A main's command line, resolved once and kept as a YAML file: what a job runs, today and after every requeue."""
+"""Stores a main's resolved options in a YAML file for the job.
+
+The job reads the same file after every requeue.
+"""
 
 from __future__ import annotations
 
@@ -23,19 +26,23 @@ PATHS = ("data", "output_dir", "pretrained", "vocabulary", "classify")
 
 
 def pretraining(argv: list[str], ranks: int) -> PretrainOptions:
-    """Parsed as `ranks` ranks will parse it. InputError says what is wrong before anything waits in a queue."""
+    """Parses pretraining's options as `ranks` ranks will parse them.
+
+    InputError for bad options, before a job waits in a queue.
+    """
     return parse_pretrain(argv, world_size=ranks)
 
 
 def sentences(argv: list[str], ranks: int) -> SentenceOptions:
-    """The same for python -m moco.sentences.train."""
+    """Does the same for python -m moco.sentences.train."""
     return parse_sentences(argv, world_size=ranks)
 
 
 def probe(argv: list[str], pretrain: PretrainOptions, ranks: int = 1) -> LinclsOptions | DepthOptions:
-    """The probe of what `pretrain` will train: same data, its last checkpoint, a folder inside its own.
+    """Makes the options of the probe for what `pretrain` will train.
 
-    Linear; of NYU-Depth-V2, which has no classes, that of depth. InputError if it cannot be trained by `ranks` ranks.
+    Same data, last checkpoint, a folder inside the run's own. The probe is linear; for NYU-Depth-V2, which has no
+    classes, it is that of depth. InputError if `ranks` ranks cannot train it.
     """
     out = Path(pretrain.output_dir)
     of_depth = pretrain.dataset == "nyu-depth"
@@ -62,12 +69,15 @@ def probe(argv: list[str], pretrain: PretrainOptions, ranks: int = 1) -> LinclsO
 
 
 def main_of_probe(options: LinclsOptions | DepthOptions) -> str:
-    """The module whose `main` trains it."""
+    """Returns the module whose `main` trains the probe."""
     return "moco.probe.depth.__main__" if isinstance(options, DepthOptions) else "main_lincls"
 
 
 def write(main: str, options: CommonOptions | SentenceOptions, path: Path) -> Step:
-    """Keeps `options` in `path`, with absolute paths, so that the job's working folder does not matter."""
+    """Writes `options` to `path`, with absolute paths.
+
+    So the job's working folder does not matter.
+    """
     write_text(path, as_text(options))
     begin_from = getattr(options, "resume", None)
     begin_from = None if begin_from in (None, "auto") else os.path.abspath(begin_from)

@@ -1,7 +1,7 @@
-"""Runs a module as `python -u -m MODULE ...` does, and ends the process as every command here ends.
+"""Runs a module like `python -u -m MODULE ...`, and ends safely.
 
-submitit's own process takes the interpreter down after a job. A library's thread that is alive then can abort it, and
-Slurm would call a finished job failed. So submitit is given `python -m launch.rank` as its Python.
+submitit's own process shuts the interpreter down after a job. A library's thread that still runs can abort it, and
+Slurm would mark a finished job as failed. So submitit gets `python -m launch.rank` as its Python.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""A copy of the code for one job, so that later edits do not change a job that waits, or that Slurm starts again."""
+"""Copies the code for one job.
+
+Later edits do not change a job that waits, or that Slurm starts again.
+"""
 
 from __future__ import annotations
 
@@ -15,20 +18,26 @@ CODE = ("moco", "launch", "main_moco.py", "main_lincls.py")
 
 
 def take(folder: Path) -> Path:
-    """Copies the mains and what they import into `folder`, with the commit they are at. Returns `folder`."""
+    """Copies the mains and what they import into `folder`; returns `folder`.
+
+    The copy names the commit.
+    """
     folder.mkdir(parents=True)
     for name in CODE:
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, folder / name)  # with times and caches: nothing is compiled anew
         else:
             shutil.copy2(ROOT / name, folder / name)
-    # asked for git's opinion there, the copy would name the commit of the checkout around it
+    # git in the copy would name the commit of the checkout around it
     (folder / COMMIT_FILE).write_text(git_state() + "\n")
     return folder
 
 
 def environment(code: Path) -> dict[str, str]:
-    """Variables with which `python -m` finds the copy in `code` and not the files in the current folder."""
+    """Returns variables with which `python -m` uses the copy in `code`.
+
+    Without them it would use the files in the current folder.
+    """
     return {
         "PYTHONPATH": os.pathsep.join(filter(None, [str(code), os.environ.get("PYTHONPATH")])),
         "PYTHONSAFEPATH": "1",
@@ -38,10 +47,13 @@ def environment(code: Path) -> dict[str, str]:
 
 
 def python(code: Path) -> str:
-    """This interpreter, as words for a shell, with `environment`. `env` replaces itself, so signals reach Python."""
+    """Returns this interpreter with `environment`, as words for a shell.
+
+    `env` replaces itself, so signals reach Python.
+    """
     return shlex.join(["env", *(f"{name}={value}" for name, value in environment(code).items()), sys.executable])
 
 
 def rank_python(code: Path) -> str:
-    """The same for submitit, which adds `-u -m MODULE`: see launch/rank.py."""
+    """Does the same for submitit, which adds `-u -m MODULE`: see launch/rank.py."""
     return f"{python(code)} -u -m launch.rank"

@@ -1,4 +1,6 @@
-"""The contents of a sweep, read from a YAML file. Each part is a grid or random draws over options of main_moco.py:
+"""Reads a sweep from a YAML file.
+
+Each part is a grid or random draws over options of main_moco.py:
 
     name: digits
     set: {dataset: digits, arch: smallcnn}          # for every element
@@ -47,14 +49,14 @@ from moco.run.options import CommonOptions, result_options
 from moco.sentences.options import SentenceOptions
 
 Settings = dict[str, Any]
-_CONFIG = r"--config \S*moco-sweep-\S+\.yaml: "  # how the parser calls what is a part of the sweep here
+_CONFIG = r"--config \S*moco-sweep-\S+\.yaml: "  # the parser's name for a part of the sweep
 IMAGES, SENTENCES = "images", "sentences"  # programs
 PATIENCE = 200  # draws in a row that may be refused
 
 
 @dataclass
 class Element:
-    """One encoder of a sweep.
+    """Describes one encoder of a sweep.
 
     swept: the options in which the elements differ. published: figures of a paper, by the measure's name in logs.
     """
@@ -66,12 +68,15 @@ class Element:
 
     @property
     def main(self) -> str:
-        """The module of the program that trains it."""
+        """Returns the module of the program that trains it."""
         return "moco.sentences.train" if isinstance(self.pretrain, SentenceOptions) else "main_moco"
 
     @property
     def id(self) -> str:
-        """The same for the same results: of options that change them, and are not at their defaults."""
+        """Returns the id, which is the same for the same results.
+
+        It is made of the options that change results and differ from their defaults.
+        """
         kept = {name: value for name, value in _changed(self.pretrain).items() if name != "output_dir"}
         if self.probe:
             kept["probe"] = {name: value for name, value in _changed(self.probe).items() if name != "pretrained"}
@@ -88,16 +93,19 @@ class Spec:
 
 
 def read(path: Path, folder: Path | None, words: list[str], ranks: int) -> Spec:
-    """The sweep in the file `path`, its elements to be written below `folder` (default: runs/sweeps/NAME). `words` are
-    options of main_moco.py for every element. InputError if it makes no sense, before anything is started."""
+    """Reads the sweep in the file `path`.
+
+    folder: for its elements; default: runs/sweeps/NAME. words: options of main_moco.py for every element. InputError
+    for a bad sweep, before anything is started.
+    """
     spec, name = _load(path), name_of(path)
     elements: dict[str, Element] = {}
     probe = _section(spec, "probe", str(path)) if "probe" in spec else None
     program = str(spec.get("program", IMAGES))
     if program not in (IMAGES, SENTENCES) or (program == SENTENCES and probe is not None):
         raise InputError(
-            f"{path}: `program` is {IMAGES} or {SENTENCES}, the second without `probe`: sentences are classified by"
-            " `classify`"
+            f"{path}: `program` must be {IMAGES} or {SENTENCES}, and with {SENTENCES} `probe` must be left out: use"
+            " `classify` there"
         )
     for number, part in enumerate(spec["parts"]):
         where = f"{path}, part {number + 1}"
@@ -126,7 +134,7 @@ def read(path: Path, folder: Path | None, words: list[str], ranks: int) -> Spec:
 
 
 def _compared(elements: list[Element]) -> list[Element]:
-    """With `swept` set: for all elements the same options, whichever part they come from, as they were resolved."""
+    """Sets `swept` to the same resolved options for all elements."""
     for name in result_options(type(elements[0].pretrain)):
         values = [getattr(element.pretrain, name) for element in elements]
         if any(value != values[0] for value in values):
@@ -152,12 +160,12 @@ def _load(path: Path) -> dict[str, Any]:
             f" {', '.join(sorted(known - {'parts'}))}; nothing else"
         )
     if not re.fullmatch(r"[\w.-]*\w", str(spec.get("name", "x"))):
-        raise InputError(f"{path}: the name becomes a folder's, so it must be of letters, digits, '-', '_' and '.'")
+        raise InputError(f"{path}: `name` names a folder, so it must be of letters, digits, '-', '_' and '.'")
     return spec
 
 
 def _section(holder: dict[str, Any], name: str, where: str) -> Settings:
-    """The options under `name`; none if it is not there."""
+    """Returns the options under `name`; {} if it is missing."""
     found = holder.get(name) or {}
     if not isinstance(found, dict):
         raise InputError(f"{where}: `{name}` must hold options, each with its value, not {found!r}")
@@ -222,7 +230,7 @@ def _draw(generator: random.Random, choice: Any, where: str) -> Any:
 def _resolve(
     fixed: Settings, probe: Settings | None, words: list[str], ranks: int, program: str, swept: Settings, where: str
 ) -> Element:
-    """An element of a part. The part's own arguments come first, those of one element last."""
+    """Makes an element; its part binds all arguments but two."""
     try:
         with _as_config({**fixed, **swept}) as config:
             if program == SENTENCES:
@@ -239,7 +247,7 @@ def _resolve(
 
 @contextlib.contextmanager
 def _as_config(settings: Settings) -> Iterator[list[str]]:
-    """The settings as a --config file, so that they go through the same checks as a command line."""
+    """Writes the settings to a --config file, so the same checks apply."""
     with tempfile.NamedTemporaryFile("w", prefix="moco-sweep-", suffix=".yaml") as file:
         yaml.safe_dump(settings, file)
         file.flush()
@@ -247,7 +255,10 @@ def _as_config(settings: Settings) -> Iterator[list[str]]:
 
 
 def _changed(options: CommonOptions | SentenceOptions) -> Settings:
-    """Options that change results and differ from their defaults: a new option in a later version changes no id."""
+    """Returns options that change results and differ from their defaults.
+
+    So a new option in a later version changes no id.
+    """
     fields = {field.name: field for field in dataclasses.fields(options)}
     changed = {}
     for name in result_options(type(options)):

@@ -33,7 +33,7 @@ from moco.errors import EXIT_INPUT, EXIT_OK, InputError
 from moco.run.files import write_text
 from moco.run.provenance import git_state
 
-# submitit gives up after so many time limits; what ends a job here is that restarts save nothing
+# submitit ends a job after this many time limits; here only restarts that save nothing end it
 AS_OFTEN_AS_NEEDED = 10**6
 
 
@@ -98,7 +98,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
 
 
 def check(o: argparse.Namespace) -> None:
-    """InputError if options make no sense together."""
+    """Raises InputError if options do not fit together."""
     if o.signal_delay >= 60 * o.time:
         raise InputError(f"--signal-delay {o.signal_delay} s must be shorter than --time {o.time} min; make it smaller")
     for word in o.sbatch:
@@ -109,9 +109,9 @@ def check(o: argparse.Namespace) -> None:
 
 
 def slurm_parameters(o: argparse.Namespace, name: str) -> dict[str, Any]:
-    """For submitit's executor. What this project relies on comes last: a site's own options do not undo it."""
+    """Makes submitit's parameters; this project's own override a site's options."""
     tasks = tasks_per_node(o)
-    srun = ["--kill-on-bad-exit=1", "--wait=0"]  # one rank gone: all go; one rank done: the others may take their time
+    srun = ["--kill-on-bad-exit=1", "--wait=0"]  # a lost rank ends all; a finished one lets the others finish
     if o.cpus_per_task:
         srun.append(f"--cpus-per-task={o.cpus_per_task}")  # srun no longer inherits it from sbatch (Slurm 22.05)
     wishes = {
@@ -143,7 +143,7 @@ def tasks_per_node(o: argparse.Namespace) -> int:
 
 
 def executor(o: argparse.Namespace, folder: Path, code: Path, name: str, **more: Any) -> submitit.Executor:
-    """`folder` may hold %j, or %A for an array."""
+    """Makes submitit's executor. `folder` may hold %j, or %A for an array."""
     if o.cluster == "local":
         if o.nodes > 1:
             raise InputError("--cluster local is this machine alone: pass --nodes 1 and more --tasks-per-node")
@@ -167,7 +167,7 @@ def executor(o: argparse.Namespace, folder: Path, code: Path, name: str, **more:
 
 
 def fresh_folder(parent: Path) -> Path:
-    """A folder for one submission. A new cluster counts its jobs from 1, and submitit trusts what lies under an id."""
+    """Makes a new folder: submitit would trust an old job's files."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
     for attempt in range(1000):
         folder = parent / (stamp if attempt == 0 else f"{stamp}-{attempt}")
@@ -180,7 +180,7 @@ def fresh_folder(parent: Path) -> Path:
 
 
 def submit(o: argparse.Namespace, pretrain_argv: list[str], probe_argv: list[str]) -> list[str]:
-    """Submits, and returns the ids."""
+    """Submits the jobs; returns their ids."""
     if o.cluster == "debug" and o.nodes * tasks_per_node(o) > 1:
         raise InputError("--cluster debug is one process: leave out --nodes, --tasks-per-node and --gpus-per-node")
     ranks = o.nodes * tasks_per_node(o)
@@ -229,11 +229,11 @@ def submit(o: argparse.Namespace, pretrain_argv: list[str], probe_argv: list[str
 
 
 def hand_over(run: submitit.Executor, calls: list[Job]) -> list[submitit.Job[Any]]:
-    """One job, or an array of several."""
+    """Submits one job, or an array of several."""
     inside_a_job = "SLURM_JOB_ID" in os.environ
     kept = {name: os.environ[name] for name in ("SLURM_CONF",) if name in os.environ}
     try:
-        # that job's variables would become defaults of the new one's
+        # the running job's variables would become defaults of the new one
         with submitit.helpers.clean_env() if inside_a_job else contextlib.nullcontext():
             os.environ.update(kept)
             if len(calls) == 1:
@@ -252,7 +252,7 @@ def announce(o: argparse.Namespace, job: submitit.Job[Any], name: str, step: Ste
 
 
 def split_at_dashes(argv: list[str]) -> list[list[str]]:
-    """Three lists: before the first `--`, up to the second, after it."""
+    """Splits arguments at the first two `--` into three lists."""
     parts: list[list[str]] = [[]]
     for word in argv:
         if word == "--" and len(parts) < 3:
@@ -277,7 +277,7 @@ def main(argv: list[str] | None = None) -> int:
         try:
             submit(o, pretrain_argv, probe_argv)
         except JobFailed as error:
-            if error.code != EXIT_INPUT:  # else the main has said what is wrong
+            if error.code != EXIT_INPUT:  # otherwise the main has printed the error
                 print(f"error: {error}", file=sys.stderr)
             return error.code
         return EXIT_OK

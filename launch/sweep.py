@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Many encoders, one table.
+"""Trains many encoders and writes one table.
 
     python -m launch.sweep launch/recipes/sweep_imagenet100.yaml --gpus-per-node 4 --parallel 8 -- /data/imagenet100
     python -m launch.sweep launch/recipes/sweep_digits.yaml --cluster local --parallel 2    # here, two processes
@@ -34,7 +34,7 @@ from moco.run.log import read_log
 
 
 def prepare(sweep: spec.Spec, folder: Path) -> list[Path]:
-    """Writes what each element is; returns the folders of those that are not finished."""
+    """Writes each element's description; returns the folders of unfinished ones."""
     places = []
     for element in sweep.elements:
         place = folder / "elements" / element.id
@@ -73,7 +73,7 @@ def run(o: argparse.Namespace, words: list[str]) -> int:
     code = snapshot.take(job_folder / "code")
     if o.cluster == "local":
         return run_here(waiting, job_folder, code, o.parallel, folder)
-    # of a single job, which is no array, Slurm does not know %A
+    # Slurm does not know %A for a single job, which is no array
     runner = submitit_job.executor(
         o, job_folder / ("%A" if len(waiting) > 1 else "%j"), code, o.name or sweep.name, array_parallelism=o.parallel
     )
@@ -86,7 +86,10 @@ def run(o: argparse.Namespace, words: list[str]) -> int:
 
 
 def run_here(places: list[Path], job_folder: Path, code: Path, parallel: int, folder: Path) -> int:
-    """A process for each element, `parallel` at a time. Interrupted, it lets those that run save first."""
+    """Runs a process for each element, `parallel` at a time.
+
+    After an interruption it lets running ones save first.
+    """
     running: dict[Path, subprocess.Popen[bytes]] = {}
     stopping = threading.Event()
 
@@ -95,11 +98,11 @@ def run_here(places: list[Path], job_folder: Path, code: Path, parallel: int, fo
             return EXIT_PREEMPTED
         with open(place / "output.log", "ab") as out:
             command = [*shlex.split(snapshot.python(code)), "-m", "launch.element", str(place), str(job_folder)]
-            # a session of its own: Ctrl-C reaches this process alone, which passes on a signal that makes them save
+            # in its own session, so Ctrl-C reaches only this process, which then lets them save
             running[place] = process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
             )
-        if stopping.is_set():  # the signal came between the question above and the start
+        if stopping.is_set():  # the signal came between the check above and the start
             process.send_signal(signal.SIGTERM)
         result = process.wait()
         del running[place]

@@ -121,14 +121,14 @@ def test_nonsense_is_refused_before_anything_starts(tmp_path: Path, part: dict, 
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"name": "../../x"}, "the name becomes a folder's"),
+        ({"name": "../../x"}, "`name` names a folder"),
         ({"probe": {"pretrained": "x"}}, "a sweep sets pretrained itself"),
         ({"probe": {"foo": 1}}, "there is no option 'foo'"),
         ({"parts": []}, "must hold `parts`, a list of one or more"),
         ({"parts": 7}, "must hold `parts`, a list of one or more"),
         ({"else": 1}, "nothing else"),
-        ({"program": "depth"}, "`program` is images or sentences"),
-        ({"program": "sentences", "probe": {"epochs": 1}}, "the second without `probe`"),
+        ({"program": "depth"}, "`program` must be images or sentences"),
+        ({"program": "sentences", "probe": {"epochs": 1}}, "`probe` must be left out"),
     ],
 )
 def test_nonsense_beside_the_parts_is_refused_too(tmp_path: Path, more: dict, said: str) -> None:

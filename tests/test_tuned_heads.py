@@ -57,4 +57,4 @@ def test_the_second_sweep_has_the_chosen_settings_and_five_seeds(tmp_path: Path)
     path.write_text(tuned_heads.tuned_recipe(encoders(45)))
     elements = spec.read(path, None, ["photos"], 1).elements
     assert [element.pretrain.seed for element in elements] == [0, 1, 2, 3, 4]
-    assert {(e.pretrain.lr, e.pretrain.moco_m, e.pretrain.epochs) for e in elements} == {(0.06, 0.9, 3)}
+    assert {(e.pretrain.lr, e.pretrain.moco_m, e.pretrain.epochs) for e in elements} == {(0.06, 0.9, 2)}

@@ -1,4 +1,4 @@
-"""Images in NumPy's .npy files: header and bytes, never a pickle."""
+"""Reads images in NumPy's .npy files: header and bytes, never a pickle."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0
 
 
 def is_array(data: bytes) -> bool:
-    """Whether a file with this beginning is one of NumPy's."""
+    """Returns True if a file with this beginning is one of NumPy's."""
     return data.startswith(_MAGIC)
 
 
 class ValuesPicture:
-    """The values of a file, [H, W, C] of any kind, in memory."""
+    """Holds a file's values in memory, [H, W, C] of any kind."""
 
     def __init__(self, values: np.ndarray, wanted: PixelFormat) -> None:
         self.values = values
@@ -39,9 +39,10 @@ class ValuesPicture:
 
 
 def read_array(data: bytes, wanted: PixelFormat) -> np.ndarray:
-    """[H, W, C] of a .npy file of [H, W], [H, W, C] or [C, H, W]. Raises BadImage.
+    """Reads an image [H, W, C] from a .npy file. Raises BadImage.
 
-    Of three axes the last is the channels' if it has as many entries as are wanted, else the first.
+    The file holds [H, W], [H, W, C] or [C, H, W]. Of three axes the last is the channels' if it has as many entries as
+    are wanted, else the first.
     """
     return _image(_read(data), wanted)
 
@@ -54,7 +55,7 @@ def _read(data: bytes) -> np.ndarray:
     except Exception as problem:  # a damaged header raises many kinds
         raise BadImage(f"its header is not that of a .npy array ({type(problem).__name__})") from None
     if dtype.hasobject or dtype.fields or dtype.subdtype:
-        raise BadImage("its values are Python objects or records, which are never read: save an array of numbers")
+        raise BadImage("its values are Python objects or records, which could run code: save an array of numbers")
     there = len(data) - file.tell()
     needed = math.prod(shape) * dtype.itemsize
     if there < needed:
@@ -64,12 +65,12 @@ def _read(data: bytes) -> np.ndarray:
 
 
 def _image(values: np.ndarray, wanted: PixelFormat) -> np.ndarray:
-    """[H, W, C] of an array."""
+    """Returns an array as [H, W, C]."""
     if not values.size:
-        raise BadImage(f"its shape {list(values.shape)} holds no pixel")
+        raise BadImage(f"its shape {list(values.shape)} has no pixels")
     if values.ndim == 2:
         return values[..., None]
-    # one channel is grey, where three are wanted
+    # a single channel counts as grey if three are wanted
     for count in (wanted.channels, *([1] if wanted.channels == 3 else [])):
         if values.ndim == 3 and count in (values.shape[2], values.shape[0]):
             return values if values.shape[2] == count else np.moveaxis(values, 0, 2)

@@ -1,4 +1,4 @@
-"""Host memory of batches, used again."""
+"""Uses the host memory of batches again."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch import Tensor
 
 
 class BatchMemory:
-    """Host memory for batches. Fresh pages cost a raw image 30 of 300 µs, so a block is used again.
+    """Gives out host memory for batches, and uses it again.
 
-    A block comes back when the array that was handed out is collected. Every tensor that shares its memory holds that
-    array, so no such tensor is left then.
+    Fresh pages cost a raw image 30 of 300 µs. A block comes back when the array that was given out is collected. Every
+    tensor that shares its memory holds that array, so no such tensor is left then.
     """
 
     def __init__(self, most: int, pinned: bool) -> None:
         self.pinned = pinned
-        self.free: deque[np.ndarray] = deque(maxlen=most)  # appended to by whichever thread collects the array
+        self.free: deque[np.ndarray] = deque(maxlen=most)  # any thread may collect an array and append here
 
     def take(self, shape: tuple[int, ...]) -> Tensor:
-        if self.pinned:  # torch keeps pinned memory itself, and knows when a copy from it has ended
+        if self.pinned:  # torch itself uses pinned memory again, after the copies from it have ended
             return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
         size = math.prod(shape)
         try:

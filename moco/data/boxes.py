@@ -1,9 +1,7 @@
-"""Crop boxes from random numbers and an image size.
+"""Draws crop boxes from random numbers and an image size.
 
-They are in pixels of the upright original.
-
-A box is (top, left, height, width). Every source draws its boxes here, from the original's size, so that a folder and a
-.beton written from it cut the same ones.
+A box is (top, left, height, width), in pixels of the upright original. Every source draws its boxes here, from the
+original's size, so that a folder and a .beton written from it give the same crops.
 """
 
 from __future__ import annotations
@@ -16,18 +14,18 @@ Box = tuple[int, int, int, int]
 Size = tuple[int, int]  # (height, width)
 
 ATTEMPTS = 10
-DRAWS = 4 * ATTEMPTS  # random numbers that one random box may use
+DRAWS = 4 * ATTEMPTS  # random numbers for one random box
 
-# A JPEG is decoded at 1/k of its size if the smallest crop still is this many times the output then. 2 is Pillow's
-# "fair" reducing_gap; `tests/data/test_loader.py` holds what it may cost against decoding in full.
+# A JPEG is decoded at 1/k of its size if the smallest crop then still has this many times the output's size. 2 is
+# Pillow's "fair" reducing_gap; `tests/data/test_loader.py` limits the difference to decoding in full.
 REDUCING_GAP = 2.0
 
 
 def random_box(draws: Sequence[float], size: Size, scale: tuple[float, float], ratio: tuple[float, float]) -> Box:
-    """Inception's random crop as torchvision's RandomResizedCrop draws it, from `DRAWS` given numbers in [0, 1).
+    """Draws a box as torchvision's RandomResizedCrop does, from given numbers.
 
-    A share of the area uniform in `scale`, an aspect ratio log-uniform in `ratio`, a uniform position; ten attempts,
-    then the largest central box whose aspect ratio is allowed.
+    draws: `DRAWS` numbers in [0, 1). A share of the area uniform in `scale`, an aspect ratio log-uniform in `ratio`, a
+    uniform position. After ten attempts it takes the largest central box whose aspect ratio is allowed.
     """
     height, width = size
     low = math.log(ratio[0])
@@ -46,13 +44,19 @@ def random_box(draws: Sequence[float], size: Size, scale: tuple[float, float], r
 
 
 def centre_box(size: Size, fraction: float) -> Box:
-    """The central square whose side is `fraction` of the shorter side: .875 is the usual "resize to 256, cut 224"."""
+    """Returns the central square whose side is `fraction` of the shorter side.
+
+    .875 is the usual "resize to 256, cut 224".
+    """
     side = max(1, round(min(size) * fraction))
     return (size[0] - side) // 2, (size[1] - side) // 2, side, side
 
 
 def reduction(boxes: Sequence[Box], output: int) -> int:
-    """The largest k of 1, 2, 4, 8 at which decoding at 1/k loses nothing that crops of `output` px would show."""
+    """Returns the largest k of 1, 2, 4, 8 without visible loss.
+
+    At 1/k of the size, crops of `output` pixels look the same.
+    """
     smallest = min(min(h, w) for _, _, h, w in boxes)
     for k in (8, 4, 2):
         if smallest >= REDUCING_GAP * k * output:
@@ -61,7 +65,10 @@ def reduction(boxes: Sequence[Box], output: int) -> int:
 
 
 def snap(box: Box, k: int) -> Box:
-    """The box with its edges moved, by less than k px, to multiples of k: whole pixels in an image of 1/k the size."""
+    """Moves a box's edges to multiples of k.
+
+    They move by less than k pixels. So the box has whole pixels in an image of 1/k the size.
+    """
     top, left, h, w = box
     bottom = (top + h) // k * k
     right = (left + w) // k * k
@@ -71,7 +78,10 @@ def snap(box: Box, k: int) -> Box:
 
 
 def rescale(box: Box, size: Size, stored: Size) -> Box:
-    """The box, drawn in an image of `size`, in the same image stored at another size; each edge within half a pixel."""
+    """Converts a box from an image's `size` to its `stored` size.
+
+    Each edge moves by at most half a pixel.
+    """
     if size == stored:
         return box
     top, left, h, w = box

@@ -1,4 +1,4 @@
-"""torch.compile of a part of the step, with the plain part as the way out."""
+"""Compiles a part of the step; if that fails, runs it uncompiled."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from moco.data.threads import worker_count
 
 
 def compiled(plain: Callable[..., Any], part: str, **how: Any) -> Callable[..., Any]:
-    """`plain`, compiled; after the first failure `plain` itself.
+    """Compiles `plain`; after the first failure it calls `plain` itself.
 
-    The reason is said once, as a warning that names the `part`. torch.OutOfMemoryError is raised: the plain part
-    needs more memory, not less. No setting of torch is changed. `how`: arguments of torch.compile.
+    A warning gives the reason once and names the `part`. torch.OutOfMemoryError is raised: the plain part needs more
+    memory, not less. No setting of torch is changed. how: arguments of torch.compile.
     """
     # Inductor starts up to 32 worker processes in each rank, and reads this when it is first imported.
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(worker_count()))
@@ -28,18 +28,21 @@ def compiled(plain: Callable[..., Any], part: str, **how: Any) -> Callable[..., 
         if not failed:
             try:
                 return fused(*arguments, **named)
-            except Exception as error:  # no compiler, no Triton, an unsupported GPU: the compiler has many ways to fail
+            except Exception as error:  # no compiler, no Triton, an unsupported GPU: the compiler raises many kinds
                 if _is_out_of_memory(error):
                     raise
                 failed = True
-                warnings.warn(f"torch.compile failed on the {part}, going on without: {error}", stacklevel=2)
+                warnings.warn(f"torch.compile failed on the {part}, so the part runs uncompiled: {error}", stacklevel=2)
         return plain(*arguments, **named)
 
     return run
 
 
 def _is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether the device had no memory left; the compiler wraps what its kernels raise."""
+    """Returns True if the device had no memory left.
+
+    The compiler wraps the errors of its kernels.
+    """
     while error is not None:
         if isinstance(error, torch.OutOfMemoryError):
             return True

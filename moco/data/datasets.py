@@ -1,26 +1,22 @@
-"""Data sets by name: `open_split` makes a source of `data` and `--dataset`."""
+"""Opens data sets by name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
-from moco import distributed
 from moco.data.channels import RGB, PixelFormat
 from moco.data.depth import has_depth, open_depth
 from moco.data.folder import FolderSource
+from moco.data.in_memory import IN_MEMORY
 from moco.data.layouts import SPLITS, data_root, find_labels, has_archives, no_split
 from moco.data.listing import says_what_cannot_be_read
 from moco.data.outside import open_outside
 from moco.data.source import ArraySource, Source, channels_of
 from moco.errors import InputError
 from moco.plugins import is_outside
-from moco.randomness import Purpose, permutation, stream_key
 
-# image size in px, recipe of moco.data.augment.recipes
+# image size in px, augmentations of moco.data.augment.recipes
 DATASET_DEFAULTS: dict[str, tuple[int, str]] = {
     "folder": (224, "v1"),
     "imagenet100": (224, "v1"),
@@ -35,12 +31,15 @@ DATASETS = tuple(DATASET_DEFAULTS)
 
 
 def defaults_of(dataset: str) -> tuple[int, str]:
-    """The default (image size in px, recipe) of a data set; photographs' for module:factory."""
+    """Returns the default (image size in px, augmentations) of a data set.
+
+    module:factory has the defaults of photographs.
+    """
     return DATASET_DEFAULTS["folder" if is_outside(dataset) else dataset]
 
 
 LOADERS = ("auto", "ffcv", "folder")
-DOWNLOADS = "data"  # where torchvision's data sets go if no place is given; git ignores it
+DOWNLOADS = "data"  # default folder for torchvision's data sets; git ignores it
 
 
 def open_split(
@@ -55,53 +54,65 @@ def open_split(
     arguments: Sequence[str] = (),
     pixels: PixelFormat = RGB,
 ) -> Source:
-    """The source of one split. Raises InputError with the fix if it is not there.
+    """Opens the source of one split.
 
-    `data`: a folder with train/ and val/, a .beton file, a folder with train.beton and val.beton, or for
-    torchvision's data sets where they are (downloaded to if they are not). `subset`: "imagenet100" or a file of class
-    names, one a line, which also gives the order of the labels. `labels_required` False is for pretraining:
-    unlabelled images are welcome, and STL-10 gives train + unlabeled. `loader` insists on FFCV or on a folder;
-    `cache` (ram, os, none) is for .beton files. `dataset` module:factory comes from outside; `arguments` are its
-    --dataset-arg words. `pixels`: the format of every image.
+    InputError with the fix if it is missing. data: a folder with train/ and val/, a .beton file, a folder with
+    train.beton and val.beton, or for torchvision's data sets their folder, into which they are downloaded if missing.
+    subset: "imagenet100" or a file of class names, one a line, which also gives the order of the labels.
+    labels_required: False for pretraining; then images may be unlabelled, and STL-10 gives train + unlabeled. loader:
+    insists on FFCV or on a folder. cache: ram, os or none, for .beton files. dataset: module:factory comes from
+    outside; `arguments` are its --dataset-arg words. pixels: the format of every image.
     """
     if is_outside(dataset):
         found = open_outside(data, dataset, split, arguments, labels_required, pixels)
         if found is None:
             raise InputError(f"--dataset {dataset} gives None for the split {split}; it must give a data set")
         return _checked(found, dataset, pixels)
-    if dataset not in DATASETS:
-        raise InputError(f"unknown data set {dataset!r}: choose one of {', '.join(DATASETS)}")
-    if split not in SPLITS:
-        raise InputError(f"unknown split {split!r}: train or val")
-    if loader not in LOADERS:
-        raise InputError(f"unknown loader {loader!r}: choose one of {', '.join(LOADERS)}")
+    _check_choices(dataset, split, loader)
     if dataset == "nyu-depth" and loader != "ffcv":
         return open_depth(data, split, labels_required, pixels)
     if data is not None and (beton := find_beton(data, split)) is not None:
         if loader == "folder":
             raise InputError(f"--loader folder cannot read {beton}: give the folder of images, or --loader ffcv")
-        if pixels.channels != 3:
-            raise InputError(
-                f"{beton} has 3 channels, which is all that FFCV's image field holds, and --channels is"
-                f" {pixels.channels}: give the folder of images"
-            )
-        return _in_eight_bits(_open_beton(beton, cache, labels_required), str(beton), pixels)
+        return _of_beton(beton, cache, labels_required, pixels)
     if loader == "ffcv":
         raise InputError(
-            f"--loader ffcv needs a .beton file, and {data or dataset} is none: "
+            f"--loader ffcv needs a .beton file, and {data or dataset} is not one: "
             "write one with `python -m moco.data.beton write SRC OUT.beton`"
         )
-    if dataset in _IN_MEMORY:
-        there = _IN_MEMORY[dataset](data or DOWNLOADS, split, labels_required)
-        if dataset == "digits" and pixels.channels == 1:
-            there = ArraySource(there.images[..., :1], there.labels, there.classes, there.title)  # type: ignore[call-overload]
-        return _in_eight_bits(_checked(there, dataset, pixels), f"--dataset {dataset}", pixels)
+    if dataset in IN_MEMORY:
+        return _of_memory(dataset, data, split, labels_required, pixels)
     if data is None:
         raise InputError(f"--dataset {dataset} needs the folder that holds train/ and val/")
     names = IMAGENET100 if dataset == "imagenet100" else subset_classes(subset)
     folder = split_folder(data, split, labels_required)
     listed = says_what_cannot_be_read(find_labels)(folder) if folder.name == split else None
     return FolderSource(folder, subset=names, labels_required=labels_required, listed=listed, pixels=pixels)
+
+
+def _check_choices(dataset: str, split: str, loader: str) -> None:
+    if dataset not in DATASETS:
+        raise InputError(f"unknown data set {dataset!r}: choose one of {', '.join(DATASETS)}")
+    if split not in SPLITS:
+        raise InputError(f"unknown split {split!r}: train or val")
+    if loader not in LOADERS:
+        raise InputError(f"unknown loader {loader!r}: choose one of {', '.join(LOADERS)}")
+
+
+def _of_beton(file: Path, cache: str, labels_required: bool, pixels: PixelFormat) -> Source:
+    if pixels.channels != 3:
+        raise InputError(
+            f"{file} has 3 channels, as FFCV's image field always has, but --channels is"
+            f" {pixels.channels}: give the folder of images"
+        )
+    return _in_eight_bits(_open_beton(file, cache, labels_required), str(file), pixels)
+
+
+def _of_memory(dataset: str, data: str | None, split: str, labels_required: bool, pixels: PixelFormat) -> Source:
+    source = IN_MEMORY[dataset](data or DOWNLOADS, split, labels_required)
+    if dataset == "digits" and pixels.channels == 1:
+        source = ArraySource(source.images[..., :1], source.labels, source.classes, source.title)  # type: ignore[call-overload]
+    return _in_eight_bits(_checked(source, dataset, pixels), f"--dataset {dataset}", pixels)
 
 
 def _checked(source: Source, dataset: str, pixels: PixelFormat) -> Source:
@@ -119,7 +130,10 @@ def _in_eight_bits(source: Source, name: str, pixels: PixelFormat) -> Source:
 
 @says_what_cannot_be_read
 def find_beton(data: str, split: str) -> Path | None:
-    """The .beton file of a split: `data` itself (val: NAME.val.beton beside it), or train.beton in the folder."""
+    """Returns the .beton file of a split, or None.
+
+    It is `data` itself (val: NAME.val.beton beside it), or train.beton in the folder.
+    """
     path = Path(data)
     if path.suffix == ".beton":
         return path if split == "train" else path.with_suffix(f".{split}.beton")
@@ -140,7 +154,7 @@ def _open_beton(path: Path, cache: str, labels_required: bool) -> Source:
 
 @says_what_cannot_be_read
 def split_folder(data: str, split: str, labels_required: bool = True) -> Path:
-    """DATA/split; or DATA itself for pretraining on a plain folder of photos."""
+    """Returns DATA/split, or DATA itself for pretraining on unsorted photos."""
     root = data_root(data)
     if not root.is_dir():
         raise InputError(f"there is no folder {root}: check the path of the data")
@@ -155,18 +169,18 @@ def split_folder(data: str, split: str, labels_required: bool = True) -> Path:
 
 @says_what_cannot_be_read
 def has_split(data: str | None, dataset: str, split: str, arguments: Sequence[str] = ()) -> bool:
-    """Whether there is something to open; a broken split still counts as there."""
+    """Returns True if the split exists; a broken one counts too."""
     if is_outside(dataset):
         return open_outside(data, dataset, split, arguments, labels_required=False) is not None
     if dataset == "nyu-depth":
         return has_depth(data, split)
     if data is not None and (beton := find_beton(data, split)) is not None:
         return beton.exists()
-    return dataset in _IN_MEMORY or (data is not None and (data_root(data) / split).is_dir())
+    return dataset in IN_MEMORY or (data is not None and (data_root(data) / split).is_dir())
 
 
 def subset_classes(subset: str | None) -> Sequence[str] | None:
-    """Class names of --subset: imagenet100, or a file with one name a line."""
+    """Reads the class names of --subset: imagenet100, or a file of names."""
     if subset is None:
         return None
     if subset == "imagenet100":
@@ -178,78 +192,6 @@ def subset_classes(subset: str | None) -> Sequence[str] | None:
     if not names or len(set(names)) != len(names):
         raise InputError(f"--subset {subset} must hold one class name a line, each once")
     return names
-
-
-def _digits(data: str, split: str, labels_required: bool) -> ArraySource:
-    """scikit-learn's 1,797 scans of 8×8 px, enlarged to 32×32 RGB; a fixed fifth of each class is `val`."""
-    from sklearn.datasets import load_digits
-
-    scans = load_digits()
-    labels = scans.target.astype(np.int64)
-    chosen = []
-    for digit in range(10):
-        members = np.flatnonzero(labels == digit)
-        members = members[permutation(stream_key(0, digit, Purpose.ORDER), len(members))]
-        cut = len(members) // 5
-        chosen.append(members[:cut] if split == "val" else members[cut:])
-    index = np.sort(np.concatenate(chosen))
-    grey = (scans.images[index] * (255 / 16)).round().astype(np.uint8)
-    large = [np.asarray(Image.fromarray(scan).resize((32, 32), Image.Resampling.BILINEAR)) for scan in grey]
-    images = np.repeat(np.stack(large)[..., None], 3, axis=-1)
-    return ArraySource(images, labels[index], [str(digit) for digit in range(10)], f"digits/{split}")
-
-
-def _cifar(name: str) -> Callable[[str, str, bool], ArraySource]:
-    def load(data: str, split: str, labels_required: bool) -> ArraySource:
-        from torchvision import datasets
-
-        kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
-        found = _download(name, data, lambda download: kind(data, train=split == "train", download=download))
-        return ArraySource(found.data, np.array(found.targets), list(found.classes), f"{name}/{split}")
-
-    return load
-
-
-def _stl10(data: str, split: str, labels_required: bool) -> ArraySource:
-    from torchvision import datasets
-
-    part = "test" if split == "val" else "train" if labels_required else "train+unlabeled"
-    found = _download("stl10", data, lambda download: datasets.STL10(data, split=part, download=download))
-    images = np.ascontiguousarray(found.data.transpose(0, 2, 3, 1))
-    return ArraySource(images, found.labels, list(found.classes), f"stl10/{part}")
-
-
-def _svhn(data: str, split: str, labels_required: bool) -> ArraySource:
-    from torchvision import datasets
-
-    part = "test" if split == "val" else "train"
-    found = _download("svhn", data, lambda download: datasets.SVHN(data, split=part, download=download))
-    images = np.ascontiguousarray(found.data.transpose(0, 2, 3, 1))
-    return ArraySource(images, found.labels, [str(digit) for digit in range(10)], f"svhn/{part}")
-
-
-def _download(name: str, data: str, load: Callable[[bool], object]):  # type: ignore[no-untyped-def]  # torchvision's classes
-    """Rank 0 downloads what is missing; then every rank loads. All ranks raise InputError if that fails."""
-    problem: str | None = None
-    found = None
-    if distributed.rank() == 0:
-        try:
-            found = load(True)
-        except Exception as error:  # no network, no space, a broken archive: torchvision raises many kinds
-            problem = f"{name} could not be loaded from or downloaded to {data}: {error}"
-    problem = distributed.broadcast_object(problem)
-    if problem is not None:
-        raise InputError(problem)
-    return found if found is not None else load(False)
-
-
-_IN_MEMORY: dict[str, Callable[[str, str, bool], ArraySource]] = {
-    "digits": _digits,
-    "cifar10": _cifar("cifar10"),
-    "cifar100": _cifar("cifar100"),
-    "stl10": _stl10,
-    "svhn": _svhn,
-}
 
 
 _NAMES = """

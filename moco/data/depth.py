@@ -1,4 +1,4 @@
-"""Colour images with their depth: NYU-Depth-V2, or folders of pairs.
+"""Reads colour images with their depth: NYU-Depth-V2, or folders of pairs.
 
 Depth is in whole millimetres, 0 where it is missing, as cameras write it.
 """
@@ -27,18 +27,18 @@ _COLOUR = (".color.jpg", ".color.jpeg", ".color.png")
 _DEPTH = ".depth.png"
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _MOST = 65_534  # millimetres that 16 bits hold
-_NONE = 65_535  # what Kinects write where they see nothing
+_NONE = 65_535  # Kinects write it for missing depth
 
 
 class DepthSource(Source, Protocol):
-    """A source whose images have a depth."""
+    """Is a source whose images have a depth."""
 
     def depth(self, index: int) -> np.ndarray:
-        """uint16 [H, W] in millimetres, 0 where it is missing. Raises BadImage."""
+        """Returns uint16 [H, W] in millimetres, 0 where missing. Raises BadImage."""
 
 
 class _Unlabelled:
-    """What is the same for sources without labels."""
+    """Has the common parts of sources without labels."""
 
     classes: list[str]
     notes: list[str]
@@ -53,9 +53,10 @@ class _Unlabelled:
 
 
 class NyuDepth(_Unlabelled):
-    """Frames of NYU-Depth-V2's labelled file, MATLAB v7.3 = HDF5, read one at a time (Silberman et al., ECCV 2012).
+    """Reads frames of NYU-Depth-V2's labelled file, one at a time.
 
-    images [n, 3, W, H] uint8 and depths [n, W, H] in metres, as h5py shows them. index: frames of the split, from 0.
+    The file is MATLAB v7.3 = HDF5 (Silberman et al., ECCV 2012): images [n, 3, W, H] uint8 and depths [n, W, H] in
+    metres, as h5py shows them. index: frames of the split, from 0.
     """
 
     def __init__(self, path: Path, index: np.ndarray) -> None:
@@ -105,9 +106,9 @@ class NyuDepth(_Unlabelled):
 
 
 class PairFolder(_Unlabelled):
-    """NAME.color.jpg or .png with NAME.depth.png, 16-bit millimetres, in one folder, sorted by name.
+    """Reads pairs NAME.color.jpg (or .png) and NAME.depth.png from a folder.
 
-    Depth is missing where the PNG has 0 or 65,535.
+    The depth has 16 bits, in millimetres; it is missing where the PNG has 0 or 65,535. The pairs are sorted by name.
     """
 
     @says_what_cannot_be_read
@@ -147,22 +148,22 @@ class PairFolder(_Unlabelled):
         except Exception as problem:  # Pillow raises many kinds for a damaged file
             raise BadImage(f"its depth {path.name}: {problem}") from None
         if not mode.startswith("I") or values.min() < 0 or values.max() > _NONE:
-            raise BadImage(f"its depth {path.name} is no grey PNG of 16 bits, in millimetres")
+            raise BadImage(f"its depth {path.name} must be a grey PNG of 16 bits, in millimetres")
         return np.where(values == _NONE, 0, values).astype(np.uint16)
 
 
 def open_depth(data: str | None, split: str, labels_required: bool = False, pixels: PixelFormat = RGB) -> DepthSource:
-    """The pairs of 'train' or 'val' (NYU's test frames). InputError with the fix if they are not there.
+    """Opens the pairs of 'train' or 'val' (NYU's test frames).
 
     data: the labelled file or the folder that holds it, with splits.mat beside it; or a folder of pairs, which is the
-    training split, or has one in train/ and one in val/.
+    training split, or has one in train/ and one in val/. InputError with the fix if they are missing.
     """
     if data is None:
         raise InputError(f"--dataset nyu-depth needs the folder that holds {LABELLED} and {SPLIT_FILE}")
     if pixels != RGB:
         raise InputError("--dataset nyu-depth has RGB of 8 bits: leave out --channels and --value-range")
     if labels_required:
-        raise InputError("--dataset nyu-depth has no classes to tell apart: measure it with python -m moco.probe.depth")
+        raise InputError("--dataset nyu-depth has no classes: measure it with python -m moco.probe.depth")
     if (file := _labelled_file(Path(data))) is not None:
         return NyuDepth(file, _frames(file.parent / SPLIT_FILE, split))
     folder = _pair_folder(Path(data), split)
@@ -174,7 +175,7 @@ def open_depth(data: str | None, split: str, labels_required: bool = False, pixe
 
 
 def has_depth(data: str | None, split: str) -> bool:
-    """Whether there is such a split; a broken one counts as there."""
+    """Returns True if the split exists; a broken one counts too."""
     return data is not None and (_labelled_file(Path(data)) or _pair_folder(Path(data), split)) is not None
 
 
@@ -185,7 +186,7 @@ def _labelled_file(data: Path) -> Path | None:
 
 
 def _pair_folder(data: Path, split: str) -> Path | None:
-    """DATA/split, or DATA itself, which is all for training."""
+    """Returns DATA/split, or DATA itself, which is all for training."""
     if (data / split).is_dir():
         return data / split
     alone = data.is_dir() and not any((data / other).is_dir() for other in _INDEX)
@@ -197,7 +198,7 @@ def _hdf5(path: Path) -> Any:
         import h5py
     except ImportError as error:
         raise InputError(
-            f"{path} is read by h5py, which is not installed; pip install 'momentum-contrast[depth]'"
+            f"{path} needs h5py, which is not installed; pip install 'momentum-contrast[depth]'"
         ) from error
     try:
         return h5py.File(path, "r")
@@ -208,12 +209,15 @@ def _hdf5(path: Path) -> Any:
 
 
 def _frames(path: Path, split: str) -> np.ndarray:
-    """int64 [n], from 0: the frames of a split. The file is of either of MATLAB's formats."""
+    """Reads the frames of a split, counted from 0: int64 [n].
+
+    The file may have either of MATLAB's formats.
+    """
     if not path.is_file():
         raise InputError(f"there is no {path}: NYU-Depth-V2's {SPLIT_FILE} says which frames are for training")
     try:
         head = path.read_bytes()[:520]
-        if _HDF5 in (head[:8], head[512:]):  # MATLAB writes a header of its own before it
+        if _HDF5 in (head[:8], head[512:]):  # MATLAB puts its own header first
             numbers = _hdf5(path)[_INDEX[split]][()]
         else:
             from scipy.io import loadmat

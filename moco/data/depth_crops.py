@@ -1,4 +1,4 @@
-"""Crops of images with depth, both cut and flipped alike."""
+"""Cuts and flips images together with their depth."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from moco.data.loader import Batch, Loader
 
 
 class DepthLoader(Loader):
-    """One crop of each colour image, and the same crop of its depth: uint8 [n, 2, S, S, 3] in `crops`.
+    """Cuts one crop of each image, and the same of its depth.
 
-    The second holds depth as bytes, which `depth_of` joins. It is the nearest pixel's, so that missing depth mixes with
-    none. Everything else is the loader's: threads, order, images that cannot be read.
+    `crops` is uint8 [n, 2, S, S, 3]. The second crop is the depth as bytes, which `depth_of` joins. Each depth is that
+    of the nearest pixel, so missing depth is not mixed in. The rest is the loader's: threads, order, images that cannot
+    be read.
     """
 
     def __init__(self, source: DepthSource, *arguments: Any, **settings: Any) -> None:
@@ -44,7 +45,7 @@ class DepthLoader(Loader):
 
 
 def _nearest(depth: np.ndarray, box: Box, side: int) -> np.ndarray:
-    """uint16 [side, side], little-endian: the pixel of `box` under the middle of each place."""
+    """Returns uint16 [side, side], little-endian: the nearest pixels of `box`."""
     top, left, h, w = box
     middle = np.arange(side) + 0.5
     rows = top + (middle * h / side).astype(int)
@@ -53,16 +54,20 @@ def _nearest(depth: np.ndarray, box: Box, side: int) -> np.ndarray:
 
 
 def depth_of(crops: Tensor) -> Tensor:
-    """Depth of a DepthLoader's crops, in metres, 0 where it is missing: fp32 [n, S, S]."""
+    """Returns the depth of a DepthLoader's crops, in metres.
+
+    fp32 [n, S, S], 0 where it is missing.
+    """
     low = crops[:, 1, ..., 0].float()
     high = crops[:, 1, ..., 1].float()
     return (low + 256 * high) / 1000
 
 
 def augmented_pairs(batch: Batch, augment: Augment, epoch: int) -> tuple[Tensor, Tensor]:
-    """(images [n, 3, S, S], depth fp32 [n, S, S] in metres), of which the same samples are flipped.
+    """Augments a batch of images with depth.
 
-    ValueError for augmentations that move pixels in another way.
+    Returns images [n, 3, S, S], and depth [n, S, S] in fp32 metres. The same samples are flipped in both. ValueError
+    for augmentations that move pixels in another way.
     """
     view = augment.recipe.view(0)
     if view.rotation:

@@ -1,6 +1,6 @@
-"""A folder of images, read with Pillow: ROOT/<class>/**/<image>, or images without class folders for pretraining.
+"""Reads a folder of images with Pillow: ROOT/<class>/**/<image>.
 
-Arrays in .npy files are images too.
+For pretraining the folder may have images without class folders. Arrays in .npy files are images too.
 """
 
 from __future__ import annotations
@@ -28,14 +28,13 @@ IMAGE_SUFFIXES = frozenset(_SUFFIXES.split())
 
 
 class FolderSource:
-    """Images under `root`, in the order of torchvision's ImageFolder.
+    """Reads the images under `root`, in the order of torchvision's ImageFolder.
 
-    That is: sorted classes, and in each the sorted relative paths. `pixels` is the format that every image is given.
-
-    `subset` names the classes to take, in the order their labels get. Hidden files are ignored. A file without an
-    image suffix is taken if it holds an image all the same, else left out and named in `notes`. Without class folders
-    the images have the labels `listed` in a file, or are unlabelled (-1), which `labels_required` forbids. Raises
-    InputError where there is nothing to train on.
+    That is: sorted classes, and in each the sorted relative paths. pixels: the format into which every image is
+    converted. subset: the classes to take, in the order of their labels. Hidden files are ignored. A file without an
+    image suffix is still taken if it holds an image, else left out and named in `notes`. Without class folders the
+    images have the labels `listed` in a file, or are unlabelled (-1), which `labels_required` forbids. Raises
+    InputError if there is nothing to train on.
     """
 
     @says_what_cannot_be_read
@@ -104,7 +103,7 @@ class FolderSource:
         self.classes = folders
 
     def _read_listed(self, listed: Labels, subset: Sequence[str] | None) -> None:
-        """Sorted by class, as class folders are read."""
+        """Reads labels from a file, and sorts the images by class."""
         files, left_out = files_below(self.root)
         self._foreign += left_out
         classes = sorted(set(listed.classes.values()))
@@ -143,7 +142,7 @@ class FolderSource:
         self.classes = []
 
     def _advice(self) -> str:
-        """ "; ..." if a file was left out that could be read."""
+        """Returns "; ..." if a left-out file could be read."""
         heif = any(os.path.splitext(name)[1].lower() in HEIF_SUFFIXES for name in self._foreign)
         return f"; {ADVICE}" if heif else ""
 
@@ -153,7 +152,7 @@ class FolderSource:
         return [path for path in files if self._is_image(folder / path, f"{folder.name}/{path}")]
 
     def _is_image(self, path: Path, shown: str) -> bool:
-        suffix = os.path.splitext(path)[1].lower()  # a million times: no Path here
+        suffix = os.path.splitext(path)[1].lower()  # runs a million times, so without Path
         if suffix in IMAGE_SUFFIXES or suffix == ARRAY_SUFFIX or (suffix in HEIF_SUFFIXES and can_read()):
             return True
         if is_image(path):
@@ -171,7 +170,7 @@ class FolderSource:
         try:
             with Image.open(self.root / self.paths[index]) as image:
                 return upright_size(image)
-        except Exception:  # the error of reading it in full says more; every plugin raises its own kinds
+        except Exception:  # every plugin raises its own kinds; a full read gives a better message
             return self.open(index).size
 
     def open(self, index: int) -> FolderPicture | ValuesPicture:
@@ -188,7 +187,7 @@ class FolderSource:
 
 
 class FolderPicture:
-    """An encoded image in memory."""
+    """Holds an encoded image in memory."""
 
     def __init__(self, image: Image.Image, wanted: PixelFormat = RGB) -> None:
         self.image = image
@@ -200,7 +199,7 @@ class FolderPicture:
         return self.size
 
     def decode(self, reduction: int = 1, rows: tuple[int, int] | None = None) -> Pixels:
-        # Pillow has no region decode; libjpeg would have to entropy-decode everything above and left of it all the same
+        # Pillow has no region decode; libjpeg must entropy-decode all above it anyway
         whole = decode_whole(self.image, self.wanted)
         if whole is not None:
             return Pixels(whole)
@@ -208,7 +207,7 @@ class FolderPicture:
 
 
 def open_picture(path: Path) -> FolderPicture:
-    """The RGB image in a file. Raises BadImage."""
+    """Opens the RGB image in a file. Raises BadImage."""
     return FolderPicture(open_image(_read(path)))
 
 

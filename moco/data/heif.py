@@ -1,4 +1,4 @@
-"""HEIC and HEIF pictures, the default of many phones: read where pillow-heif is installed."""
+"""Reads HEIC and HEIF pictures of phones, if pillow-heif is installed."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ _BRANDS = frozenset([b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif
 
 
 def is_heif(head: bytes) -> bool:
-    """Whether a file that begins with `head` (12 bytes or more) is of this kind."""
+    """Returns True if a file beginning with `head` is HEIC or HEIF.
+
+    head: 12 bytes or more.
+    """
     return head[4:8] == b"ftyp" and head[8:12] in _BRANDS
 
 
 @functools.cache
 def can_read() -> bool:
-    """Whether pillow-heif is installed; Pillow opens such files from then on."""
+    """Returns True if pillow-heif is installed; Pillow then opens such files."""
     try:
         import pillow_heif
     except ImportError:

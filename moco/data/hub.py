@@ -1,8 +1,8 @@
-"""Data sets of the Hugging Face hub, and folders of parquet files or WebDataset tars, through `datasets`.
+"""Opens data sets of the Hugging Face hub through `datasets`.
 
-`--dataset hf:NAME[:SPLIT]`; NAME is one of the hub, or a folder here. `datasets` writes what it reads into its own
-cache once, as Arrow files, where every sample can be reached by its number. So the order of samples, the crops and a
-resumed run are as with every other source. No code of a data set is run.
+`--dataset hf:NAME[:SPLIT]`; NAME is one of the hub, or a folder here of parquet files or WebDataset tars. `datasets`
+writes what it reads into its own cache once, as Arrow files, which give every sample by its number. So the order of
+samples, the crops and a resumed run are as with every other source. No code of a data set is run.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from moco.errors import InputError
 
 PREFIX = "hf:"
 EXTRA = "pip install 'momentum-contrast[hub]'"
-_VALIDATION = ("validation", "val", "valid", "dev", "test")  # the first that is there is the split `val`
+_VALIDATION = ("validation", "val", "valid", "dev", "test")  # the first of these in the data set is the split `val`
 _LABELS = ("label", "labels", "cls", "cls.txt", "target", "class", "fine_label")
 
 
@@ -35,10 +35,10 @@ def is_hub(dataset: str) -> bool:
 def open_hub(
     dataset: str, split: str, data: str | None = None, words: Sequence[str] = (), pixels: PixelFormat = RGB
 ) -> HubSource | None:
-    """The source of a split, train or val; None if the data set has no such split.
+    """Opens the source of train or val; None without such a split.
 
-    words: image=COLUMN and label=COLUMN, where they are not found by type and name. InputError if the data set, a split
-    named in `dataset`, or a column does not exist.
+    words: image=COLUMN and label=COLUMN, if type and name do not tell. InputError if the data set, a split named in
+    `dataset`, or a column does not exist.
     """
     columns = check_hub(dataset, data, words)
     splits = _load(dataset)
@@ -56,7 +56,10 @@ def open_hub(
 
 
 def check_hub(dataset: str, data: str | None, words: Sequence[str]) -> dict[str, str]:
-    """The columns in `words`. InputError for other words, for a folder beside the name, and without `datasets`."""
+    """Reads the columns in `words`.
+
+    InputError for other words, for a folder beside the name, and without `datasets`.
+    """
     if not _parts(dataset)[0]:
         raise InputError(f"--dataset {dataset} names no data set: hf:NAME or hf:NAME:SPLIT, as in hf:uoft-cs/cifar10")
     if data is not None:
@@ -72,7 +75,10 @@ def check_hub(dataset: str, data: str | None, words: Sequence[str]) -> dict[str,
 
 
 class HubSource:
-    """One split, its samples in the order of the data set. Images stay encoded until they are opened."""
+    """Reads one split, its samples in the order of the data set.
+
+    Images stay encoded until they are opened.
+    """
 
     def __init__(
         self, rows: Any, title: str, wanted: PixelFormat = RGB, image: str | None = None, label: str | None = None
@@ -113,15 +119,15 @@ class HubSource:
             value = self._rows[int(index)][self._column]
             if isinstance(value, dict):  # bytes, or the path of a file beside the data set
                 value = value.get("bytes") or Path(value["path"]).read_bytes()
-        except Exception as error:  # whatever Arrow and the file system raise
+        except Exception as error:  # any error of Arrow or the file system
             raise BadImage(f"{type(error).__name__}: {error}") from error
         if not isinstance(value, bytes):
-            raise BadImage(f"holds no image in {self._column}, but {type(value).__name__}")
+            raise BadImage(f"must hold an image in {self._column}, not {type(value).__name__}")
         return value
 
 
 def _parts(dataset: str) -> tuple[str, str | None]:
-    """(name, split) of hf:NAME[:SPLIT]."""
+    """Splits hf:NAME[:SPLIT] into (name, split)."""
     name = dataset.removeprefix(PREFIX)
     before, colon, split = name.rpartition(":")
     if not colon or os.path.isdir(name):
@@ -133,12 +139,15 @@ def _library(dataset: str) -> Any:
     try:
         return importlib.import_module("datasets")
     except ImportError as error:
-        raise InputError(f"--dataset {dataset} is read by the library datasets: {EXTRA}") from error
+        raise InputError(f"--dataset {dataset} needs the library datasets: {EXTRA}") from error
 
 
 @cache
 def _load(dataset: str) -> dict[str, Any]:
-    """The splits by name. Ranks may call it at once: `datasets` locks its cache."""
+    """Loads the splits by name.
+
+    Ranks may call it at the same time: `datasets` locks its cache.
+    """
     library = _library(dataset)
     name, _ = _parts(dataset)
     library.disable_progress_bars()
@@ -161,7 +170,7 @@ def _image_column(rows: Any, library: Any, title: str) -> str:
     if len(images) != 1:
         found = f"{len(images)} columns of images ({', '.join(images)})" if images else "no column of images"
         raise InputError(
-            f"{title} has {found} among {', '.join(rows.features)}: say which with --dataset-arg image=COLUMN"
+            f"{title} has {found} among {', '.join(rows.features)}: name one with --dataset-arg image=COLUMN"
         )
     return images[0]
 
@@ -169,12 +178,16 @@ def _image_column(rows: Any, library: Any, title: str) -> str:
 def _check_column(rows: Any, column: str, what: str, title: str) -> None:
     if column not in rows.features:
         raise InputError(
-            f"{title} has no column {column}, only {', '.join(rows.features)}: --dataset-arg {what}=COLUMN"
+            f"{title} has no column {column}, only {', '.join(rows.features)}: name one with"
+            f" --dataset-arg {what}=COLUMN"
         )
 
 
 def _labels(rows: Any, column: str | None, title: str) -> tuple[np.ndarray, list[str]]:
-    """(labels, classes) of a column of numbers or names; -1 and none where there is no such column."""
+    """Reads (labels, classes) from a column of numbers or names.
+
+    -1 and no classes without such a column.
+    """
     if column is None:
         column = next((name for name in _LABELS if name in rows.features), None)
         if column is None:
@@ -187,7 +200,7 @@ def _labels(rows: Any, column: str | None, title: str) -> tuple[np.ndarray, list
         classes = list(names or map(str, range(int(labels.max(initial=-1)) + 1)))
         return labels, classes
     if not all(isinstance(value, str) for value in values):
-        raise InputError(f"{title}: column {column} holds neither numbers nor names: --dataset-arg label=COLUMN")
+        raise InputError(f"{title}: column {column} holds no numbers or names: pass another --dataset-arg label=COLUMN")
     if all(value.strip().isdigit() for value in values):  # cls.txt of WebDataset
         labels = np.array([int(value) for value in values], dtype=np.int64)
         return labels, list(map(str, range(int(labels.max(initial=-1)) + 1)))

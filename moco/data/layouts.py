@@ -1,7 +1,7 @@
-"""Data sets as they come down: Tiny-ImageNet, and ImageNet from Kaggle or from the official archives.
+"""Finds images and labels in data sets as they are downloaded.
 
-Their validation images lie in one folder, with the labels in a file. Other layouts are refused with the commands that
-put them right.
+Known are Tiny-ImageNet, and ImageNet from Kaggle or from the official archives. Their validation images are in one
+folder, with the labels in a file. Other layouts are refused with the commands that correct them.
 """
 
 from __future__ import annotations
@@ -22,14 +22,17 @@ _UNPACK = 'for f in *.tar; do mkdir "${f%.tar}" && tar -xf "$f" -C "${f%.tar}" &
 
 
 class Labels(NamedTuple):
-    """Labels of a split that has no class folders."""
+    """Holds labels of a split without class folders."""
 
     origin: Path  # the file they were read from
     classes: dict[str, str]  # file relative to the split's folder, without its suffix -> class
 
 
 def data_root(data: str | Path) -> Path:
-    """The folder that holds train/ and val/: `data`, or where Kaggle's ImageNet has them below it."""
+    """Returns the folder that holds train/ and val/.
+
+    It is `data`, or the folder below it in which Kaggle's ImageNet has them.
+    """
     root = Path(data)
     if not any((root / split).is_dir() for split in SPLITS):
         for inner in _KAGGLE:
@@ -39,12 +42,15 @@ def data_root(data: str | Path) -> Path:
 
 
 def has_archives(root: Path) -> bool:
-    """Whether `root` holds ImageNet's official archives, not yet unpacked."""
+    """Returns True if `root` holds ImageNet's official archives, not yet unpacked."""
     return any((root / name).is_file() for name in _ARCHIVES.values())
 
 
 def no_split(root: Path, split: str) -> InputError:
-    """The error for a folder without the folder `split`, with the fix if the layout is a known one."""
+    """Returns the error for a folder without the folder `split`.
+
+    It names the fix if the layout is a known one.
+    """
     missing = f"there is no {root / split}"
     archives = [name for name in _ARCHIVES.values() if (root / name).is_file()]
     if archives:
@@ -69,9 +75,10 @@ def no_split(root: Path, split: str) -> InputError:
 
 
 def find_labels(folder: Path) -> Labels | None:
-    """Labels from the file that comes with a known data set; None if `folder` has class folders, or no such file.
+    """Reads labels from the file that comes with a known data set.
 
-    Raises InputError, with the commands, for ImageNet's archives that are not yet unpacked.
+    None if `folder` has class folders, or no such file. Raises InputError, with the commands, for ImageNet's archives
+    that are not yet unpacked.
     """
     found = entries(folder)
     if not found.folders and (tars := [name for name in found.files if name.endswith(".tar")]):
@@ -90,12 +97,12 @@ def find_labels(folder: Path) -> Labels | None:
             return _devkit(place / _DEVKIT)
     raise InputError(
         f"{folder} holds ImageNet's validation images without class folders: put Kaggle's LOC_val_solution.csv, or the "
-        f"official ILSVRC2012_devkit_t12, into {folder.parent}, and their labels are read from it"
+        f"official ILSVRC2012_devkit_t12, which have their labels, into {folder.parent}"
     )
 
 
 def _tiny_imagenet(path: Path) -> Labels:
-    """Lines of file, class and four numbers, between tabs."""
+    """Reads lines of file, class and four numbers, separated by tabs."""
     try:
         rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         return Labels(path, {f"images/{Path(row[0]).stem}": row[1].strip() for row in rows})
@@ -104,7 +111,7 @@ def _tiny_imagenet(path: Path) -> Labels:
 
 
 def _kaggle(path: Path) -> Labels:
-    """Columns ImageId and PredictionString, which begins with the class."""
+    """Reads the columns ImageId and PredictionString, which begins with the class."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
             return Labels(path, {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(file)})
@@ -113,7 +120,10 @@ def _kaggle(path: Path) -> Labels:
 
 
 def _devkit(folder: Path) -> Labels:
-    """One number a line, in the order of the images; meta.mat has the class of each number."""
+    """Reads one number a line, in the order of the images.
+
+    meta.mat has the class of each number.
+    """
     from scipy.io import loadmat
 
     path = folder / "ILSVRC2012_validation_ground_truth.txt"

@@ -1,4 +1,7 @@
-"""The files below a folder, each once, as file systems are: links that loop, named pipes, folders that are closed."""
+"""Lists the files below a folder, each file once.
+
+It handles links that loop, named pipes and folders that cannot be read.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +20,15 @@ Identity = tuple[int, int]  # device and inode
 
 
 class Entries(NamedTuple):
-    """Sorted names in a folder, hidden ones left out."""
+    """Holds the sorted names in a folder, without hidden ones."""
 
     folders: list[str]  # links to folders after the others
-    files: list[str]  # links that lead nowhere among them: reading such an image says so
+    files: list[str]  # also broken links: reading such an image gives the error
     others: list[str]  # named pipes, sockets, devices
 
 
 def says_what_cannot_be_read(function: Callable[P, T]) -> Callable[P, T]:
-    """`function`, whose OSErrors are InputErrors that name the path."""
+    """Makes `function` raise InputErrors with the path instead of OSErrors."""
 
     @functools.wraps(function)
     def checked(*arguments: P.args, **named: P.kwargs) -> T:
@@ -41,7 +44,7 @@ def says_what_cannot_be_read(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def entries(folder: Path) -> Entries:
-    """The entries of `folder`. OSError if it cannot be listed."""
+    """Lists the entries of `folder`. OSError if it cannot be listed."""
     folders: list[tuple[bool, str]] = []
     files: list[str] = []
     others: list[str] = []
@@ -61,26 +64,26 @@ def entries(folder: Path) -> Entries:
 def _is(question: Callable[[], bool]) -> bool:
     try:
         return question()
-    except OSError:  # a link to itself, or into a folder that is closed
+    except OSError:  # a link to itself, or into a folder that cannot be read
         return False
 
 
 def around(folder: Path) -> set[Identity]:
-    """A folder and all that hold it. A link to one of these leads round in a circle."""
+    """Returns a folder and its parents; a link to one of them loops."""
     real = folder.resolve()
     return {_identity(place) for place in (real, *real.parents)}
 
 
 def leads_back(folder: Path, seen: set[Identity]) -> bool:
-    """Whether `folder` is one of `seen`."""
+    """Returns True if `folder` is one of `seen`."""
     return _identity(folder) in seen
 
 
 def files_below(folder: Path) -> tuple[list[str], list[str]]:
-    """(files, what was left out), as paths relative to `folder`, sorted. Links are followed.
+    """Returns (files, what was left out), as sorted paths relative to `folder`.
 
-    Left out are pipes and the like, and a folder that is reached a second time, which a link that loops does for ever.
-    The path without links is the one that counts. OSError if a folder cannot be listed.
+    Links are followed. Left out are pipes and the like, and a folder that is reached a second time, because a link that
+    loops would do so for ever. The path without links has priority. OSError if a folder cannot be listed.
     """
     files: list[str] = []
     left_out: list[str] = []

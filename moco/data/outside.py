@@ -1,4 +1,4 @@
-"""Data sets from outside: a factory's source, a map-style torch dataset made into one, or one of the hub."""
+"""Opens data sets from outside: a factory's source or torch dataset."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ def open_outside(
     labels_required: bool,
     pixels: PixelFormat = RGB,
 ) -> Source | None:
-    """Calls the factory `dataset`, module:name, as `factory(split, data, **arguments)`. None: no such split.
+    """Opens a split of a factory or the hub; None without it.
 
-    The factory returns a Source, or a torch dataset with `len` and `[i]`. InputError for anything else.
+    It calls module:name as `factory(split, data, **arguments)`. The factory returns a Source, or a torch dataset with
+    `len` and `[i]`. InputError for anything else.
     """
     hub = is_hub(dataset)
     made = open_hub(dataset, split, data, arguments, pixels) if hub else _make(dataset, split, data, tuple(arguments))
@@ -55,15 +56,19 @@ def open_outside(
 
 @functools.cache
 def _make(dataset: str, split: str, data: str | None, arguments: tuple[str, ...]) -> Any:
-    """Calls the factory once: a run asks whether a split exists, opens it, and asks again at its end."""
+    """Calls the factory once, and keeps its result.
+
+    A run asks whether a split exists, opens it, and asks again at its end.
+    """
     return plugins.find("--dataset", dataset, arguments, split, data)()
 
 
 class MapStyleSource(ArraySource):
-    """A torch dataset whose `[i]` is an image, or a tuple that begins with one.
+    """Reads a torch dataset.
 
-    The image is a Pillow image or uint8 [H, W, C] or [H, W]. Labels are its attribute `targets` or `labels`, names of
-    the classes its attribute `classes`. Without them the images have no label: reading all of them would take an epoch.
+    Its `[i]` is an image, or a tuple that begins with one. The image is a Pillow image or uint8 [H, W, C] or [H, W].
+    Labels are its attribute `targets` or `labels`, names of the classes its attribute `classes`. Without them the
+    images have no label, because reading all of them would take an epoch.
     """
 
     def __init__(self, dataset: Any, title: str, wanted: PixelFormat = RGB) -> None:
@@ -84,7 +89,7 @@ class MapStyleSource(ArraySource):
     def decode(self, index: int) -> np.ndarray:
         try:
             sample = self.images[index]
-        except Exception as error:  # whatever the data set's own reading raises
+        except Exception as error:  # any error of the data set's own code
             raise BadImage(f"{self.name(index)}: {type(error).__name__}: {error}") from error
         image = sample[0] if isinstance(sample, (tuple, list)) else sample
         if isinstance(image, Image.Image):

@@ -1,4 +1,4 @@
-"""PNG files without their text and profiles, which Pillow reads and may refuse."""
+"""Removes text and profiles from PNG files, because Pillow may refuse them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ _MOST_TEXT = 1 << 20  # bytes of decompressed text that Pillow takes
 
 
 def without_text(data: bytes) -> bytes:
-    """`data` less its chunks of text and profiles, which do not change a pixel.
+    """Returns `data` without its chunks of text and profiles.
 
-    Pillow calls a file unreadable if such a chunk is damaged, or expands to more than 1 MiB (the prompts of image
-    generators, the profiles of scanners). Text that can hold an orientation stays, unless it is one of these.
+    They do not change a pixel. Pillow calls a file unreadable if such a chunk is damaged, or expands to more than 1 MiB
+    (the prompts of image generators, the profiles of scanners). Text that can hold an orientation stays, unless it is
+    one of these.
     """
     kept = [data[: len(SIGNATURE)]]
     at = len(SIGNATURE)
@@ -34,7 +35,10 @@ def without_text(data: bytes) -> bytes:
 
 
 def _may_turn(kind: bytes, chunk: bytes) -> bool:
-    """Whether a chunk, from its kind to its checksum, is whole and can hold an orientation."""
+    """Returns True if a chunk is whole and can hold an orientation.
+
+    chunk: from its kind to its checksum.
+    """
     content = chunk[:-4]
     (checksum,) = struct.unpack(">L", chunk[-4:])
     keyword, _, text = content[4:].partition(b"\0")

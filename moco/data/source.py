@@ -1,4 +1,7 @@
-"""The interface of a data set: open a sample, which tells its size cheaply, then decode it."""
+"""Defines the interface of a data set.
+
+Open a sample, which tells its size cheaply, then decode it.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,11 @@ from moco.data.boxes import Size
 from moco.errors import InputError
 from moco.randomness import Purpose, permutation, stream_key
 
-CACHES = ("ram", "os", "none")  # what becomes of the pages of a .beton file
+CACHES = ("ram", "os", "none")  # where the pages of a .beton file are kept
 
 
 class Pixels(NamedTuple):
-    """Decoded rows of an upright image."""
+    """Holds decoded rows of an upright image."""
 
     array: np.ndarray  # uint8 [h, w, C]
     reduction: int = 1  # the array is at 1/reduction of the stored size
@@ -23,60 +26,67 @@ class Pixels(NamedTuple):
 
 
 class Picture(Protocol):
-    """One opened sample, not yet decoded."""
+    """Is one opened sample, not yet decoded."""
 
     @property
     def size(self) -> Size:
-        """(height, width) of the upright original; boxes are drawn in it."""
+        """Returns (height, width) of the upright original, in which boxes are drawn."""
 
     @property
     def stored(self) -> Size:
-        """(height, width) of what `decode(1)` gives; differs from `size` where a .beton holds a smaller copy."""
+        """Returns (height, width) of the result of `decode(1)`.
+
+        It differs from `size` if a .beton holds a smaller copy.
+        """
 
     def decode(self, reduction: int = 1, rows: tuple[int, int] | None = None) -> Pixels:
-        """Pixels at 1/`reduction` of the stored size, or in full where that is no less work. Raises BadImage.
+        """Decodes at 1/`reduction` of the stored size. Raises BadImage.
 
-        Rows outside `rows` (first, one past the last; in stored pixels) may be left out.
+        It decodes in full if that is no more work. Rows outside `rows` (first, one past the last; in stored pixels) may
+        be left out.
         """
 
 
 class Source(Protocol):
-    """A data set: n samples in a fixed order. All methods may be called from several threads at once."""
+    """Is a data set: n samples in a fixed order.
+
+    Several threads may call all methods at the same time.
+    """
 
     @property
     def labels(self) -> np.ndarray:
-        """int64 [n], -1 where there is none."""
+        """Returns int64 [n], -1 for unlabelled samples."""
 
     @property
     def classes(self) -> list[str]:
-        """Names of the labels 0, 1, ...; empty if there are no labels."""
+        """Returns the names of the labels 0, 1, ...; empty without labels."""
 
     @property
     def notes(self) -> list[str]:
-        """Lines for the log: files that were left out, the origin of the pixels."""
+        """Returns lines for the log: left-out files, the origin of the pixels."""
 
     def __len__(self) -> int: ...
 
     def name(self, index: int) -> str:
-        """The sample's name for messages, such as its path."""
+        """Returns the sample's name for messages, such as its path."""
 
     def size(self, index: int) -> Size:
-        """(height, width) of the upright original, without reading its pixels. Raises BadImage."""
+        """Reads (height, width) of the upright original, not its pixels. Raises BadImage."""
 
     def open(self, index: int) -> Picture:
-        """Raises BadImage."""
+        """Opens a sample. Raises BadImage."""
 
     def decode(self, index: int) -> np.ndarray:
-        """uint8 [H, W, C], the whole sample as stored. Raises BadImage."""
+        """Returns uint8 [H, W, C], the whole sample as stored. Raises BadImage."""
 
 
 def channels_of(source: Source) -> int:
-    """C of the pixels of a source; 3 where it has no attribute `channels`."""
+    """Returns a source's channels; 3 if it has no attribute `channels`."""
     return int(getattr(source, "channels", 3))
 
 
 class ArrayPicture:
-    """Pixels that are in memory already."""
+    """Holds pixels that are already in memory."""
 
     def __init__(self, pixels: np.ndarray) -> None:
         self.pixels = pixels
@@ -87,7 +97,10 @@ class ArrayPicture:
 
 
 class ArraySource:
-    """Images held in memory: uint8 [n, H, W, C], or a sequence of [H, W, 3] of any sizes."""
+    """Holds images in memory.
+
+    uint8 [n, H, W, C], or a sequence of [H, W, 3] of any sizes.
+    """
 
     def __init__(
         self, images: np.ndarray | Sequence[np.ndarray], labels: np.ndarray, classes: list[str], title: str
@@ -116,7 +129,7 @@ class ArraySource:
 
 
 def check_same_classes(train: Source, val: Source) -> None:
-    """Raises InputError, naming the difference, if two splits do not have the same classes in the same order."""
+    """Raises InputError if the classes of two splits or their order differ."""
     if train.classes == val.classes:
         return
     only_train = [c for c in train.classes if c not in set(val.classes)]
@@ -126,12 +139,15 @@ def check_same_classes(train: Source, val: Source) -> None:
         for split, names in (("train", only_train), ("val", only_val))
         if names
     ]
-    detail = "; ".join(parts) or "the same names stand in another order"
+    detail = "; ".join(parts) or "the same names are in another order"
     raise InputError(f"the classes of train and val differ ({detail}): make the class folders of both splits the same")
 
 
 class Subset:
-    """The samples at `index` (int64 [n], positions in `source`), in that order."""
+    """Selects the samples at `index`, in that order.
+
+    index: int64 [n], positions in `source`.
+    """
 
     def __init__(self, source: Source, index: np.ndarray) -> None:
         self.source = source
@@ -158,15 +174,16 @@ class Subset:
 
 
 def labelled(source: Source) -> Source:
-    """The labelled samples: STL-10's training images are mostly without a label."""
+    """Returns the labelled samples; STL-10's training images are mostly unlabelled."""
     known = source.labels >= 0
     return source if known.all() else Subset(source, np.flatnonzero(known))
 
 
 def share_of_classes(source: Source, share: float, seed: int) -> Subset:
-    """The same share of each class, rounded to whole images; which ones is a function of `seed` and the labels.
+    """Takes the same share of each class, rounded to whole images.
 
-    For few-label training. InputError, naming the class, if nothing would be left of one.
+    The choice is a function of `seed` and the labels. For few-label training. InputError, naming the class, if nothing
+    would be left of one.
     """
     chosen = []
     for label, name in enumerate(source.classes):
@@ -184,27 +201,27 @@ def share_of_classes(source: Source, share: float, seed: int) -> Subset:
 
 
 def hold_out(source: Source, share: float, seed: int) -> tuple[Subset, Subset]:
-    """(the rest, the held-out part): a share of each class, of at least 1 image, and never all of a class.
+    """Splits a source into (the rest, the held-out part).
 
-    A choice of hyper-parameters is made on the held-out part, so that it does not see the images of the final figure.
-    InputError if a class has 1 image only.
+    The held-out part is a share of each class, of at least 1 image, and never all of a class. Hyper-parameters are
+    chosen on it, so that the choice does not see the images of the final figure. InputError if a class has 1 image
+    only.
     """
     held = np.zeros(len(source), dtype=bool)
     for label, name in enumerate(source.classes):
         members = np.flatnonzero(source.labels == label)
         if len(members) == 1:
-            raise InputError(
-                f"class {name!r} has 1 training image, so none can be held out to choose by: give it more images"
-            )
+            raise InputError(f"class {name!r} has 1 training image, so none can be held out: give it more images")
         count = min(max(1, round(share * len(members))), max(0, len(members) - 1))
         held[members[permutation(stream_key(seed, label, Purpose.HELD_OUT), len(members))[:count]]] = True
     return Subset(source, np.flatnonzero(~held)), Subset(source, np.flatnonzero(held))
 
 
 def folds(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """The fold, 0 ... count - 1, of each sample: int64 [n]. Every class is dealt out evenly, in an order of `seed`.
+    """Returns each sample's fold, 0 ... count - 1: int64 [n].
 
-    InputError if a class has fewer images than there are folds.
+    Every class is spread evenly over the folds, in an order of `seed`. InputError if a class has fewer images than
+    there are folds.
     """
     fold = np.zeros(len(labels), dtype=np.int64)
     for label in np.unique(labels):

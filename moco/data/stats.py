@@ -1,9 +1,9 @@
-"""`python -m moco.data.stats DATA`: mean and standard deviation of each channel, as the flags that take them.
+"""Prints mean and standard deviation of each channel, as flags.
 
     python -m moco.data.stats /data/satellite --channels 13 --value-range 0,10000
 
-reads the images of train/ (or a folder without splits) as the trainer does, and prints the values for `--mean` and
-`--std`. Every image weighs the same, as it does in training.
+It reads the images of train/ (or a folder without splits) as the trainer does, and prints the values for `--mean` and
+`--std`. Every image has the same weight, as in training.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ Moments = tuple[np.ndarray, np.ndarray]  # means of a channel's values and of th
 def channel_statistics(
     source: Source, workers: int = 1, skip_bad_images: bool = False
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """(mean, standard deviation) float64 [C] of values / 255, and a line for each image that was left out.
+    """Returns mean and standard deviation of each channel, and the bad images.
 
-    The sum over images runs in their order, so the result does not depend on `workers`. InputError for an image that
-    cannot be read, unless these are skipped; InputError too if none is left.
+    Both are float64 [C], of values / 255. Each image that was left out has a line. The sum over images runs in their
+    order, so the result does not depend on `workers`. InputError for an image that cannot be read, unless these are
+    skipped, and also if none is left.
     """
     first = second = np.zeros(channels_of(source))
     bad = []
@@ -41,7 +42,7 @@ def channel_statistics(
         if isinstance(found, BadImage):
             line = f"{source.name(index)}: {found}"
             if not skip_bad_images:
-                raise InputError(f"{line}. Repair or remove it, or pass --skip-bad-images")
+                raise InputError(f"{line}; repair or remove it, or pass --skip-bad-images")
             bad.append(line)
         else:
             first = first + found[0]
@@ -54,7 +55,7 @@ def channel_statistics(
 
 
 def _in_order(source: Source, workers: int) -> Iterator[tuple[int, Moments | BadImage]]:
-    """The moments of each image, a few images ahead of who asks for them."""
+    """Yields the moments of each image in order, a few images ahead."""
 
     def look(index: int) -> Moments | BadImage:
         try:
@@ -80,7 +81,7 @@ def _in_order(source: Source, workers: int) -> Iterator[tuple[int, Moments | Bad
 
 
 def flags(pixels: PixelFormat, value_range: str | None, mean: np.ndarray, std: np.ndarray) -> str:
-    """The words for main_moco.py and main_lincls.py."""
+    """Returns the words for main_moco.py and main_lincls.py."""
     words = [f"--channels {pixels.channels}"] if pixels.channels != 3 else []
     if value_range is not None:
         words.append(f"--value-range={value_range}")

@@ -1,8 +1,8 @@
-"""Threads that end: a few daemon threads that run tasks from a queue, and stop at once when told.
+"""Runs tasks on daemon threads that stop at once when told.
 
 concurrent.futures waits at exit until a thread has returned, so one read that hangs (a dead network disk) would hang
-the process; and plain daemon threads that are inside native code when the interpreter goes away abort it. Here the
-threads are told to stop and joined at exit, and only those that are stuck are left behind.
+the process. Plain daemon threads that run native code during the interpreter's shutdown abort the process. Here the
+threads are told to stop and joined at exit. Only those that are stuck are left behind.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ import torch
 
 from moco.distributed import local_world_size
 
-Task = Callable[[], None]  # must not raise: it delivers its errors itself
+Task = Callable[[], None]  # must not raise: it passes its errors on itself
 
-JOIN_SECONDS = 5.0  # a thread that is not done with one image by then is stuck
+JOIN_SECONDS = 5.0  # a thread that needs longer for one image is stuck
 
 _open_crews: weakref.WeakSet[Crew] = weakref.WeakSet()
 
 
 def worker_count(wished: int | None = None) -> int:
-    """Threads for this process: its part of the cores, and at most its part of the `wished` threads of the node.
+    """Returns the number of threads for this process.
 
-    The processes of a node share both, as in MoCo; the cores are those that the process may run on.
+    It is the process's part of the cores, and at most its part of the `wished` threads of the node. The processes of a
+    node share both, as in MoCo. The cores are those that the process may run on.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     fair = max(1, cores // local_world_size())
@@ -37,7 +38,10 @@ def worker_count(wished: int | None = None) -> int:
 
 
 class Crew:
-    """`size` threads that run tasks in the order given. A context manager: leaving it drops the tasks not yet begun."""
+    """Runs tasks in the order given, on `size` threads.
+
+    As a context manager it drops the tasks not yet begun when it ends.
+    """
 
     def __init__(self, size: int, name: str = "loader") -> None:
         self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
@@ -59,13 +63,13 @@ class Crew:
         self._tasks.put(task)
 
     def close(self) -> None:
-        """Ends the threads; a stuck one is left to itself after JOIN_SECONDS."""
+        """Ends the threads; a stuck one is abandoned after JOIN_SECONDS."""
         self._stop.set()
         for _ in self._threads:
             self._tasks.put(None)
         threads = self._threads
         self._threads = []
-        if not threads:  # closed before: a generator may end when Python has already cleared this module's names
+        if not threads:  # closed before: a generator may end after Python has cleared this module's names
             return
         for thread in threads:
             if thread is not threading.current_thread():
@@ -81,9 +85,9 @@ class Crew:
 
 
 def _work(tasks: queue.SimpleQueue[Task | None], stop: threading.Event, ready: threading.Semaphore) -> None:
-    # No reference to the crew here, so that a forgotten crew can be collected.
-    # Without this each thread would keep a team of OpenMP threads of its own for torch's operations. The setting is the
-    # thread's, but also the default of threads to come; asking first makes torch take this thread's default now.
+    # No reference to the crew here, so that a crew without other references can be collected.
+    # Without the next line each thread would keep its own team of OpenMP threads for torch's operations. The setting is
+    # the thread's, but also the default of later threads; asking first makes torch take this thread's default now.
     torch.get_num_threads()
     torch.set_num_threads(1)
     ready.release()

@@ -1,6 +1,7 @@
-"""TIFF files with several channels in a page, such as a satellite's bands: read where tifffile is installed.
+"""Reads TIFF files with several channels in a page, with tifffile.
 
-Pillow refuses most of them, and of others it gives the first channels or the upper eight bits without a word.
+A satellite's bands are an example. Pillow refuses most such files. Of others it gives, without a warning, only the
+first channels or the upper eight bits.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _SAMPLES = 277  # tags
 _BITS = 258
 _PHOTOMETRIC = 262
 _ORIENTATION = 274
-_PLAIN = (0, 1, 2)  # photometric interpretations whose channels are what was measured: grey and RGB
+_PLAIN = (0, 1, 2)  # photometric interpretations whose channels are the measured values: grey and RGB
 
 
 def is_tiff(data: bytes) -> bool:
@@ -29,9 +30,9 @@ def is_tiff(data: bytes) -> bool:
 
 
 def read_bands(data: bytes) -> np.ndarray | None:
-    """[H, W, C] of the first page, where it has several channels and Pillow does not give all of them; else None.
+    """Reads the first page if Pillow does not give all channels.
 
-    Raises BadImage, with advice where tifffile is missing.
+    [H, W, C]. None for other files, and for a page of one channel. Raises BadImage, with advice if tifffile is missing.
     """
     if _pillow_gives_all(data):
         return None
@@ -49,7 +50,7 @@ def read_bands(data: bytes) -> np.ndarray | None:
             if height * width > 2 * (Image.MAX_IMAGE_PIXELS or height * width):  # as Pillow
                 raise BadImage(f"its header gives it a size of {width}×{height} pixels")
             if page.tags.valueof(_ORIENTATION, 1) != 1:
-                raise BadImage("it is turned by its orientation tag, which is not read here: save it upright")
+                raise BadImage("its orientation tag turns it, which is not supported: save it upright")
             values = page.asarray()
     except BadImage:
         raise
@@ -57,15 +58,18 @@ def read_bands(data: bytes) -> np.ndarray | None:
         reason = " ".join(str(problem).split()) or type(problem).__name__
         raise BadImage(f"tifffile cannot read it ({reason})") from None
     if values.ndim != 3:
-        raise BadImage(f"its first page has the shape {list(values.shape)}, which is no picture")
+        raise BadImage(f"its first page has the shape {list(values.shape)}, which is not an image")
     return values if values.shape[:2] == (height, width) else np.moveaxis(values, 0, 2)
 
 
 def _pillow_gives_all(data: bytes) -> bool:
-    """Whether Pillow opens the file, and either with one channel, or with all channels of 8 bits."""
+    """Returns True if Pillow reads the file without loss.
+
+    That is: one channel, or all channels of 8 bits.
+    """
     try:
         image = Image.open(io.BytesIO(data))
-    except Exception:  # unidentified, or damaged: tifffile says it better
+    except Exception:  # unidentified, or damaged: tifffile gives a better message
         return False
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return True

@@ -1,4 +1,4 @@
-"""Encoders by name, and out of other projects' checkpoints (`files`)."""
+"""Builds encoders by name, and reads them from other projects' checkpoints (`files`)."""
 
 from moco.encoders.channels import input_channels as input_channels
 from moco.encoders.heads import Projector as Projector, build_mlp as build_mlp

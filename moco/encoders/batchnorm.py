@@ -1,9 +1,9 @@
-"""Keeping BatchNorm from telling which key belongs to a query (`--bn`).
+"""Keeps BatchNorm from revealing which key belongs to a query (`--bn`).
 
-A query and its key that are normalised together share batch statistics, and the encoder learns to read the answer off
-them (He et al. 2020, §3.3). MoCo's cure is to shuffle the keys over the ranks, so that the two are normalised in
-different company. On one process there is no other rank: there, split the batch into virtual groups, and permute the
-keys over the groups.
+If a query and its key are normalised together, they share batch statistics, and the encoder learns to find the key by
+them (He et al. 2020, §3.3). MoCo shuffles the keys over the ranks, so that query and key are normalised in different
+batches. One process has no other rank. There, split the batch into virtual groups, and permute the keys over the
+groups.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ BN_MODES = ("shuffle", "split", "sync", "local")
 
 
 def isolate_batchnorm(encoder: nn.Module, mode: str, group_size: int, device: torch.device) -> nn.Module:
-    """`encoder` with its BatchNorm layers as `mode` asks: replaced for 'split' and 'sync', else unchanged."""
+    """Replaces the encoder's BatchNorm layers for 'split' and 'sync'; returns it.
+
+    Other modes leave it unchanged.
+    """
     if mode not in BN_MODES:
         raise InputError(f"--bn {mode} is unknown; choose one of {', '.join(BN_MODES)}")
     if mode == "sync":
@@ -33,13 +36,13 @@ def isolate_batchnorm(encoder: nn.Module, mode: str, group_size: int, device: to
         _replace(encoder, SyncBatchNorm)
     if mode == "split":
         if group_size < 2:
-            raise InputError(f"--bn-group-size must be at least 2, not {group_size}: one sample has no statistics")
+            raise InputError(f"--bn-group-size must be at least 2, not {group_size}: a single sample has no statistics")
         _replace(encoder, partial(SplitBatchNorm, group_size=group_size))
     return encoder
 
 
 def _replace(module: nn.Module, kind: Callable[..., nn.Module]) -> None:
-    """Puts layers of another kind in the place of BatchNorm layers, with the very same parameters and buffers."""
+    """Replaces BatchNorm layers by another kind with the same parameters and buffers."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
             layer = kind(
@@ -50,7 +53,7 @@ def _replace(module: nn.Module, kind: Callable[..., nn.Module]) -> None:
                 affine=child.affine,
                 track_running_stats=child.track_running_stats,
             )
-            # the very tensors, whatever their type
+            # the same tensor objects, of any type
             layer._parameters = child._parameters
             layer._buffers = child._buffers
             setattr(module, name, layer)

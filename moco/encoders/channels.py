@@ -1,4 +1,4 @@
-"""First convolutions for any number of channels: of new networks, and of weights that were trained on RGB."""
+"""Adapts first convolutions to any number of channels."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from torch import Tensor, nn
 
 
 def input_channels(encoder: nn.Module) -> int:
-    """Channels of the images that the encoder was built for."""
+    """Returns the number of channels that the encoder was built for."""
     return getattr(encoder, "_moco_channels", 3)
 
 
 def give_channels(encoder: nn.Module, channels: int) -> None:
-    """Makes the first convolution of three channels one of `channels`; leaves a network without such a one.
+    """Replaces a first convolution of three channels by one of `channels`.
 
-    Its weights are drawn anew, normal, with the old standard deviation times sqrt(3 / channels), so that its outputs
-    have the size that the network was made for.
+    A network without one is left as it is. The weights are drawn anew from a normal distribution, with the old standard
+    deviation times sqrt(3 / channels), so that the outputs keep their size.
     """
     convolutions = [(name, layer) for name, layer in encoder.named_modules() if isinstance(layer, nn.Conv2d)]
     if not convolutions or convolutions[0][1].in_channels != 3:
-        return  # timm's, and factories from outside that know the number
+        return  # timm's networks, and factories from outside, already have the channels
     name, module = convolutions[0]
     new = nn.Conv2d(
         channels,
@@ -42,10 +42,10 @@ def give_channels(encoder: nn.Module, channels: int) -> None:
 
 
 def weights_for(wanted: dict[str, Tensor], offered: dict[str, Tensor], channels: int) -> tuple[dict[str, Tensor], str]:
-    """`offered` with its first convolution, if that is of RGB, made for `channels`; and a note about it.
+    """Adapts an RGB network's first convolution in `offered` to `channels`.
 
-    timm's rule for `in_chans`: the sum over RGB for one channel, else RGB over and over, times 3 / channels. Weights of
-    another number than three are left as they are.
+    Returns the weights and a note. timm's rule for `in_chans`: for one channel the sum over RGB, else RGB repeated,
+    times 3 / channels. Weights of another number of channels than three do not change.
     """
     odd = [key for key, value in wanted.items() if key in offered and offered[key].shape != value.shape]
     if channels == 3 or len(odd) != 1:
@@ -57,5 +57,5 @@ def weights_for(wanted: dict[str, Tensor], offered: dict[str, Tensor], channels:
         return offered, ""
     from timm.models import adapt_input_conv  # here, because timm takes half a second to import
 
-    rule = "the sum over RGB" if channels == 1 else f"RGB over and over, times 3/{channels}"
+    rule = "the sum over RGB" if channels == 1 else f"RGB repeated, times 3/{channels}"
     return offered | {key: adapt_input_conv(channels, there)}, f"{key} for {channels} channels: {rule}"

@@ -1,4 +1,4 @@
-"""Files that hold encoders: torch, safetensors, folders of moco.export and Hugging Face."""
+"""Opens files with encoders: torch, safetensors, moco.export and Hugging Face."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ METADATA = "metadata.json"  # beside the weights in a folder that moco.export ha
 
 
 def open_weights(path: Path) -> dict[str, Any]:
-    """Reads the checkpoint's dict.
+    """Reads the dict of a checkpoint.
 
     Its tensors are in the dict itself or in an entry such as 'state_dict', beside `arch` and other entries.
     path: a torch or safetensors file, or a folder of moco.export or `timm.models.save_for_hf`. InputError if it is
@@ -28,7 +28,7 @@ def open_weights(path: Path) -> dict[str, Any]:
                 about = _read_json(path / told)
                 file = name or about.get("file")
                 if not isinstance(file, str) or Path(file).name != file:  # it may come from a stranger
-                    raise InputError(f"{path / told} names no file beside it: give the checkpoint file itself")
+                    raise InputError(f"{path / told} does not name a file beside it: give the checkpoint file itself")
                 return open_weights(path / file) | _described(about)
         raise InputError(f"{path} is a folder without {METADATA} or config.json: give the checkpoint file itself")
     if path.suffix == ".safetensors":
@@ -65,7 +65,10 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _described(about: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint's entries from moco.export's metadata, or from the config.json of timm's folders."""
+    """Makes a checkpoint's entries from the metadata beside the weights.
+
+    The metadata is moco.export's, or the config.json of timm's folders.
+    """
     if "architecture" in about:
         return {"arch": f"timm:{about['architecture']}"}
     return {key: about[key] for key in ("arch", "epoch") if about.get(key) is not None} | (

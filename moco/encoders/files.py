@@ -1,8 +1,9 @@
 """Reads encoders from checkpoints of this and other projects.
 
-A layout is a prefix in front of the encoder's own keys; a few projects also number or rename its parts. A trunk is
-taken whole or not at all: a checkpoint whose names or shapes do not cover it is refused, because an encoder that is
-partly untrained gives figures that look merely bad. So is one that would be taken, and be another function.
+A layout is a prefix of the encoder's own keys. A few projects also number or rename the parts. A trunk is loaded
+completely or not at all. A checkpoint is refused if its names or shapes do not cover the trunk, because a partly
+untrained encoder gives plausible but worse figures. It is also refused if the tensors fit but the network computes
+another function.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from moco.encoders.preprocessing import Preprocessing
 from moco.errors import InputError
 from moco.plugins import is_outside
 
-# (prefix of the encoder's keys, who writes it); the first one found is taken, so the special ones come first.
+# (prefix of the encoder's keys, who writes it); the first match is taken, so special prefixes come first.
 LAYOUTS: tuple[tuple[str, str], ...] = (
     ("module.encoder_q.", "MoCo"),
     ("encoder_q.", "MoCo, without DistributedDataParallel"),
@@ -38,20 +39,20 @@ LAYOUTS: tuple[tuple[str, str], ...] = (
 )
 # moco-v3's vit_base is timm's network too, under timm's name; its other ViTs are ours (moco/encoders/vit.py).
 _MOCO_V3_ARCHS = {"vit_base": "timm:vit_base_patch16_224"}
-# Buffers of known projects that hold no state: the align/uniform fork's label for its contrastive term.
+# These buffers hold no state: the align/uniform fork's label for its contrastive term.
 STATELESS = ("scalar_label",)
-# Parts that torchvision's networks have only while they are trained with labels.
+# torchvision's networks have these parts only while they are trained with labels.
 _AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
-# Where a checkpoint keeps its weights, unless it is nothing but weights; DINO evaluates its teacher.
+# A checkpoint keeps its weights under one of these, or is only weights; DINO evaluates its teacher.
 _WEIGHTS = ("state_dict", "model", "teacher", "student", "model_state_dict")
-# lightly takes a ResNet apart into a Sequential: its parts that have tensors, in their order.
+# lightly makes a ResNet a Sequential; these are its parts with tensors, in order.
 _PARTS = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
-_AVERAGES = re.compile(r"momentum|target|teacher|ema|key|_k\b")  # in the names of encoders that follow another one
+_AVERAGES = re.compile(r"momentum|target|teacher|ema|key|_k\b")  # in the names of moving averages of encoders
 
 
 @dataclass(frozen=True)
 class EncoderFile:
-    """An encoder in a checkpoint."""
+    """Holds an encoder from a checkpoint."""
 
     path: Path
     layout: str
@@ -65,13 +66,13 @@ class EncoderFile:
 
 @dataclass(frozen=True)
 class Loaded:
-    """The result of `load_trunk`: names of tensors."""
+    """Lists the names of tensors that `load_trunk` did or did not load."""
 
     matched: list[str]
     skipped: list[str]  # in the file but not in the trunk, such as its classifier
     missing: list[str]
     others: int = 0  # tensors of the file's other parts
-    adapted: str = ""  # a weight that was made for another number of channels
+    adapted: str = ""  # a note about a weight adapted to another number of channels
 
     def __str__(self) -> str:
         text = f"{len(self.matched)} tensors of the trunk loaded"
@@ -85,7 +86,7 @@ class Loaded:
 
 
 def network_of(file: EncoderFile, arch: str | None, arguments: Sequence[str]) -> tuple[str, list[str]]:
-    """(network in `file`, its arguments if it is a module:factory).
+    """Returns the network in `file`, and a module:factory's arguments.
 
     arch, arguments: those of the command line; they have priority. InputError if neither names the network, or if only
     the file names a module:factory: a checkpoint must not decide what code is imported.
@@ -104,9 +105,11 @@ def network_of(file: EncoderFile, arch: str | None, arguments: Sequence[str]) ->
 
 
 def read_encoder(path: str | Path) -> EncoderFile:
-    """The encoder in a checkpoint of any layout in `LAYOUTS`: a torch or safetensors file, or a folder that moco.export
-    or `timm.models.save_for_hf` wrote, here or as hf-hub:USER/NAME. InputError if there is none or a number is not
-    finite."""
+    """Reads the encoder in a checkpoint of any layout in `LAYOUTS`.
+
+    path: a torch or safetensors file, or a folder that moco.export or `timm.models.save_for_hf` wrote, here or as
+    hf-hub:USER/NAME. InputError if there is no encoder or a number is not finite.
+    """
     content = open_weights(hub.fetch(str(path)) if hub.is_hub(path) else Path(path))
     # torch.compile puts _orig_mod into the names
     weights = {key.replace("_orig_mod.", ""): value for key, value in _weights(content, path).items()}
@@ -135,7 +138,7 @@ def read_encoder(path: str | Path) -> EncoderFile:
 
 
 def _weights(content: dict[str, Any], path: str | Path) -> dict[str, Tensor]:
-    """The dict of tensors: the checkpoint itself or one of its usual entries."""
+    """Finds the dict of tensors: the checkpoint itself or a usual entry."""
     for candidate in (*(content.get(name) for name in _WEIGHTS), content):
         if isinstance(candidate, dict):
             tensors = {key: value for key, value in candidate.items() if isinstance(value, Tensor)}
@@ -150,7 +153,7 @@ def _arch(arch: str, prefix: str) -> str:
 
 
 def _library_names(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """torchvision's names for a ResNet that uses others.
+    """Gives a ResNet torchvision's names if it uses others.
 
     lightly numbers its parts; some projects call the downsampling "shortcut".
     """
@@ -167,7 +170,7 @@ def _library_names(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
 
 
 def _another_function(path: Path, what: str) -> InputError:
-    """The error for a network with the same tensors but another computation."""
+    """Returns the error for a network with equal tensors but another computation."""
     return InputError(f"{path} holds {what}: no network here computes the same; use that project's ResNet for ImageNet")
 
 
@@ -181,9 +184,9 @@ def _is_counter(key: str) -> bool:
 
 
 def _find(wanted: dict[str, Tensor], file: EncoderFile) -> EncoderFile:
-    """`file`, or its part under an unknown prefix that has all names of the trunk.
+    """Returns `file`, or its part under an unknown prefix with the trunk.
 
-    Of several such parts the one that is no moving average of another. InputError if several are left.
+    Of several such parts it takes the one that is no moving average. InputError if several are left.
     """
     needed = {key for key in wanted if not _is_counter(key)}
     if needed <= file.state.keys():
@@ -197,7 +200,7 @@ def _find(wanted: dict[str, Tensor], file: EncoderFile) -> EncoderFile:
     leading = {prefix: state for prefix, state in found.items() if not _AVERAGES.search(prefix)} or found
     if len(leading) > 1:
         names = " and ".join(sorted(leading))
-        raise InputError(f"{file.path} holds several encoders, {names}: save the one you want to its own file")
+        raise InputError(f"{file.path} holds several encoders, {names}: save one of them to its own file")
     for prefix, state in leading.items():
         others = file.others + [key for key in file.state if not key.startswith(prefix)]
         return replace(file, state=state, others=others, layout=f"under {prefix}")
@@ -229,7 +232,7 @@ def load_trunk(encoder: nn.Module, file: EncoderFile) -> Loaded:
     if lost or unknown or shapes:
         if shapes:
             key = shapes[0]
-            problem = f"{key} is {list(offered[key].shape)} there and {list(wanted[key].shape)} here"
+            problem = f"{key} is {list(offered[key].shape)} in the file and {list(wanted[key].shape)} in the encoder"
         else:
             problem = f"it has no {lost[0]}" if lost else f"it has {unknown[0]}, which is not in this encoder"
         says = f" (the file says {file.arch})" if file.arch else ""
@@ -244,10 +247,11 @@ def load_trunk(encoder: nn.Module, file: EncoderFile) -> Loaded:
 
 
 def read_trunk(path: str | Path, arch: str | None = None, image_size: int | None = None) -> nn.Module:
-    """The trunk of a checkpoint in evaluation mode: [N, C, S, S] -> [N, d].
+    """Reads the trunk of a checkpoint, in evaluation mode.
 
-    arch, image_size: needed if the file does not name them. The trunk's attribute `preprocessing` turns a Pillow image
-    into fp32 [C, S, S], as in the evaluation of the run. InputError as for `read_encoder` and `load_trunk`.
+    It computes [N, C, S, S] -> [N, d]. arch, image_size: needed if the file does not name them. The trunk's attribute
+    `preprocessing` turns a Pillow image into fp32 [C, S, S], as in the evaluation of the run. InputError as for
+    `read_encoder` and `load_trunk`.
     """
     file = read_encoder(path)
     if arch is None and file.arch is None:

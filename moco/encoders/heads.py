@@ -1,4 +1,4 @@
-"""Projection heads and predictors: linear layers with ReLU, and BatchNorm if asked."""
+"""Builds projection heads and predictors."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Projector:
-    """The shape of a projection head: `layers` linear layers with ReLU between them.
+    """Describes a projection head: `layers` linear layers with ReLU between them.
 
-    width: between the layers; None: that of the input. bn: BatchNorm after each layer, the last without scale and
-    shift, and no biases (Chen, Xie & He 2021; facebookresearch/moco-v3's `_build_mlp`). last_bn: also after the last.
+    width: between the layers; None: that of the input. bn: BatchNorm after each layer, and no biases; the last
+    BatchNorm has no scale and shift (Chen, Xie & He 2021; facebookresearch/moco-v3's `_build_mlp`). last_bn: also after
+    the last layer.
     """
 
     layers: int = 2
@@ -23,7 +24,10 @@ class Projector:
 
 
 def build_mlp(dim_in: int, dim_out: int, shape: Projector) -> nn.Sequential:
-    """[N, dim_in] -> [N, dim_out]. Layers are numbered as in moco-v3: linear, BatchNorm if any, ReLU, linear, ..."""
+    """Builds a head: [N, dim_in] -> [N, dim_out].
+
+    Layers are numbered as in moco-v3: linear, BatchNorm if any, ReLU, linear, ...
+    """
     widths = [dim_in, *[shape.width or dim_in] * (shape.layers - 1), dim_out]
     layers: list[nn.Module] = []
     for number, (narrow, wide) in enumerate(pairwise(widths), start=1):

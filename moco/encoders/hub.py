@@ -1,4 +1,4 @@
-"""Encoders of the Hugging Face hub: `hf-hub:USER/NAME`, with @REVISION where another one than the newest is meant."""
+"""Fetches encoders from the Hugging Face hub: `hf-hub:USER/NAME[@REVISION]`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from moco.errors import InputError
 
 PREFIX = "hf-hub:"
-# What may be opened: never a pickle that could run code; .pth is loaded as weights alone (moco/run/checkpoint.py).
+# Only these are fetched, so no pickle can run code; .pth is loaded as weights alone (moco/run/checkpoint.py).
 _READ = ["config.json", "metadata.json", "*.safetensors", "*.pth", "*.pth.tar"]
 
 
@@ -16,14 +16,17 @@ def is_hub(path: str | Path) -> bool:
 
 
 def fetch(name: str) -> Path:
-    """The folder of `name`, hf-hub:USER/NAME, in the library's cache. InputError if it cannot be had."""
+    """Fetches hf-hub:USER/NAME; returns its folder in the library's cache.
+
+    InputError if it cannot be fetched.
+    """
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        raise InputError(f"{name} is read by huggingface_hub: pip install 'momentum-contrast[hub]'") from error
+        raise InputError(f"{name} needs huggingface_hub: pip install 'momentum-contrast[hub]'") from error
     repository, _, revision = name.removeprefix(PREFIX).partition("@")
     try:
         return Path(snapshot_download(repository, revision=revision or None, allow_patterns=_READ))
-    except Exception as error:  # no network, no such name, no right to read it: the library raises many kinds
+    except Exception as error:  # no network, no such name, no permission to read it: the library raises many kinds
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"{name} cannot be fetched: {why}; check the name, or log in with `hf auth login`") from error

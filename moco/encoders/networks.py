@@ -1,4 +1,4 @@
-"""Encoders by name. Their classifier is the projection head.
+"""Builds encoders by name; their classifier is the projection head.
 
 As in MoCo, `num_classes` is the dimension. `build_encoder` returns the plain torchvision or timm module, so state keys
 are those of the library (`conv1.weight`, ..., `fc.weight`). `own` has the networks that those libraries lack.
@@ -22,19 +22,22 @@ from moco.encoders.own import OWN
 from moco.errors import InputError
 
 _TIMM = "timm:"
-# Their last layer is a convolution followed by a ReLU: there is no linear classifier to replace or to leave out.
+# Their last layer is a convolution followed by a ReLU: they have no linear classifier to replace or to remove.
 _WITHOUT_LINEAR = ("squeezenet1_0", "squeezenet1_1")
 MOCO_V3_VITS = ("vit_small", "vit_base", "vit_conv_small", "vit_conv_base")  # moco/encoders/vit.py
 
 
 def available() -> list[str]:
-    """Names that `build_encoder` takes, beside `timm:NAME` for every name that timm knows."""
+    """Lists the names that `build_encoder` takes, beside timm:NAME.
+
+    timm:NAME works for every name that timm knows.
+    """
     of_torchvision = [name for name in models.list_models(module=models) if name not in _WITHOUT_LINEAR]
     return sorted([*OWN, *MOCO_V3_VITS, *of_torchvision])
 
 
 def check_arch(arch: str | None, arguments: Sequence[str]) -> None:
-    """InputError if a module:factory cannot be found, or a built-in network gets arguments."""
+    """Raises InputError for a missing module:factory, or arguments of a built-in network."""
     plugins.check_unused("--arch", arch, arguments)
     if arch is not None and plugins.is_outside(arch):
         plugins.find("--arch", arch, arguments, 1)
@@ -49,15 +52,15 @@ def build_encoder(
     projector: Projector | None = None,
     channels: int = 3,
 ) -> nn.Module:
-    """The network `arch`, untrained, `[N, channels, S, S] -> [N, num_classes]`.
+    """Builds the untrained network `arch`: [N, channels, S, S] -> [N, num_classes].
 
     arch module:factory is called as `factory(num_classes, **arguments)`; its last linear layer is the classifier.
     arguments: the --arch-arg words.
 
-    `mlp` makes its classifier Linear(d, d)-ReLU-Linear(d, num_classes), without BatchNorm (MoCo v2); `projector`
-    is a head of another shape in its place. `image_size` S is given to the networks that are built for one size (ViT,
-    MaxViT), and the network is tried on one blank image of it.
-    InputError: unknown arch (with near names), no linear classifier, an image size that the network does not take.
+    `mlp` makes its classifier Linear(d, d)-ReLU-Linear(d, num_classes), without BatchNorm (MoCo v2). `projector` is a
+    head of another shape instead. Networks that are built for one size (ViT, MaxViT) get `image_size` S, and the
+    network is tried on one blank image of it. InputError: unknown arch (with near names), no linear classifier, an
+    image size that the network does not take.
     """
     if num_classes < 1:
         raise InputError(f"the encoder's output needs at least 1 dimension, not {num_classes}")
@@ -87,9 +90,9 @@ def build_encoder(
 
 
 def freeze_patches(encoder: nn.Module, arch: str) -> None:
-    """Keeps a ViT's projection of patches at its random start, which is MoCo v3's cure for unstable training.
+    """Freezes a ViT's patch projection at its random start.
 
-    InputError if the encoder has no such projection.
+    MoCo v3 does so against unstable training. InputError if the encoder has no such projection.
     """
     projection = getattr(getattr(encoder, "patch_embed", None), "proj", None)
     if not isinstance(projection, nn.Conv2d):
@@ -98,22 +101,22 @@ def freeze_patches(encoder: nn.Module, arch: str) -> None:
 
 
 def classifier_name(encoder: nn.Module) -> str:
-    """The name of the encoder's last layer or `mlp` head, such as 'heads.head'."""
+    """Returns the name of the last layer or head, such as 'heads.head'."""
     name = getattr(encoder, "_moco_classifier", None)
     return name if name is not None else _find_classifier(encoder, type(encoder).__name__)
 
 
 def feature_dim(encoder: nn.Module) -> int:
-    """Width of what the classifier reads: the dimension of the trunk's features."""
+    """Returns the dimension of the trunk's features, which the classifier reads."""
     layers = encoder.get_submodule(classifier_name(encoder)).modules()
     return next(layer.in_features for layer in layers if isinstance(layer, nn.Linear))
 
 
 def trunk(encoder: nn.Module) -> nn.Module:
-    """The encoder without its classifier: [N, C, S, S] -> [N, feature_dim].
+    """Returns the encoder without its classifier.
 
-    It shares all parameters and buffers. Only the containers on the path to the classifier are copied; the encoder
-    itself does not change.
+    It computes [N, C, S, S] -> [N, feature_dim]. It shares all parameters and buffers. Only the containers on the path
+    to the classifier are copied; the encoder itself does not change.
     """
     view = _shallow_copy(encoder)
     owner = view
@@ -126,7 +129,7 @@ def trunk(encoder: nn.Module) -> nn.Module:
 
 
 def _shallow_copy(module: nn.Module) -> nn.Module:
-    """A module with the same parameters, buffers and children, in its own dict."""
+    """Copies a module, which keeps the same parameters, buffers and children."""
     view = copy.copy(module)
     view._modules = dict(module._modules)
     return view
@@ -174,9 +177,9 @@ def _build_plain(
 
 
 def torchvision_arguments(arch: str, image_size: int | None) -> dict[str, Any]:
-    """Arguments of `torchvision.models.get_model` beside the name, for `build_encoder`."""
+    """Returns `torchvision.models.get_model`'s arguments beside the name."""
     if arch in ("googlenet", "inception_v3"):
-        return {"aux_logits": False, "init_weights": True}  # with auxiliary classifiers their output is not one tensor
+        return {"aux_logits": False, "init_weights": True}  # with auxiliary classifiers the output is not one tensor
     if image_size is not None and arch.startswith("vit_"):
         return {"image_size": image_size}
     if image_size is not None and arch.startswith("maxvit_"):
@@ -185,7 +188,7 @@ def torchvision_arguments(arch: str, image_size: int | None) -> dict[str, Any]:
 
 
 def _build_timm(name: str, num_classes: int, image_size: int | None, channels: int) -> nn.Module:
-    import timm  # here, because it takes half a second that the other names need not wait for
+    import timm  # here, because it takes half a second to import
 
     if not timm.is_model(name):
         raise _unknown(_TIMM + name)
@@ -197,7 +200,7 @@ def _build_timm(name: str, num_classes: int, image_size: int | None, channels: i
 
 
 def _unknown(arch: str) -> InputError:
-    """The error for an unknown name, with the nearest names of torchvision and timm."""
+    """Returns the error for an unknown name, with the nearest known names."""
     names = available()
     try:
         import timm
@@ -205,7 +208,7 @@ def _unknown(arch: str) -> InputError:
         names += [_TIMM + name for name in timm.list_models()]
     except ImportError:
         pass
-    bare = {name.removeprefix(_TIMM): name for name in reversed(names)}  # torchvision's wins where both have the name
+    bare = {name.removeprefix(_TIMM): name for name in reversed(names)}  # torchvision's is taken if both have the name
     near = [bare[name] for name in difflib.get_close_matches(arch.removeprefix(_TIMM).lower(), bare, n=4, cutoff=0.5)]
     hint = (
         f"did you mean {', '.join(near)}?"
@@ -216,7 +219,7 @@ def _unknown(arch: str) -> InputError:
 
 
 def _find_classifier(encoder: nn.Module, arch: str) -> str:
-    """Name of the classifier: timm's `default_cfg`, else the last linear layer."""
+    """Finds the classifier's name: timm's `default_cfg`, else the last linear layer."""
     name = getattr(encoder, "default_cfg", {}).get("classifier") if hasattr(encoder, "default_cfg") else None
     if name is None:
         linear = [dotted for dotted, module in encoder.named_modules() if isinstance(module, nn.Linear)]
@@ -235,7 +238,10 @@ def _replace(encoder: nn.Module, dotted: str, module: nn.Module) -> None:
 
 
 def check_image_size(encoder: nn.Module, arch: str, image_size: int, flag: str = "--image-size") -> Any:
-    """The output for one blank image, in evaluation mode: BatchNorm's statistics stay. InputError if it has none."""
+    """Returns the output for one blank image; BatchNorm's statistics do not change.
+
+    InputError if the encoder does not take the image.
+    """
     channels = input_channels(encoder)
     encoder.eval()
     try:

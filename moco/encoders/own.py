@@ -1,7 +1,7 @@
-"""Networks that torchvision and timm lack.
+"""Defines networks that torchvision and timm lack.
 
 The small-image ResNets (3x3 stem of stride 1, no max-pool) are those of MoCo's CIFAR demo and of Wang & Liu.
-SmallAlexNet is that of Wang & Isola's STL-10 runs. SmallCNN is a four-layer net for images of 32 pixels.
+SmallAlexNet is that of Wang & Isola's STL-10 runs. SmallCNN has four layers, for images of 32 pixels.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from torchvision import models
 
 
 class SmallAlexNet(nn.Module):
-    """AlexNet for 64 x 64 images with BatchNorm and half the channels.
+    """Implements AlexNet for 64 x 64 images, with half the channels.
 
-    Wang & Isola, ICML 2020, for STL-10 and NYU-Depth.
+    With BatchNorm. Wang & Isola, ICML 2020, for STL-10 and NYU-Depth.
     `[N, 3, 64, 64] -> [N, num_classes]`. `blocks[i]` is layer i + 1 of the paper (conv1 ... conv5, fc6, fc7), `fc` fc8.
     """
 
@@ -45,7 +45,7 @@ class SmallAlexNet(nn.Module):
 
 
 class SmallCNN(nn.Module):
-    """Four 3x3 convolutions with BatchNorm and ReLU, then the spatial mean.
+    """Has four 3x3 convolutions with BatchNorm and ReLU, then the spatial mean.
 
     The first three have stride 2. `[N, 3, S, S] -> [N, num_classes]`, made for S = 32; fast enough to pretrain on the
     digits with two CPU cores.

@@ -1,6 +1,7 @@
-"""The preprocessing of a photograph for an encoder.
+"""Prepares a photograph for an encoder.
 
-Key names of a checkpoint do not tell it."""
+The key names of a checkpoint do not tell how.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +24,11 @@ from moco.run.options import DataOptions
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """The central square, of `crop` of the shorter side, resampled to `size` px; then (value / 255 - mean) / std.
+    """Resamples the central square to `size` pixels and normalises it.
 
-    `preprocessing(image)`: a Pillow image or an array [H, W, C] -> fp32 [C, size, size]. C is the length of `mean`.
-    value_range: that of --value-range, for values of more than 8 bits.
+    The square has `crop` of the shorter side. Normalised: (value / 255 - mean) / std. `preprocessing(image)`: a Pillow
+    image or an array [H, W, C] -> fp32 [C, size, size]. C is the length of `mean`. value_range: that of --value-range,
+    for values of more than 8 bits.
     """
 
     size: int = 224
@@ -41,7 +43,7 @@ class Preprocessing:
 
     @classmethod
     def of_run(cls, options: Mapping[str, Any], size: int | None = None, recipe: str | None = None) -> Preprocessing:
-        """The preprocessing of a run with these options, as in its checkpoints.
+        """Returns the preprocessing of a run with the `options` of its checkpoint.
 
         Missing options have the values of ImageNet. InputError for an unknown `recipe`.
         """
@@ -80,10 +82,10 @@ Options = TypeVar("Options", bound=DataOptions)
 
 
 def with_images_of(options: Options, before: Mapping[str, Any]) -> Options:
-    """`options` with the channels of the run with the options `before`, unless they are typed; 3 where nobody says.
+    """Gives `options` the channels of an earlier run, unless they are typed.
 
-    Value range, mean and standard deviation are the run's too, if its images have as many channels; of RGB only on the
-    same data set, as the recipe is.
+    before: the earlier run's options; 3 channels if they do not say. Value range, mean and standard deviation are the
+    run's too, if its images have as many channels. RGB must also have the same data set, as for the augmentations.
     """
     told = _told_images(before)
     channels = options.channels or told.get("channels", 3)
@@ -99,13 +101,13 @@ def with_images_of(options: Options, before: Mapping[str, Any]) -> Options:
 
 
 def _told_images(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint's options say about the images."""
+    """Returns the entries of a checkpoint's options about images."""
     kinds = {"channels": int, "value_range": str, "mean": str, "std": str}
     return {name: options[name] for name, kind in kinds.items() if isinstance(options.get(name), kind)}
 
 
 def suited(dataset: str, options: Mapping[str, Any]) -> tuple[int, str]:
-    """(image size, recipe) for `dataset`.
+    """Returns (image size, augmentations) for `dataset`.
 
     Those of the run with these options if it used the same data set, else the defaults of the data set.
     """

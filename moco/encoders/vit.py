@@ -1,9 +1,9 @@
-"""The vision transformers of MoCo v3 (Chen, Xie & He, ICCV 2021; facebookresearch/moco-v3's `vits.py`).
+"""Defines the vision transformers of MoCo v3.
 
-timm's transformer with another start: fixed 2-D sine-cosine positions, and Xavier-uniform weights where query, key and
-value are three matrices. vit_small has 12 heads of 32, where timm's vit_small_patch16_224 has 6 of 64. Their names of
-tensors are moco-v3's. moco/encoders/networks.py imports this file when one of them is asked for: timm takes half a
-second.
+Chen, Xie & He, ICCV 2021; facebookresearch/moco-v3's `vits.py`. timm's transformer with another start: fixed 2-D
+sine-cosine positions, and Xavier-uniform weights for query, key and value as three matrices. vit_small has 12 heads of
+32; timm's vit_small_patch16_224 has 6 of 64. Their tensors have moco-v3's names. moco/encoders/networks.py imports this
+file only when needed, because timm takes half a second.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 
 class MoCoViT(VisionTransformer):
-    """A transformer over patches of a square image: `[N, 3, S, S] -> [N, num_classes]`, read off its class token.
+    """Implements a transformer over patches: `[N, 3, S, S] -> [N, num_classes]`.
 
-    S: a multiple of `patch`. width: of the tokens, a multiple of 4 and of `heads`. conv_stem: four 3x3 convolutions of
-    stride 2 in place of the patches' projection (Xiao et al. 2021); `patch` is 16 then. ValueError if S does not fit.
+    The output comes from the class token. S: a multiple of `patch`. width: of the tokens, a multiple of 4 and of
+    `heads`. conv_stem: four 3x3 convolutions of stride 2 instead of the patches' projection (Xiao et al. 2021); `patch`
+    is then 16. ValueError if S does not fit.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class MoCoViT(VisionTransformer):
         conv_stem: bool = False,
     ) -> None:
         if image_size % patch:
-            raise ValueError(f"it wants a multiple of {patch}, the side of its patches")
+            raise ValueError(f"it must be a multiple of {patch}, the side of a patch")
         super().__init__(
             img_size=image_size,
             patch_size=patch,
@@ -62,28 +63,28 @@ class MoCoViT(VisionTransformer):
 
 
 def sincos_positions(side: int, width: int, temperature: float = 10_000.0) -> Tensor:
-    """Positions of side x side patches: fp32 [side², width]; quarters of `width` for sin y, cos y, sin x, cos x.
+    """Returns positions of side x side patches: fp32 [side², width].
 
-    y, x: row and column of a patch, counted from 0. The frequencies are temperature^(-4i/width). ValueError unless
-    `width` is a multiple of 4.
+    Quarters of `width` for sin y, cos y, sin x, cos x. y, x: row and column of a patch, counted from 0. The frequencies
+    are temperature^(-4i/width). ValueError unless `width` is a multiple of 4.
     """
     if width % 4:
-        raise ValueError(f"a width of {width} does not split into four")
+        raise ValueError(f"a width of {width} must be a multiple of 4")
     frequencies = temperature ** -(torch.arange(width // 4) / (width // 4))
     y, x = (grid.flatten()[:, None] * frequencies for grid in torch.meshgrid(*[torch.arange(side)] * 2, indexing="ij"))
     return torch.cat([y.sin(), y.cos(), x.sin(), x.cos()], dim=1)
 
 
 class ConvStem(nn.Module):
-    """Four 3x3 convolutions of stride 2, with BatchNorm and ReLU, then a 1x1: [N, 3, S, S] -> [N, (S/16)², width].
+    """Has four 3x3 convolutions of stride 2, then a 1x1.
 
-    It takes timm's PatchEmbed's arguments.
+    [N, 3, S, S] -> [N, (S/16)², width], with BatchNorm and ReLU. It takes the arguments of timm's PatchEmbed.
     """
 
     def __init__(self, img_size: int, patch_size: int, in_chans: int, embed_dim: int, **_: Any) -> None:
         super().__init__()
         if patch_size != 16 or embed_dim % 8:
-            raise ValueError("a convolutional stem has patches of 16 pixels and a width of a multiple of 8")
+            raise ValueError("a convolutional stem needs patches of 16 pixels and a width that is a multiple of 8")
         self.img_size = (img_size, img_size)
         self.patch_size = (16, 16)
         self.grid_size = (img_size // 16, img_size // 16)

@@ -33,7 +33,7 @@ from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from moco import distributed
 from moco.commands import end_with, run_command
@@ -80,12 +80,7 @@ def evaluate(file: EncoderFile, o: EvaluateOptions, device: torch.device) -> dic
     recipe = o.find_recipe(o.recipe or usual_recipe, crop_min)
     encoder, names = network(file, o)
     val = o.open("val", labels_required=False)
-    bank: Source | None = None
-    if (val.labels >= 0).any() and o.has("train"):
-        train = o.open("train", labels_required=False)
-        bank = labelled(train) if (train.labels >= 0).any() else None
-        if bank is not None:
-            check_same_classes(train, val)
+    bank = bank_for(val, o)
     layers = Layers(encoder.to(device), names, size)
     plain = Augment(recipe.for_evaluation(), o.seed)
     x, labels = extract_features(layers, centre_crops(val, recipe, size, o, device), plain)
@@ -94,17 +89,69 @@ def evaluate(file: EncoderFile, o: EvaluateOptions, device: torch.device) -> dic
     of_bank = None
     if bank is not None:
         of_bank = extract_features(layers, centre_crops(bank, recipe, size, o, device), plain)
+    of_all = AllFeatures(x, labels, views, of_bank, len(val.classes))
+    run = file.rest.get("moco_run") or file.rest.get("moco_lincls") or {}
+    about = {"layout": file.layout, "arch": o.arch or file.arch, "epoch": file.epoch, "git": run.get("git")}
+    settings = ("knn_k", "knn_t", "align_alpha", "unif_t", "bins", "seed", "recipe", "image_size")
+    return {
+        "schema": 1,
+        "checkpoint": {"path": str(file.path), **about, "options": file.options},
+        "data": {
+            "dataset": o.dataset,
+            "images": len(labels),
+            "train_images": len(of_bank[1]) if of_bank else 0,
+            "classes": list(val.classes),
+        },
+        "settings": {name: getattr(o, name) for name in settings},
+        "spaces": measure_spaces(of_all, dict(zip(names, layers.widths, strict=True)), o),
+        "git": git_state(),
+        "machine": machine(device),
+        "command_seconds": time.monotonic() - started,
+    }
+
+
+def bank_for(val: Source, o: EvaluateOptions) -> Source | None:
+    """The labelled training images for kNN; None if they or the labels of `val` are missing."""
+    if not (val.labels >= 0).any() or not o.has("train"):
+        return None
+    train = o.open("train", labels_required=False)
+    if not (train.labels >= 0).any():
+        return None
+    bank = labelled(train)
+    check_same_classes(bank, val)
+    return bank
+
+
+@dataclasses.dataclass
+class AllFeatures:
+    """Features of every measured layer, side by side in the last dimension (width W).
+
+    x: of the central squares, [n, W]. views: of two augmented views, [n, 2, W]. bank: of the training images,
+    ([m, W], labels [m]), or None.
+    """
+
+    x: Tensor
+    labels: Tensor
+    views: Tensor
+    bank: tuple[Tensor, Tensor] | None
+    classes: int
+
+
+def measure_spaces(of_all: AllFeatures, widths: dict[str, int], o: EvaluateOptions) -> dict[str, Any]:
+    """The "spaces" of the JSON file. widths: of each layer's features, in their order."""
+    knn = partial(shared_knn_accuracy, classes=of_all.classes, k=o.knn_k, t=o.knn_t)
     spaces = {}
     start = 0
-    for name, width in zip(names, layers.widths, strict=True):
+    for name, width in widths.items():
         part = slice(start, start + width)
         start = start + width
-        q, k = F.normalize(views[..., part], dim=2).unbind(1)
-        bank_x, bank_y = (F.normalize(of_bank[0][:, part], dim=1), of_bank[1]) if of_bank else (None, None)
-        features = Features(
-            F.normalize(x[:, part], dim=1), labels, q, k, bank_x, bank_y, len(val.classes), o.align_alpha, o.unif_t,
-            partial(shared_knn_accuracy, classes=len(val.classes), k=o.knn_k, t=o.knn_t),
-        )  # fmt: skip
+        q, k = F.normalize(of_all.views[..., part], dim=2).unbind(1)
+        x = F.normalize(of_all.x[:, part], dim=1)
+        bank_x, bank_y = None, None
+        if of_all.bank is not None:
+            bank_x = F.normalize(of_all.bank[0][:, part], dim=1)
+            bank_y = of_all.bank[1]
+        features = Features(x, of_all.labels, q, k, bank_x, bank_y, of_all.classes, o.align_alpha, o.unif_t, knn)
         found = measure(features, o.bins)
         spaces[name] = {
             "dim": width,
@@ -114,22 +161,7 @@ def evaluate(file: EncoderFile, o: EvaluateOptions, device: torch.device) -> dic
             "simplex_target": found.simplex_target,
             "histograms": found.histograms,
         }
-    run = file.rest.get("moco_run") or file.rest.get("moco_lincls") or {}
-    about = {"layout": file.layout, "arch": o.arch or file.arch, "epoch": file.epoch, "git": run.get("git")}
-    settings = ("knn_k", "knn_t", "align_alpha", "unif_t", "bins", "seed", "recipe", "image_size")
-    return {
-        "schema": 1,
-        "checkpoint": {"path": str(file.path), **about, "options": file.options},
-        "data": {
-            "dataset": o.dataset, "images": len(labels), "train_images": len(of_bank[1]) if of_bank else 0,
-            "classes": list(val.classes),
-        },
-        "settings": {name: getattr(o, name) for name in settings},
-        "spaces": spaces,
-        "git": git_state(),
-        "machine": machine(device),
-        "command_seconds": time.monotonic() - started,
-    }  # fmt: skip
+    return spaces
 
 
 def table(found: dict[str, Any]) -> str:

@@ -1,1 +1,1 @@
-"""An encoder in other projects' formats: `python -m moco.export`."""
+"""Writes an encoder in other projects' formats: `python -m moco.export`."""

@@ -1,4 +1,4 @@
-"""Encoders in other projects' formats, each verified by that project's library.
+"""Writes encoders in other projects' formats; each project's library verifies them.
 
     python -m moco.export runs/x/checkpoint_0199.pth.tar --to torchvision
     python -m moco.export runs/lincls/model_best.pth.tar --to huggingface --output-dir cards/v2 --licence mit
@@ -6,12 +6,13 @@
 
 A checkpoint of pretraining gives the trunk, one of main_lincls.py the trunk with its classifier. The result is a
 folder: the weights in the format's layout, and `metadata.json`. It is first written under a temporary name. The
-format's library opens it, its outputs on photographs are compared, and only then the folder gets its name.
+format's library opens it, and its outputs on photographs are compared. Only then the folder gets its name.
 `moco.encoders.files` reads such files.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -34,14 +35,17 @@ from moco.errors import EXIT_OK, InputError
 from moco.export.formats import FORMATS, Exported
 from moco.export.hub import check_name, push
 
-TOLERANCE = 1e-5  # largest difference of an output, relative to the largest output (at least 1): fp32 in another order
-# Options about the machine of the run, which are not published.
+TOLERANCE = 1e-5  # largest difference of an output, relative to the largest output (at least 1): rounding of fp32
+# These options are not published: they describe the machine of the run.
 _PRIVATE = ("data", "output_dir", "resume", "config", "wandb", "pretrained", "init_from", "workers", "device", "loader")
 
 
 @dataclass(frozen=True)
 class Result:
-    """`difference`: the largest one, relative as `TOLERANCE` is. `verified_by`: library and version."""
+    """Holds the result of an export.
+
+    difference: the largest one, relative as `TOLERANCE` is. verified_by: library and version.
+    """
 
     folder: Path
     file: Path
@@ -51,7 +55,10 @@ class Result:
 
 
 def photographs(how: Preprocessing, count: int = 8) -> Tensor:
-    """fp32 [count, C, S, S]: squares out of the two photographs that scikit-learn ships, prepared as `how` says."""
+    """Returns fp32 [count, C, S, S]: squares of scikit-learn's two photographs.
+
+    `how` prepares them.
+    """
     from sklearn.datasets import load_sample_images
 
     pictures = [np.array(image) for image in load_sample_images().images]
@@ -76,7 +83,10 @@ def prepare(
     classifier: bool = True,
     licence: str = "other",
 ) -> Exported:
-    """The network in `file`, and what is known about it. The arguments say what the file does not, and win over it."""
+    """Builds the network in `file`, and collects what is known about it.
+
+    The arguments override what the file says.
+    """
     arch, arch_arg = network_of(file, arch, arch_arg)
     how = Preprocessing.of_run(file.options, image_size, recipe)
     options = file.options | {"image_size": how.size} | ({"recipe": recipe} if recipe else {})
@@ -107,8 +117,10 @@ def prepare(
 
 
 def _classes(file: EncoderFile) -> list[str] | None:
-    """Names of the classes of a linear classifier in `file`, if main_lincls.py wrote it, here or in MoCo; None if it is
-    one of other features than the trunk's."""
+    """Returns the class names of the linear classifier in `file`.
+
+    main_lincls.py, here or in MoCo, wrote it. None if the classifier reads other features than the trunk's.
+    """
     ours = file.rest.get("moco_lincls", {})
     if "best_acc1" not in file.rest or "classifier" in ours:
         return None
@@ -120,7 +132,7 @@ def _classes(file: EncoderFile) -> list[str] | None:
 def export(x: Exported, to: str, folder: str | Path) -> Result:
     """Writes `x` in the format `to` into the new `folder`.
 
-    InputError and no folder, if the format's library does not read back the same function.
+    InputError, and no folder, if the format's library does not read back the same function.
     """
     form = FORMATS[to]
     folder = Path(folder)
@@ -141,11 +153,11 @@ def export(x: Exported, to: str, folder: str | Path) -> Result:
         (workplace / METADATA).write_text(json.dumps(about, indent=2) + "\n")
         for path in workplace.iterdir():
             path.chmod(0o644)
-        workplace.chmod(0o755)  # mkdtemp and safetensors write for their owner alone
+        workplace.chmod(0o755)  # mkdtemp and safetensors let only their owner read
         os.replace(workplace, folder)
     except InputError:
         raise
-    except Exception as error:  # the other library's, of whatever kind: the export has failed
+    except Exception as error:  # any error of the other library: the export has failed
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"{x.arch} cannot go to {to}: {form.verifier()} does not read it back ({why})") from error
     finally:
@@ -160,7 +172,7 @@ def export(x: Exported, to: str, folder: str | Path) -> Result:
 
 @torch.no_grad()
 def compare(x: Exported, other: Any, images: Tensor) -> float:
-    """The largest difference of outputs, relative to the largest output.
+    """Returns the largest difference of outputs, relative to the largest output.
 
     ValueError if it is above TOLERANCE.
     """
@@ -174,7 +186,7 @@ def compare(x: Exported, other: Any, images: Tensor) -> float:
     return difference
 
 
-def main(argv: list[str] | None = None) -> int:
+def _parser() -> Parser:
     parser = Parser(prog="moco-export", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("checkpoint", help="file of any layout that main_lincls.py --pretrained reads")
     parser.add_argument("--to", choices=tuple(FORMATS), help="format; default with --push-to-hub: huggingface")
@@ -191,20 +203,39 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--push-to-hub", metavar="USER/NAME", help="then send the folder to the Hugging Face hub")
     parser.add_argument("--private", action="store_true", help="of a new repository of --push-to-hub")
     parser.add_argument("--dry-run", action="store_true", help="write the folder of --push-to-hub, and send nothing")
+    return parser
 
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuses options that do not go together, and completes --to."""
+    name = arguments.push_to_hub
+    if name:
+        check_name(name)
+        arguments.to = arguments.to or "huggingface"
+    elif arguments.to is None:
+        raise InputError("the following arguments are required: --to (see --help)")
+    for flag in ("private", "dry_run"):
+        if getattr(arguments, flag) and not name:
+            raise InputError(f"--{flag.replace('_', '-')} works only with --push-to-hub: leave it out")
+    if name and arguments.to not in ("huggingface", "safetensors"):
+        raise InputError(f"--push-to-hub sends --to huggingface or safetensors, not {arguments.to}")
+
+
+def _send(x: Exported, folder: Path, arguments: argparse.Namespace) -> None:
+    """Sends the folder to the hub; with --dry-run only lists it."""
+    name = arguments.push_to_hub
+    if arguments.dry_run:
+        files = ", ".join(sorted(file.name for file in folder.iterdir()))
+        print(f"not sent: {name} would hold {files}; send it without --dry-run, into another --output-dir")
+    else:
+        address = push(folder, name, arguments.private, f"{x.arch}, exported by moco")
+        print(f"sent: {address}; read it with --pretrained hf-hub:{name}")
+
+
+def main(argv: list[str] | None = None) -> int:
     def run() -> int:
-        arguments = parser.parse_args(argv)
-        name = arguments.push_to_hub
-        if name:
-            check_name(name)
-            arguments.to = arguments.to or "huggingface"
-        elif arguments.to is None:
-            raise InputError("the following arguments are required: --to (see --help)")
-        for flag in ("private", "dry_run"):
-            if getattr(arguments, flag) and not name:
-                raise InputError(f"--{flag.replace('_', '-')} is read with --push-to-hub alone: leave it out")
-        if name and arguments.to not in ("huggingface", "safetensors"):
-            raise InputError(f"--push-to-hub sends --to huggingface or safetensors, not {arguments.to}")
+        arguments = _parser().parse_args(argv)
+        _check(arguments)
         x = prepare(
             read_encoder(arguments.checkpoint),
             arch=arguments.arch,
@@ -214,27 +245,23 @@ def main(argv: list[str] | None = None) -> int:
             classifier=not arguments.no_classifier,
             licence=arguments.licence,
         )
-        if name:
-            x.about["hub"] = name
+        if arguments.push_to_hub:
+            x.about["hub"] = arguments.push_to_hub
         path = Path(arguments.checkpoint)
         default = path.parent / f"{path.name.split('.')[0]}-{arguments.to}"
         result = export(x, arguments.to, arguments.output_dir or default)
         what = f"{len(x.classes)} class scores" if x.classes else f"{x.about['feature_dim']} features"
         print(f"{result.file}: {x.arch}, {what}; differs by {result.difference:.1e}, read back by {result.verified_by}")
         print(f"use it: {result.usage}")
-        if name and arguments.dry_run:
-            files = ", ".join(sorted(file.name for file in result.folder.iterdir()))
-            print(f"not sent: {name} would hold {files}; send it without --dry-run, into another --output-dir")
-        elif name:
-            address = push(result.folder, name, arguments.private, f"{x.arch}, exported by moco")
-            print(f"sent: {address}; read it with --pretrained hf-hub:{name}")
+        if arguments.push_to_hub:
+            _send(x, result.folder, arguments)
         return EXIT_OK
 
     return run_command(run)
 
 
 def script() -> NoReturn:
-    """The console script."""
+    """Runs the console script."""
     end_with(main)
 
 

@@ -1,7 +1,8 @@
-"""detectron2's layout of a ResNet: other names than torchvision's, as NumPy arrays in a pickle.
+"""Writes and reads detectron2's layout of a ResNet.
 
-Its checkpointer matches names by their ends where a file sets `matching_heuristics`, so the same file fits a bare
-backbone and every detector built on one. The pickle calls `numpy.ndarray` alone, and is read here on that condition.
+It has other names than torchvision's, as NumPy arrays in a pickle. Its checkpointer matches names by their ends where a
+file sets `matching_heuristics`, so the same file fits a bare backbone and every detector built on one. The pickle may
+call only `numpy.ndarray`, so reading it cannot run other code.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 
 
 def detectron2_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """torchvision's names of a ResNet -> detectron2's.
+    """Renames a ResNet's tensors from torchvision's names to detectron2's.
 
     Stages are res2 to res5; each norm is inside its convolution.
     """
@@ -33,7 +34,7 @@ def detectron2_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def torchvision_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """detectron2's names of a ResNet -> torchvision's."""
+    """Renames a ResNet's tensors from detectron2's names to torchvision's."""
     renamed = {}
     for key, value in state.items():
         key = re.sub(r"^res(\d)", lambda stage: f"layer{int(stage[1]) - 1}", key.removeprefix("stem."))
@@ -44,7 +45,7 @@ def torchvision_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 class _Pickler(pickle.Pickler):
     def reducer_override(self, value: Any) -> Any:
-        # NumPy's own way names internal modules, which its versions 1 and 2 call differently
+        # NumPy's own pickles name internal modules, whose names differ between its versions 1 and 2
         if isinstance(value, np.ndarray):
             return np.ndarray, (value.shape, value.dtype.str, bytearray(value.tobytes()))
         return NotImplemented
@@ -60,7 +61,10 @@ class _Unpickler(pickle.Unpickler):
 
 
 def write(path: Path, state: dict[str, Tensor], author: str) -> None:
-    """`state` under torchvision's names. `author` is free text."""
+    """Writes `state`, which has torchvision's names.
+
+    author: free text.
+    """
     arrays = {key: value.numpy() for key, value in detectron2_names(state).items()}
     with path.open("wb") as file:
         _Pickler(file, protocol=4).dump({"model": arrays, "__author__": author, "matching_heuristics": True})
@@ -73,7 +77,10 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def config(weights: Path, mean: Sequence[float], std: Sequence[float]) -> str:
-    """YAML for a detector's configuration. mean, std: of values in [0, 1]."""
+    """Returns YAML for a detector's configuration.
+
+    mean, std: of values in [0, 1].
+    """
     pixels = [[round(255 * value, 3) for value in values] for values in (mean, std)]
     return (
         f"MODEL:\n  WEIGHTS: {weights.name}\n  PIXEL_MEAN: {pixels[0]}\n  PIXEL_STD: {pixels[1]}\n"
@@ -82,7 +89,7 @@ def config(weights: Path, mean: Sequence[float], std: Sequence[float]) -> str:
 
 
 def load_by_detectron2(path: Path, depth: int) -> Callable[[Tensor], Tensor]:
-    """detectron2's own ResNet with the weights of `path`.
+    """Loads detectron2's own ResNet with the weights of `path`.
 
     Images [N, 3, H, W] -> pooled features [N, d].
     """

@@ -1,4 +1,4 @@
-"""The network that is exported, and what is known about it."""
+"""Describes the network that is exported."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from moco.encoders.preprocessing import Preprocessing
 
 @dataclass(frozen=True)
 class Exported:
-    """The exported network, in evaluation mode: the trunk alone, unless `classes` names the classifier's classes."""
+    """Holds the exported network, in evaluation mode.
+
+    It is the trunk alone, unless `classes` names the classifier's classes.
+    """
 
     arch: str
     encoder: nn.Module
@@ -28,12 +31,12 @@ class Exported:
 
     @property
     def state(self) -> dict[str, Tensor]:
-        """The network's tensors under their library's names."""
+        """Returns the network's tensors under their library's names."""
         return {key: value.contiguous() for key, value in self.network.state_dict().items()}
 
     @property
     def channels(self) -> int:
-        """Channels of its images."""
+        """Returns the number of channels of its images."""
         return len(self.preprocessing.mean)
 
     @property

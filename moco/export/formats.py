@@ -1,9 +1,8 @@
-"""Formats of other projects for an encoder.
+"""Writes encoders in other projects' formats, and reads them back.
 
-Each `Format` writes it, and reads it back with the project's own library.
-
-`write` puts its files into an empty folder. `reload` opens them with the library that the format is for, and gives a
-function from normalised images [N, C, S, S] to what the exported network puts out; what it cannot open raises.
+`write` puts its files into an empty folder. `reload` opens them with the library that the format is for. It returns a
+function from normalised images [N, C, S, S] to the outputs of the exported network. It raises an error for files that
+it cannot open.
 """
 
 from __future__ import annotations
@@ -33,7 +32,10 @@ Outputs = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Format:
-    """`library`: the distribution that verifies it. `usage`: how it is loaded, for `str.format`."""
+    """Describes one format.
+
+    library: the distribution that verifies it. usage: how it is loaded, for `str.format`.
+    """
 
     file: str
     library: str
@@ -43,7 +45,7 @@ class Format:
     needs: tuple[str, ...] = ()  # modules that a plain installation lacks
 
     def verifier(self) -> str:
-        """'timm 1.0.31': the library that reads the result back here, and its version."""
+        """Returns the library that reads the result back, such as 'timm 1.0.31'."""
         try:
             return f"{self.library} {version(self.library)}"
         except PackageNotFoundError:
@@ -54,14 +56,20 @@ class Format:
 
 
 def _strictly(network: nn.Module, state: dict[str, Tensor], allowed: str = "") -> None:
-    """Loads all of `state`; tensors named `allowed`* may be missing. ValueError otherwise."""
+    """Loads all of `state`; ValueError for other names.
+
+    Tensors whose names begin with `allowed` may be missing.
+    """
     missing, unexpected = network.load_state_dict(state, strict=False)
     if wrong := [key for key in missing if not allowed or not key.startswith(allowed)] + unexpected:
         raise ValueError(f"{len(wrong)} names differ, the first is {wrong[0]}")
 
 
 def _ours(x: Exported, state: dict[str, Tensor]) -> Outputs:
-    """A fresh network of ours with `state`: for formats that keep tensors and leave the network to the reader."""
+    """Builds a new network of this project with `state`.
+
+    It is for formats that hold only tensors, without the network.
+    """
     encoder = build_encoder(
         x.arch, x.outputs or 1, image_size=x.preprocessing.size, arguments=x.arch_arg, channels=x.channels
     )
@@ -90,7 +98,7 @@ def _reload_torchvision(x: Exported, path: Path) -> Outputs:
 
 
 def timm_name(arch: str) -> str:
-    """timm's name of the network. InputError if there is none.
+    """Returns timm's name of the network. InputError if there is none.
 
     The verification checks that it is the same network.
     """
@@ -147,7 +155,7 @@ def _reload_huggingface(x: Exported, path: Path) -> Outputs:
 def _write_detectron2(x: Exported, path: Path) -> None:
     stem = x.state.get("conv1.weight")
     if stem is None or stem.shape[-1] != 7 or "layer4.0.conv1.weight" not in x.state:
-        raise InputError(f"detectron2's ResNets have a 7 x 7 stem and four stages; {x.arch} has not: take another --to")
+        raise InputError(f"detectron2's ResNets have a 7 x 7 stem and four stages, unlike {x.arch}: take another --to")
     _without_classifier(x, "detectron2's backbones")
     _only_rgb(x, "detectron2 reads")
     detectron2_layout.write(path, x.state, json.dumps(x.about))
@@ -155,7 +163,7 @@ def _write_detectron2(x: Exported, path: Path) -> None:
 
 
 def _reload_detectron2(x: Exported, path: Path) -> Outputs:
-    """Reads by detectron2 if it is installed, else by the inverse of `write`."""
+    """Reads with detectron2 if it is installed, else by inverting `write`."""
     depth = re.search(r"resnet(\d+)$", x.arch)
     if find_spec("detectron2") and depth:
         return detectron2_layout.load_by_detectron2(path, int(depth[1]))

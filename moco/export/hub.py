@@ -11,9 +11,9 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def check_name(name: str) -> None:
-    """InputError unless `name` is USER/NAME and the library that sends it is there."""
+    """Raises InputError unless `name` is USER/NAME and huggingface_hub is installed."""
     if not _NAME.fullmatch(name):
-        raise InputError(f"--push-to-hub {name} is not of the form USER/NAME")
+        raise InputError(f"--push-to-hub {name} must have the form USER/NAME")
     try:
         import huggingface_hub  # noqa: F401
     except ImportError as error:
@@ -21,9 +21,9 @@ def check_name(name: str) -> None:
 
 
 def push(folder: Path, name: str, private: bool, message: str) -> str:
-    """Makes the repository `name`, if it is new, and commits the files of `folder`; returns its address.
+    """Commits the files of `folder` to the repository `name`; returns its address.
 
-    InputError, with the hub's reason, if that fails. The folder stays.
+    It makes the repository if it is new. InputError, with the hub's reason, if that fails. The folder stays.
     """
     from huggingface_hub import HfApi
 
@@ -31,10 +31,9 @@ def push(folder: Path, name: str, private: bool, message: str) -> str:
     try:
         address = api.create_repo(name, private=private, exist_ok=True)
         api.upload_folder(repo_id=name, folder_path=folder, commit_message=message)
-    except Exception as error:  # no login, no right, no network: the library raises many kinds
+    except Exception as error:  # no login, no permission, no network: the library raises many kinds
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"{name} was not sent: {why}; log in with `hf auth login`, then `hf upload {name} {folder}` sends what was"
-            " written"
+            f"{name} was not sent: {why}; log in with `hf auth login`, then `hf upload {name} {folder}` sends the files"
         ) from error
     return str(address)

@@ -1,4 +1,4 @@
-"""The README.md of an encoder on the Hugging Face hub."""
+"""Writes the README.md of an encoder for the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from typing import Any
 
 
 def model_card(about: dict[str, Any]) -> str:
-    """Markdown from the metadata that `moco.export` writes; missing values are "unknown"."""
+    """Returns Markdown from the metadata that `moco.export` writes.
+
+    Missing values are "unknown".
+    """
     how = about["preprocessing"]
     classes = about["classes"]
     rows = {
@@ -55,7 +58,7 @@ _ON_THE_HUB = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100", "sv
 
 
 def _datasets(about: dict[str, Any]) -> str:
-    """The card's `datasets:` entry; empty where the images have no name on the hub."""
+    """Returns the card's `datasets:` entry; empty without a name on the hub."""
     name = str(about["options"].get("dataset", ""))
     found = _ON_THE_HUB.get(name) or (name.split(":")[1] if name.startswith("hf:") else "")
     return f"datasets:\n- {found}\n" if found.count("/") == 1 and not found.startswith(("/", ".")) else ""

@@ -1,1 +1,1 @@
-"""Pretraining: the step, its options and the state of a run."""
+"""Pretrains an encoder: step, options and the state of a run."""

@@ -1,4 +1,4 @@
-"""Momentum-contrast pretraining.
+"""Pretrains with momentum contrast.
 
     torchrun --nproc_per_node=8 main_moco.py --mlp --aug-plus --cos --moco-t 0.2 /data/imagenet  # MoCo v2
     torchrun --nproc_per_node=8 main_moco.py --loss align-uniform imagenet100.beton  # another loss, another loader
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
 def train(options: ResolvedPretrainOptions, world: World, device: torch.device, preemption: Preemption) -> int:
     folder = Path(options.output_dir)
 
-    # What is there to go on from? A checkpoint that cannot be used ends here, before anything is built.
+    # The checkpoint to resume from. One that cannot be used ends the run here, before anything is built.
     path, notes = distributed.on_rank_0(lambda: resume.find(options.resume, folder))
     saved = checkpoint.load(path) if path else None
     seed = distributed.broadcast_object(resume.seed(options.seed, saved))
@@ -91,9 +91,9 @@ def train(options: ResolvedPretrainOptions, world: World, device: torch.device, 
     if evaluate is None and options.eval_freq is None:
         notes.append("no val split: training goes without online evaluation")
 
-    preemption.steps_follow()  # the images are listed; the next thing to wait for is a step
+    preemption.steps_follow()  # the images are listed; from here on a signal waits for a step
 
-    # Model, loss, optimiser: new, then as the checkpoint has them.
+    # Model, loss, optimiser: new, then restored from the checkpoint.
     encoder, origin = make_encoder(options, device, fresh=saved is None)
     step = make_step(options, encoder, seed, device, len(source.classes))
     notes += origin
@@ -125,7 +125,7 @@ def train(options: ResolvedPretrainOptions, world: World, device: torch.device, 
 def make_loader(
     options: ResolvedPretrainOptions, source: Source, world: World, seed: int, device: torch.device
 ) -> Loader:
-    """This rank's share of the batches, as uint8 crops on the device."""
+    """Makes the loader of this rank's uint8 crops."""
     recipe = options.find_recipe(options.recipe, options.crop_min)
     crops = multi_crop(options.crops) if options.crops else None
     if options.no_drop_last:
@@ -153,7 +153,7 @@ def make_loader(
 
 
 def check_last_batch(images: int, batch_size: int, parts: int) -> None:
-    """InputError if an epoch's short last batch leaves one of its `parts` without the two images BatchNorm needs."""
+    """Raises InputError for a last batch too small for BatchNorm."""
     rest = images % batch_size
     if 0 < rest < 2 * parts:
         raise InputError(
@@ -165,7 +165,10 @@ def check_last_batch(images: int, batch_size: int, parts: int) -> None:
 def make_encoder(
     options: ResolvedPretrainOptions, device: torch.device, fresh: bool
 ) -> tuple[torch.nn.Module, list[str]]:
-    """The encoder, on the CPU, and notes for the log. fresh: no checkpoint follows, so --init-from is read."""
+    """Builds the encoder on the CPU, with notes for the log.
+
+    fresh: no checkpoint follows, so --init-from is read.
+    """
     encoder = build_encoder(
         options.arch,
         options.moco_dim,
@@ -192,7 +195,7 @@ def make_encoder(
 def make_step(
     options: ResolvedPretrainOptions, encoder: torch.nn.Module, seed: int, device: torch.device, classes: int = 0
 ) -> TrainingStep:
-    """The model around the encoder, the loss, the optimiser and the augmentations, on the device.
+    """Builds model, loss, optimiser and augmentations, on the device.
 
     classes: of the labels, for --online-probe.
     """
@@ -203,7 +206,7 @@ def make_step(
         encoder,
         dim=options.moco_dim,
         K=options.moco_k,
-        m=key_momentum(options.moco_m, 0, options.epochs, options.moco_m_cos),  # the loop sets that of each step
+        m=key_momentum(options.moco_m, 0, options.epochs, options.moco_m_cos),  # the loop sets it for each step
         bn=options.bn,
         bn_group_size=options.bn_group_size,
         seed=seed,
@@ -235,7 +238,10 @@ def make_step(
 
 
 def online_evaluator(options: ResolvedPretrainOptions, train: Source, device: torch.device) -> OnlineEvaluator | None:
-    """None if --eval-freq is 0, or is not given where there is no val split. InputError as `open_split`."""
+    """Makes the online evaluation, or None. InputError as `open_split`.
+
+    None if --eval-freq is 0, or is not given and there is no val split.
+    """
     default = 10 if options.has("val") else 0
     every = default if options.eval_freq is None else options.eval_freq
     if every == 0:
@@ -256,7 +262,7 @@ def online_evaluator(options: ResolvedPretrainOptions, train: Source, device: to
 
 
 def script() -> NoReturn:
-    """The console script."""
+    """Runs the console script."""
     end_with(main)
 
 

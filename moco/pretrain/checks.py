@@ -1,6 +1,6 @@
-"""The checks of main_moco.py's options.
+"""Checks the options of main_moco.py.
 
-They find values out of range, settings that exclude each other, and options without effect. `o` is always a
+The checks find values out of range, settings that exclude each other, and options without effect. `o` is always a
 `ResolvedPretrainOptions`. Each problem is an InputError of one sentence that names the flag.
 """
 
@@ -18,7 +18,7 @@ from moco.schedules import values_of
 
 
 def check(o: Any, typed: set[str], bn: str | None, world_size: int) -> None:
-    """InputError unless the options describe a run.
+    """Raises InputError unless the options describe a run.
 
     typed: the options on the command line. bn: --bn as it was typed. world_size: the number of ranks.
     """
@@ -58,11 +58,14 @@ def _check_ranges(o: Any) -> None:
         raise InputError(f"--crop-min, a share of the image, must be at most 1, not {o.crop_min:g}")
     for m in values_of(o.moco_m):
         if not 0 <= m <= 1:
-            raise InputError(f"--moco-m must lie between 0 and 1, not {m:g}")
+            raise InputError(f"--moco-m must be between 0 and 1, not {m:g}")
 
 
 def _unread(o: Any, bn: str | None) -> dict[str, str]:
-    """Options that these settings leave without effect: option -> the setting. bn: --bn as it was typed."""
+    """Returns options without effect: option -> the setting that causes it.
+
+    bn: --bn as it was typed.
+    """
     of_losses = {name for row in LOSSES.values() for name in row.settings.values()}
     read_by_loss = set(LOSSES[o.loss].settings.values()) if o.loss in LOSSES else set()
     if o.loss not in PRESET_WEIGHTS:
@@ -98,7 +101,10 @@ def _unread_of_projector(o: Any) -> dict[str, str]:
 
 
 def _check_without_queue(o: Any, words: str) -> None:
-    """words: the option that leaves the queue out."""
+    """Raises InputError for options that need a queue.
+
+    words: the option that leaves the queue out.
+    """
     if o.symmetric and o.keys == "queue":
         raise InputError(f"--symmetric has no meaning with {words}, where both views are queries: leave it out")
     if o.crops and o.keys == "queue":

@@ -1,4 +1,4 @@
-"""The projection head and the predictor that the options describe."""
+"""Builds the projection head and the predictor that the options describe."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from moco.pretrain.options import ResolvedPretrainOptions
 
 
 def projector_of(options: ResolvedPretrainOptions) -> Projector | None:
-    """The projection head of --moco-mlp-layers; None without it."""
+    """Returns the projection head of --moco-mlp-layers; None without it."""
     if options.moco_mlp_layers is None:
         return None
     return Projector(options.moco_mlp_layers, options.moco_mlp_dim, options.moco_mlp_bn)
 
 
 def predictor_of(options: ResolvedPretrainOptions, encoder: nn.Module) -> nn.Module | None:
-    """The predictor of --predictor, as wide as the projection head; None without it."""
+    """Builds the predictor of --predictor; None without it.
+
+    It is as wide as the projection head.
+    """
     if options.predictor is None:
         return None
     width = options.moco_mlp_dim or feature_dim(encoder)

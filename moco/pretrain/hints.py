@@ -1,4 +1,4 @@
-"""Lines for the user: the meaning of the first losses, and the command to type after the run."""
+"""Explains the first losses, and names the command after the run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from moco.schedules import values_of
 
 
 def first_losses(options: PretrainOptions, steps_done: int) -> list[str]:
-    """The value of InfoNCE at chance, until the queue has been filled once; else nothing."""
+    """Returns InfoNCE's value at chance, until the queue has been filled."""
     keys_per_step = options.batch_size * (2 if options.symmetric and not options.queue_per_view else 1)
     if not options.moco_k or steps_done * keys_per_step >= options.moco_k or options.loss != "infonce":
         return []
@@ -24,7 +24,7 @@ def first_losses(options: PretrainOptions, steps_done: int) -> list[str]:
 
 
 def channels_not_rgb(options: PretrainOptions) -> list[str]:
-    """The augmentations that images of other channels than RGB get; nothing for RGB."""
+    """Returns the augmentations for images that are not RGB; nothing for RGB."""
     if options.channels in (None, 3):
         return []
     return [
@@ -36,7 +36,10 @@ def channels_not_rgb(options: PretrainOptions) -> list[str]:
 
 
 def collapse_ahead(options: PretrainOptions) -> list[str]:
-    """A warning where the hard loss collapsed when it was tried: a fast key encoder (docs/results.md)."""
+    """Warns if the hard loss may collapse, with a fast key encoder.
+
+    It did in docs/results.md.
+    """
     lowest = min(values_of(options.moco_m))
     if options.loss != "hard" or options.moco_hard_alpha >= 0.5 or lowest >= 0.99:
         return []
@@ -47,7 +50,10 @@ def collapse_ahead(options: PretrainOptions) -> list[str]:
 
 
 def next_command(options: PretrainOptions) -> str:
-    """The probe of the last checkpoint; its export where there are no validation images."""
+    """Returns the command for the probe of the last checkpoint.
+
+    Without validation images it is the export.
+    """
     path = Path(options.output_dir) / checkpoint_name(options.epochs - 1)
     if not options.has("val"):
         return f"done; next, for other programs: {shlex.join(['python', '-m', 'moco.export', str(path)])}"

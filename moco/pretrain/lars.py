@@ -1,4 +1,4 @@
-"""LARS: SGD with momentum whose gradient is scaled to each weight's own norm."""
+"""Implements LARS: SGD with momentum, scaled to each weight's own norm."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch.optim import Optimizer
 
 
 class LARS(Optimizer):
-    """You et al. 2017 (https://arxiv.org/abs/1708.03888), as moco-v3 and BYOL use it.
+    """Implements You et al. 2017, as moco-v3 and BYOL use it.
 
-    For a weight w of two or more dimensions: d = g + weight_decay·w, scaled by trust·‖w‖/‖d‖ (by 1 where a norm is 0).
-    Biases and norms, of one dimension, keep d = g. Then mu ← momentum·mu + d and w ← w - lr·mu. The state is called
-    `mu`, as in moco-v3's files. Runs of kernels over all weights; nothing waits for the device.
-    found_inf: a tensor set by the caller, as for torch's fused optimisers; where it is 1 the step changes nothing.
+    https://arxiv.org/abs/1708.03888. For a weight w of two or more dimensions: d = g + weight_decay·w, scaled by
+    trust·‖w‖/‖d‖ (by 1 if a norm is 0). Biases and norms, of one dimension, keep d = g. Then mu ← momentum·mu + d and w
+    ← w - lr·mu. The state is called `mu`, as in moco-v3's files. Each kernel covers all weights; nothing waits for the
+    device. found_inf: a tensor set by the caller, as for torch's fused optimisers; if it is 1 the step changes nothing.
     """
 
     found_inf: Tensor | None = None

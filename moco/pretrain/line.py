@@ -1,4 +1,7 @@
-"""A printed line of the log: taken after its step, read after the next one."""
+"""Makes a line of the log, and reads it later.
+
+It is made after its step and read after the next step, so that the host does not wait for the device.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,10 @@ from moco.run.meter import Meter, means
 
 
 class Line:
-    """All that a printed line says of the device's numbers, on its way to the host. All ranks must make it together.
+    """Copies a printed line's numbers from the device to the host.
 
-    position: after the line's step. measured: of that step's batch of so many `samples`. further: numbers that the host
-    has already.
+    All ranks must make it together. position: after the line's step. measured: of that step's batch of so many
+    `samples`. further: numbers that the host already has.
     """
 
     def __init__(
@@ -30,7 +33,7 @@ class Line:
         samples: int,
         further: dict[str, float],
     ) -> None:
-        self.position = dataclasses.replace(position)  # the run goes on
+        self.position = dataclasses.replace(position)  # the run changes it
         self.watch = watch
         self.further = further
         of_batch = Meter()
@@ -41,11 +44,14 @@ class Line:
 
     @property
     def arrived(self) -> bool:
-        """Whether `read` would not wait for the device."""
+        """Returns True if `read` would not wait for the device."""
         return self._late.arrived
 
     def read(self, last: dict[str, float]) -> dict[str, float]:
-        """The line's values. NumericsError if a step was not applied or the ranks differ. last: the line before."""
+        """Returns the line's values. last: the line before.
+
+        NumericsError if a step was not applied or the ranks differ.
+        """
         report, of_ranks, *totals = self._late.read()
         assert report is not None
         bad, first = report.tolist()

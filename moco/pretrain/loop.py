@@ -1,4 +1,4 @@
-"""The training loop: steps, epochs, evaluations and saves."""
+"""Runs the training loop: steps, epochs, evaluations and saves."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ from moco.timing import Profile, as_line, shares, timeline, waited_for
 
 
 class Training:
-    """The loop over epochs and steps. All that it changes is in `resume.snapshot`.
+    """Loops over epochs and steps.
 
-    meters: the means since the last printed line, and those of the epoch. position: where the run begins or goes on.
+    All that it changes is in `state.snapshot`. meters: the means since the last printed line, and those of the epoch.
+    position: where the run begins or goes on.
     """
 
     def __init__(
@@ -53,18 +54,18 @@ class Training:
         self.watch = Watch(options, step, loader, log, position)
         self.clock = Clock()
         self.saves = Saves(options, log, preemption, snapshot=self._snapshot, check=self._check_numbers)
-        self.line: Line | None = None  # the line that is on its way
+        self.line: Line | None = None  # the line that is not yet printed
         self.printed: dict[str, float] = {}  # the values of the last printed line
 
     def run(self) -> int:
-        """Trains to the last epoch, or until it is preempted. Returns the exit code."""
+        """Trains to the last epoch, or until preempted; returns the exit code."""
         timeline.start(self.step.device)
         while self.position.epoch < self.options.epochs:
             try:
                 if not self.one_epoch():
                     return EXIT_PREEMPTED
             except BaseException:
-                # a device that failed, or waits for a lost rank, may never come to the line
+                # a device that failed, or waits for a lost rank, may never finish the line
                 if self.line is not None and self.line.arrived:
                     self._print()
                 raise
@@ -74,7 +75,10 @@ class Training:
         return EXIT_OK
 
     def one_epoch(self) -> bool:
-        """The rest of the current epoch, from `position.step` on. False if it was preempted, and saved."""
+        """Trains the rest of the current epoch, from `position.step` on.
+
+        False if it was preempted, and saved.
+        """
         options = self.options
         position = self.position
         epoch = self.position.epoch
@@ -113,7 +117,7 @@ class Training:
         return True
 
     def _follow_schedules(self) -> float:
-        """Sets the learning rate and the key momentum of the step at `position`. Returns the learning rate."""
+        """Sets learning rate and key momentum for `position`; returns the learning rate."""
         options = self.options
         at = self.position
         done = at.epoch + at.step / len(self.loader)  # in epochs
@@ -124,7 +128,7 @@ class Training:
         return lr
 
     def _where(self, at: resume.Position | None = None) -> dict[str, int]:
-        """A position, the present one by default, as the log has it."""
+        """Returns a position, by default the present one, for the log."""
         at = at or self.position
         return dict(epoch=at.epoch, step=at.step, steps=len(self.loader), epochs=self.options.epochs)
 
@@ -137,7 +141,7 @@ class Training:
         return Line(position, self.step, self.watch, self.since_print, measured, samples, further)
 
     def _print(self) -> None:
-        """Writes the line that is on its way, if there is one; waits for the device to have come past its step."""
+        """Prints the pending line, if any; waits for its step."""
         if self.line is None:
             return
         line = self.line
@@ -153,7 +157,7 @@ class Training:
             self.watch.collapse(at, self.printed)
 
     def _check_numbers(self) -> None:
-        """NumericsError if a step was not applied. Waits for the device."""
+        """Raises NumericsError if a step was not applied. Waits for the device."""
         self._print()
         self.watch.numbers(self.position, self.printed)
 
@@ -161,7 +165,7 @@ class Training:
         return resume.snapshot(self.step, [self.since_print, self.of_epoch], self.position, self.options)
 
     def _after_epoch(self, epoch: int) -> None:
-        """Evaluates and saves after the 0-based `epoch`, where it is their turn."""
+        """Evaluates and saves after the 0-based `epoch`, if these are due."""
         last = epoch + 1 == self.options.epochs
         if self.evaluate and ((epoch + 1) % self.evaluate.every == 0 or last):
             online = self.step.online_probe

@@ -1,4 +1,4 @@
-"""The state of a loss that has one: parameters that are trained, buffers, anything with a state_dict.
+"""Keeps the state of a loss: parameters, buffers, anything with a state_dict.
 
 Every rank has its own copy of the loss and sees its own samples. Gradients and floating-point buffers are averaged over
 the ranks in every step, so that all copies stay equal.
@@ -16,7 +16,10 @@ from moco.errors import InputError
 
 
 class LossState:
-    """The parameters and buffers of a loss. For a loss without any, every method does nothing."""
+    """Holds the parameters and buffers of a loss.
+
+    For a loss without any, every method does nothing.
+    """
 
     def __init__(self, loss: Any) -> None:
         self._loss = loss
@@ -25,27 +28,30 @@ class LossState:
         self.buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
 
     def average_gradients(self) -> None:
-        """After the backward pass: the gradients of the loss's parameters become their mean over ranks."""
+        """Averages the gradients of the loss's parameters over ranks.
+
+        Call it after the backward pass.
+        """
         for parameter in self.parameters:
             if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)  # a rank without one would leave the others waiting
+                parameter.grad = torch.zeros_like(parameter)  # otherwise the other ranks would wait for this one
             _average(parameter.grad)
 
     def average_buffers(self) -> None:
-        """The floating-point buffers become their mean over ranks."""
+        """Averages the floating-point buffers over ranks."""
         for buffer in self.buffers:
             _average(buffer)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors that must be equal on all ranks, by name."""
+        """Returns the tensors that must be equal on all ranks, by name."""
         return {f"loss.{i}": value.detach() for i, value in enumerate([*self.parameters, *self.buffers])}
 
     def state_dict(self) -> dict[str, Any]:
-        """For the checkpoint; empty without state."""
+        """Returns the state for the checkpoint; empty for a loss without state."""
         return dict(self._loss.state_dict()) if hasattr(self._loss, "state_dict") else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Loads what `state_dict` gave. InputError if it is another loss's."""
+        """Loads the result of `state_dict`. InputError if it is another loss's."""
         if not state and not self.state_dict():
             return
         try:

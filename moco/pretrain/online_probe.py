@@ -1,4 +1,4 @@
-"""A linear classifier that is trained beside the encoder, on features without gradient."""
+"""Trains a linear classifier beside the encoder, on features without gradient."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ EPS = 1e-5
 
 
 class Standardise(nn.Module):
-    """[N, D] -> [N, D], each feature less its mean and divided by its standard deviation.
+    """Standardises features [N, D] with mean and standard deviation of recent steps.
 
-    Of the last steps, over the samples of all ranks. Early features are nearly parallel; without this a linear
-    classifier would see little but their mean.
+    The samples of all ranks count. Early features are nearly parallel; without this a linear classifier would see
+    little but their mean.
     """
 
     mean: Tensor
@@ -35,7 +35,10 @@ class Standardise(nn.Module):
 
     @torch.no_grad()
     def follow(self, features: Tensor, total: int) -> None:
-        """Moves the statistics by MOMENTUM to those of this step. total: samples of all ranks."""
+        """Moves the statistics by MOMENTUM to those of this step.
+
+        total: samples of all ranks.
+        """
         sums = torch.stack([features.sum(0), features.square().sum(0)])
         of_all = all_reduce_sum(sums) if world_size() > 1 else sums
         mean, square = of_all / total
@@ -47,11 +50,11 @@ class Standardise(nn.Module):
 
 
 class OnlineProbe:
-    """Reads what the projection head reads, detached: the encoder trains as without it, bit for bit.
+    """Classifies the features that the projection head reads.
 
-    encoder: the query encoder, on its device. classes: of the labels. The classifier standardises the features, starts
-    at zero and draws no random numbers. Adam trains it with the mean gradient of all ranks, at a learning rate of
-    .1 / √D for D features.
+    They are detached, so the encoder trains as without it, bit for bit. encoder: the query encoder, on its device.
+    classes: of the labels. The classifier standardises the features, starts at zero and draws no random numbers. Adam
+    trains it with the mean gradient of all ranks, at a learning rate of .1 / √D for D features.
     """
 
     def __init__(self, encoder: nn.Module, classes: int) -> None:
@@ -70,19 +73,19 @@ class OnlineProbe:
         self._features = inputs[0].detach()
 
     def take(self, n: int) -> Tensor:
-        """The features [n, D] of the first n images of the encoder's last pass."""
+        """Returns the features [n, D] of the last pass's first n images."""
         assert self._features is not None
         features = self._features[:n].float()
         self._features = None
         return features
 
     def step(self, features: Tensor, labels: Tensor, total: int) -> dict[str, Tensor]:
-        """One step of the classifier. All ranks must call it together.
+        """Trains the classifier for one step. All ranks must call it together.
 
         features [n, D], labels int64 [n], -1 for none: this rank's. total: samples of all ranks. Returns `online_loss`
         and `online_acc1` in percent, means over this rank's samples, on the device.
         """
-        features = features.nan_to_num(0.0, 0.0, 0.0)  # a bad step's must not stay in the classifier
+        features = features.nan_to_num(0.0, 0.0, 0.0)  # those of a bad step must not stay in the classifier
         self.standardise.follow(features, total)
         logits = self.classifier(features)
         summed = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
@@ -97,11 +100,14 @@ class OnlineProbe:
         return {"online_loss": summed.detach() / len(labels), "online_acc1": 100 * right.float().mean()}
 
     def state_dict(self) -> dict[str, Any]:
-        """For the checkpoint."""
+        """Returns the state for the checkpoint."""
         return {"classifier": self.classifier.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Loads what `state_dict` gave. InputError if it is of other features or classes."""
+        """Loads the result of `state_dict`.
+
+        InputError if it is for other features or classes.
+        """
         try:
             self.classifier.load_state_dict(state["classifier"])
         except RuntimeError:

@@ -1,7 +1,8 @@
-"""The optimiser of a run: it leaves out a step whose gradient is not finite, and keeps its state in the right layout.
+"""Builds the optimiser of a run, which leaves out bad steps.
 
-torch's fused kernels read parameter, gradient and state in the order of memory. On a GPU they refuse tensors whose
-strides differ; on a CPU they pair wrong entries without an error. So a state in another memory format is converted.
+A bad step has a gradient that is not finite. torch's fused kernels read parameter, gradient and state in the order of
+memory. On a GPU they refuse tensors whose strides differ; on a CPU they pair wrong entries without an error. So a state
+in another memory format is converted.
 """
 
 from __future__ import annotations
@@ -23,14 +24,17 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "lars": lambda parameters, o: LARS(parameters, o.lr, momentum=o.momentum, weight_decay=o.weight_decay),
     "adamw": lambda parameters, o: torch.optim.AdamW(parameters, o.lr, weight_decay=o.weight_decay, fused=True),
 }
-"""--optimizer by name: (parameters, options) -> optimiser. It must honour `found_inf`, as torch's fused ones
-do: it leaves out a bad step."""
+"""--optimizer by name: (parameters, options) -> optimiser.
+
+It must use `found_inf` as torch's fused ones do, which leave out a bad step.
+"""
 
 
 def make_optimizer(model: nn.Module, of_loss: list[nn.Parameter], options: Any) -> Optimizer:
-    """The optimiser that the options describe. The parameters of a loss are a group of their own.
+    """Builds the optimiser that the options describe.
 
-    The key encoder's parameters are listed, as in MoCo's files; they never have a gradient.
+    The parameters of a loss are a group of their own. The key encoder's parameters are listed, as in MoCo's files; they
+    never have a gradient.
     """
     optimizer = OPTIMIZERS[options.optimizer](model.parameters(), options)
     if of_loss:
@@ -39,10 +43,11 @@ def make_optimizer(model: nn.Module, of_loss: list[nn.Parameter], options: Any) 
 
 
 class GuardedOptimizer:
-    """An optimiser that does not apply a step whose gradient is not finite. Nothing here waits for the device.
+    """Leaves out an optimiser's steps whose gradient is not finite.
 
-    trained: the parameters whose gradients count. amp: 'fp16' scales the loss. grad_clip: largest gradient norm.
-    keep: buffers that the forward pass changes and that such a step must not change, BatchNorm's statistics.
+    Nothing here waits for the device. trained: the parameters whose gradients count. amp: 'fp16' scales the loss.
+    grad_clip: largest gradient norm. keep: buffers that the forward pass changes and that a bad step must not change,
+    such as BatchNorm's statistics.
     """
 
     def __init__(
@@ -66,7 +71,7 @@ class GuardedOptimizer:
         zero_momentum(optimizer)
 
     def begin(self) -> None:
-        """Before the forward pass of a step."""
+        """Prepares a step; call it before the forward pass."""
         self._kept.take()
         for parameter in self.trained:  # the others never have a gradient
             parameter.grad = None
@@ -76,8 +81,11 @@ class GuardedOptimizer:
         self.scaler.scale(loss).backward()
 
     def step(self, loss: Tensor, number: int) -> None:
-        """Applies the step, or counts it as not applied. loss: its value. number: of the step, from 1."""
-        if not self._layouts_checked:  # once: what a resume has loaded does not change its layout later
+        """Applies the step, or counts it as not applied.
+
+        loss: its value. number: of the step, from 1.
+        """
+        if not self._layouts_checked:  # once: a loaded state does not change its layout later
             check_layouts(self.optimizer)
             self._layouts_checked = True
         if self.scaler.is_enabled():
@@ -91,22 +99,22 @@ class GuardedOptimizer:
             self.scaler.update()
         else:
             bad = ~norm.isfinite()
-            self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # a fused step that finds 1 here changes nothing
+            self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # if it is 1, a fused step changes nothing
             self.optimizer.step()
         self.first_bad = torch.where((self.first_bad == 0) & bad, number, self.first_bad)
         self.bad_steps += bad
         self._kept.put_back(bad)
 
     def report(self) -> Tensor:
-        """`not_applied` as a tensor [2] of the device, without a wait."""
+        """Returns `not_applied` as a tensor [2] on the device, without a wait."""
         report = torch.stack([self.bad_steps, self.first_bad])
         self.first_bad.zero_()
         return report
 
     def not_applied(self) -> tuple[int, int]:
-        """(steps not applied since the run began, the first one since the last call or 0).
+        """Returns (steps not applied, first one since last call or 0).
 
-        Waits for the device. The answers of all ranks agree.
+        The count begins with the run. It waits for the device. All ranks get the same values.
         """
         bad, first = self.report().tolist()
         return bad, first
@@ -116,7 +124,7 @@ class GuardedOptimizer:
             group["lr"] = lr
 
     def state(self) -> dict[str, Any]:
-        """The part of its state that is not the optimiser's own `state_dict`."""
+        """Returns the state that is not in the optimiser's own `state_dict`."""
         return {"scaler": self.scaler.state_dict(), "bad_steps": self.bad_steps}
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -126,7 +134,10 @@ class GuardedOptimizer:
 
 
 class FlatCopy:
-    """A copy of many small tensors in one buffer for each type: a few kernels, however many they are."""
+    """Copies many small tensors into one buffer for each type.
+
+    It takes a few kernels for any number of tensors.
+    """
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
         of_type: dict[torch.dtype, list[Tensor]] = {}
@@ -139,7 +150,10 @@ class FlatCopy:
             torch.cat([tensor.reshape(-1) for tensor in group], out=before)
 
     def put_back(self, wanted: Tensor) -> None:
-        """The tensors are again as they were when `take` was called, if `wanted`, a bool of the device, is true."""
+        """Restores the tensors of `take` if `wanted` is true.
+
+        wanted: a bool on the device.
+        """
         for group, before in self._groups:
             chosen = torch.where(wanted, before, _flat(group)).split([tensor.numel() for tensor in group])
             torch._foreach_copy_(group, [part.view_as(tensor) for part, tensor in zip(chosen, group, strict=True)])
@@ -152,7 +166,7 @@ def _flat(tensors: list[Tensor]) -> Tensor:
 def zero_momentum(optimizer: Optimizer) -> None:
     """Gives SGD a momentum of zero.
 
-    Fused SGD takes uninitialised memory for it if its very first step is one that is not applied.
+    Otherwise fused SGD takes uninitialised memory if its first step is not applied.
     """
     if not isinstance(optimizer, torch.optim.SGD):
         return
@@ -178,7 +192,10 @@ def load_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
 
 
 def check_layouts(optimizer: Optimizer) -> None:
-    """RuntimeError if a state tensor has another memory format than its parameter. Does not wait for the device."""
+    """Raises RuntimeError if a state's memory format differs from its parameter's.
+
+    It does not wait for the device.
+    """
     for parameter, entries in optimizer.state.items():
         for name, value in entries.items():
             if _fits(value, parameter) and value.stride() != parameter.stride():

@@ -1,7 +1,8 @@
-"""The options of main_moco.py: flag, default, meaning, whether it changes the results.
+"""Defines the options of main_moco.py.
 
-A field of the dataclass is the option; the parser is made from the fields. Names, defaults and meanings are
-facebookresearch/moco's and, for the loss, those of its align/uniform fork; what neither has is marked "(new)".
+Each has flag, default, meaning, and whether it changes the results. A field of the dataclass is the option; the parser
+is made from the fields. Names, defaults and meanings are facebookresearch/moco's and, for the loss, those of its
+align/uniform fork. Others are marked "(new)".
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ PREDICTORS = ("resnet", "vit")
 
 @dataclass(frozen=True)
 class PretrainOptions(CommonOptions):
-    """Options of main_moco.py."""
+    """Holds the options of main_moco.py."""
 
     arch: str = result(
         "resnet50", "encoder: a torchvision name, timm:NAME, resnet18_small, smallalexnet, smallcnn, vit_small, or your"
@@ -174,7 +175,7 @@ class PretrainOptions(CommonOptions):
 
 
 class ResolvedPretrainOptions(PretrainOptions):
-    """The same options after `parse_pretrain`: these have a value, whether or not it was typed."""
+    """Holds the options after `parse_pretrain`: these always have a value."""
 
     image_size: int
     channels: int
@@ -185,7 +186,7 @@ class ResolvedPretrainOptions(PretrainOptions):
 
 
 def parse_pretrain(argv: list[str] | None = None, world_size: int | None = None) -> ResolvedPretrainOptions:
-    """The options of main_moco.py, checked and resolved.
+    """Parses, checks and resolves the options of main_moco.py.
 
     world_size: the number of ranks that will train; default: of this process's start.
     """
@@ -194,7 +195,7 @@ def parse_pretrain(argv: list[str] | None = None, world_size: int | None = None)
     size, recipe = defaults_of(o.dataset)
     large = multi_crop(o.crops) if o.crops else None
     given = (o.moco_contr_w, o.moco_align_w, o.moco_unif_w)
-    # weights without --loss are a command of the fork, whose defaults are 0/3/1
+    # weights without --loss are of the fork's commands, with defaults 0/3/1
     loss = o.loss or ("align-uniform" if any(w is not None for w in given) else "infonce")
     if loss not in PRESET_WEIGHTS and any(w is not None for w in given):
         raise InputError(

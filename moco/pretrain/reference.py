@@ -1,9 +1,9 @@
-"""The slow paths, as MoCo's paper writes them (He et al. 2020, Algorithm 1).
+"""Implements the slow paths of MoCo's paper.
 
-`main_moco.py --reference-step` trains with them. Each does the same as its fast one, with the same random choices, so
-the two runs differ by rounding alone: all similarities at once over a clone of the queue
-(`moco.losses.logsumexp.whole_logsumexp`), a Python loop over parameters for the momentum update, and for shuffle-BN an
-all-gather of the finished fp32 images.
+He et al. 2020, Algorithm 1. `main_moco.py --reference-step` trains with them. Each does the same as its fast one, with
+the same random choices, so the two runs differ by rounding alone. The slow paths are all similarities at once over a
+clone of the queue (`moco.losses.logsumexp.whole_logsumexp`), a Python loop over parameters for the momentum update, and
+for shuffle-BN an all-gather of the finished fp32 images.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from moco.timing import stage
 
 
 class ReferenceMoCo(MoCo):
-    """MoCo with the momentum update, the shuffle and the queue of Algorithm 1."""
+    """Is MoCo with Algorithm 1's momentum update, shuffle and queue."""
 
     @torch.no_grad()
     def update_key_encoder(self) -> None:
@@ -37,7 +37,7 @@ class ReferenceMoCo(MoCo):
         prepare_k: Callable[..., Tensor] | None = None,
         sizes: list[int] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """As MoCo's; the images are prepared where they were loaded, and all of them go everywhere."""
+        """Computes MoCo's forward pass; every rank sends all its prepared images."""
         if self.both_query or im_k is None:
             return super().forward(im_q, im_k, prepare_k, sizes)
         q = self.queries(im_q)
@@ -62,7 +62,7 @@ class ReferenceMoCo(MoCo):
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor, labels: Tensor | None = None, keys_of_view_0: Tensor | None = None) -> None:
-        """One key after the other; waits for the device at each."""
+        """Puts keys into the queue one by one; waits for each."""
         of_both = [keys] if keys_of_view_0 is None else [keys, keys_of_view_0]
         if not all(each.isfinite().all() for each in of_both):
             return

@@ -1,8 +1,8 @@
-"""The state of a run: what is saved so that it can go on, and how it goes on.
+"""Saves and restores the state of a run.
 
-What is a function of (seed, epoch, step) is not here: sample order, crops, augmentations, shuffles, learning rate.
-Everything else is in the checkpoint, in MoCo's layout (He et al.'s `epoch`, `arch`, `state_dict`, `optimizer`) with our
-additions under the one key `moco_run`.
+Functions of (seed, epoch, step) are not saved: sample order, crops, augmentations, shuffles, learning rate. Everything
+else is in the checkpoint, in MoCo's layout (He et al.'s `epoch`, `arch`, `state_dict`, `optimizer`). This project's
+additions are under the one key `moco_run`.
 """
 
 from __future__ import annotations
@@ -28,13 +28,16 @@ from moco.run.resume import Position as Position, find as find, restore_meters, 
 
 FORMAT = 1
 _V3_NAMES = {"encoder_q": "base_encoder", "encoder_k": "momentum_encoder"}  # ours -> moco-v3's
-_NO_QUEUE = ("queue", "queue_ptr")  # of no columns, where there is no queue
+_NO_QUEUE = ("queue", "queue_ptr")  # without a queue they have no columns
 
 
 def snapshot(
     step: TrainingStep, meters: Sequence[Meter], position: Position, options: PretrainOptions
 ) -> dict[str, Any]:
-    """The checkpoint's contents. All ranks must call it: each adds its own random generators and running means."""
+    """Returns the checkpoint's contents. All ranks must call it.
+
+    Each rank adds its own random generators and running means.
+    """
     of_ranks = distributed.gather_objects({"random": _random_states(), "meters": [meter.state() for meter in meters]})
     return {
         "epoch": position.epoch,
@@ -57,9 +60,10 @@ def snapshot(
 
 
 def _named_for_files(model: MoCo) -> dict[str, Tensor]:
-    """The model's state under MoCo's names; under moco-v3's, without a queue, where the batch's keys are the negatives.
+    """Returns the model's state under MoCo's names.
 
-    Either project's own scripts find what they know.
+    Without a queue, when the batch's keys are the negatives, the names are moco-v3's. So the scripts of either project
+    find the names that they know.
     """
     state = model.state_dict()
     if model.keys == "queue":
@@ -73,7 +77,7 @@ def _named_for_files(model: MoCo) -> dict[str, Tensor]:
 
 
 def _named_for_model(weights: dict[str, Tensor], model: MoCo) -> dict[str, Tensor]:
-    """The inverse of `_named_for_files`; names of another layout stay, so that they are reported."""
+    """Inverts `_named_for_files`; names of another layout stay, to be reported."""
     if model.keys == "queue":
         return weights
     ours = {theirs: name for name, theirs in _V3_NAMES.items()}
@@ -83,7 +87,10 @@ def _named_for_model(weights: dict[str, Tensor], model: MoCo) -> dict[str, Tenso
 
 
 def _random_states() -> dict[str, Tensor]:
-    """Of torch's generators, for encoders with dropout or stochastic depth; nothing else here uses them."""
+    """Returns the states of torch's generators.
+
+    Encoders with dropout or stochastic depth use them, and nothing else does.
+    """
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_initialized():
         states["cuda"] = torch.cuda.get_rng_state()
@@ -97,10 +104,10 @@ def restore(
     meters: Sequence[Meter],
     options: PretrainOptions,
 ) -> tuple[Position, list[str]]:
-    """Puts a checkpoint's contents in place; returns the position of its run, and notes for the log.
+    """Restores a checkpoint; returns its position, and notes for the log.
 
-    A checkpoint of facebookresearch/moco goes on too, at its next epoch, with what it holds. InputError if the file
-    does not fit this run.
+    A checkpoint of facebookresearch/moco is resumed at its next epoch, with the state that it holds. InputError if the
+    file does not fit this run.
     """
     weights, notes = _fitting_weights(state, path, step, options)
     run = state.get("moco_run")
@@ -135,10 +142,13 @@ def restore(
 def _fitting_weights(
     state: dict[str, Any], path: Path, step: TrainingStep, options: PretrainOptions
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """The weights in the checkpoint, by the model's names, and notes. InputError if they are not this model's."""
+    """Returns the checkpoint's weights by the model's names, and notes.
+
+    InputError if they are not this model's.
+    """
     if "state_dict" not in state or "epoch" not in state:
         raise InputError(
-            f"{path} is no checkpoint of a MoCo run (no 'state_dict' or no 'epoch'); to start from an encoder's weights"
+            f"{path} is not a MoCo run's checkpoint (no 'state_dict' or no 'epoch'); to start from an encoder's weights"
             " pass --init-from"
         )
     arch = state.get("arch", options.arch)
@@ -171,7 +181,7 @@ def _fitting_weights(
 
 
 def _check_keys(path: Path, weights: dict[str, Tensor], model: MoCo) -> None:
-    """InputError if the file's negatives came from elsewhere than the model's."""
+    """Raises InputError if the file's negatives have another origin than the model's."""
     from_batch = any(name.startswith("base_encoder.") for name in weights)
     if from_batch != (model.keys == "batch"):
         how = "from the batch: pass" if from_batch else "from a queue: leave out"
@@ -182,7 +192,10 @@ def _check_keys(path: Path, weights: dict[str, Tensor], model: MoCo) -> None:
 
 
 def _changed_options(before: dict[str, Any], options: PretrainOptions) -> dict[str, tuple[Any, Any]]:
-    """Options that change results: name -> (their value in the checkpoint, their value now), where these differ."""
+    """Returns changed options: name -> (value in the checkpoint, value now).
+
+    Only options that change results count.
+    """
     now = as_dict(options)
     names = [name for name in result_options(PretrainOptions) if name in before and before[name] != now[name]]
     return {name: (before[name], now[name]) for name in names}
@@ -198,7 +211,10 @@ def _check_same_batches(path: Path, changed: dict[str, tuple[Any, Any]]) -> None
 
 
 def _restore_generators(path: Path, of_ranks: list[dict[str, Tensor]]) -> list[str]:
-    """Each rank takes its own generators' states; on another number of ranks none, with a note."""
+    """Restores each rank's own generators.
+
+    On another number of ranks none is restored; then it returns a note.
+    """
     if len(of_ranks) != distributed.world_size():
         return [
             f"{path} was written by {len(of_ranks)} ranks, this run has {distributed.world_size()}: the samples"

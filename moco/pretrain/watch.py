@@ -1,4 +1,4 @@
-"""Warnings and errors about a run's numbers and images."""
+"""Checks a run's numbers and images; warns or raises."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ from moco.run.provenance import git_state
 
 
 class Watch:
-    """All ranks must call each method together. `values` are those last printed."""
+    """Checks one run. All ranks must call each method together.
+
+    `values` are those last printed.
+    """
 
     def __init__(
         self, options: PretrainOptions, step: TrainingStep, loader: Loader, log: RunLog, position: Position
@@ -39,9 +42,10 @@ class Watch:
         self.left_out = 0
 
     def numbers(self, at: Position, values: Mapping[str, float], report: tuple[int, int] | None = None) -> None:
-        """A step that was not applied is written down, and ends the run unless --max-bad-steps lets it pass.
+        """Logs a step that was not applied.
 
-        report: what `not_applied` said after the step `at`; None asks it, which waits for the device.
+        It ends the run unless --max-bad-steps allows the step. report: the result of `not_applied` after the step `at`;
+        None asks it, which waits for the device.
         """
         bad, first = report or self.step.guard.not_applied()
         if not first:
@@ -59,11 +63,11 @@ class Watch:
         self.warn(what, at)
 
     def fingerprints(self) -> Tensor | None:
-        """What `agreement` takes, without a wait for the device. None for one rank."""
+        """Returns the fingerprints for `agreement`, without a wait. None for one rank."""
         return gathered_fingerprints(self._must_agree())
 
     def agreement(self, at: Position, of_ranks: Tensor | None) -> None:
-        """NumericsError if the ranks did not hold the same bits any more after the step `at`."""
+        """Raises NumericsError if the ranks' bits differ after the step `at`."""
         self.agreed = compare(list(self._must_agree()), of_ranks, self.agreed, at.global_step)
 
     def _must_agree(self) -> dict[str, Tensor]:
@@ -74,7 +78,10 @@ class Watch:
             self.warn(message, at)
 
     def bad_images(self, at: Position) -> None:
-        """Says how many images could not be read, whenever they have become more; each rank knows those it met."""
+        """Logs the number of unreadable images whenever it grows.
+
+        Each rank knows only the images that it read.
+        """
         mine = {self.loader.source.name(index): why for index, why in self.loader.bad.items()}
         bad = {name: why for part in distributed.gather_objects(mine) for name, why in part.items()}
         if len(bad) > self.left_out:
@@ -93,26 +100,32 @@ _SAME_SIZE_INTEGER = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.i
 
 
 def collapse(values: Mapping[str, float]) -> str | None:
-    """A warning if the batch's features were nearly one point, judged by its printed `uniformity`; else None."""
+    """Returns a warning if the batch's features are nearly one point.
+
+    The printed `uniformity` decides. None otherwise.
+    """
     spread = values.get("uniformity", -1.0)
     if not spread > COLLAPSED:
         return None
     return (
         f"the features are nearly one point (uniformity {spread:.3f}, 0 is collapse): a smaller --moco-m (a larger one"
-        " for --loss hard) or --moco-k, or a larger weight of uniformity, lets them spread"
+        " for --loss hard) or --moco-k, or a larger weight of uniformity, spreads them"
     )
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> Tensor:
-    """One number a tensor, int64 [len(tensors)]: the sum of its bits read as integers; one flipped bit changes it."""
+    """Returns one number a tensor: int64 [len(tensors)].
+
+    It is the sum of the tensor's bits read as integers; one flipped bit changes it.
+    """
     sums = [x.detach().view(_SAME_SIZE_INTEGER[x.element_size()]).sum(dtype=torch.int64) for x in tensors.values()]
     return torch.stack(sums)
 
 
 def must_agree(model: MoCo, of_loss: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """Returns the tensors that are equal on all ranks: weights, queue and the loss's own.
+    """Returns the tensors that must be equal on all ranks.
 
-    BatchNorm's statistics are each rank's own.
+    They are the weights, the queue and the loss's own. BatchNorm's statistics are each rank's own.
     """
     queue = {"queue": model.queue, "queue_ptr": model.queue_ptr, "queue_labels": model.queue_labels}
     if model.queue_of_view_0 is not None:
@@ -121,11 +134,10 @@ def must_agree(model: MoCo, of_loss: Mapping[str, Tensor] | None = None) -> dict
 
 
 def check_agreement(model: MoCo, last_agreed: int, now: int, of_loss: Mapping[str, Tensor] | None = None) -> int:
-    """Returns `now` if all ranks hold the same bits; NumericsError, on every rank, if not.
+    """Returns `now` if all ranks hold the same bits.
 
-    last_agreed: what it returned the last time.
-
-    Reads the weights once and exchanges a few hundred numbers: for every printed line, not for every step.
+    NumericsError on every rank if not. last_agreed: what it returned the last time. It reads the weights once and
+    exchanges a few hundred numbers: for every printed line, not for every step.
     """
     tensors = must_agree(model, of_loss)
     of_ranks = gathered_fingerprints(tensors)
@@ -133,12 +145,12 @@ def check_agreement(model: MoCo, last_agreed: int, now: int, of_loss: Mapping[st
 
 
 def gathered_fingerprints(tensors: Mapping[str, Tensor]) -> Tensor | None:
-    """int64 [ranks, len(tensors)], on the device; None for one rank."""
+    """Gathers fingerprints: int64 [ranks, len(tensors)], on the device; None for one rank."""
     return gather_rows(fingerprint(tensors)[None]) if world_size() > 1 else None
 
 
 def compare(names: list[str], of_ranks: Tensor | None, last_agreed: int, now: int) -> int:
-    """`check_agreement`, of fingerprints on the CPU."""
+    """Compares fingerprints on the CPU, as `check_agreement` does."""
     if of_ranks is None:
         return now
     usual = of_ranks.mode(dim=0).values
@@ -147,7 +159,7 @@ def compare(names: list[str], of_ranks: Tensor | None, last_agreed: int, now: in
         return now
     odd_names = [name for name, odd in zip(names, (of_ranks != usual).any(dim=0).tolist(), strict=True) if odd]
     more = f" and {len(odd_names) - 1} more" if len(odd_names) > 1 else ""
-    # with two ranks nobody can say which is right
+    # with two ranks it is not known which one is right
     who = "the ranks differ" if world_size() == 2 else f"rank {', '.join(map(str, odd_ranks))} differs from the others"
     raise NumericsError(
         f"{who} in {odd_names[0]}{more}, after step {last_agreed} and by step {now}: memory or network is faulty; go on"
@@ -168,9 +180,10 @@ def write_repro(
     details: Mapping[str, Any],
     folder: str | Path,
 ) -> str:
-    """Rank 0 writes down what is needed to look at a step whose gradient was not finite; returns the file's name.
+    """Writes a file to study a bad step; returns its name.
 
-    step: the 0-based step in `epoch`. last_values: what was last printed while all was finite.
+    Rank 0 writes it, when a gradient is not finite. step: the 0-based step in `epoch`. last_values: what was last
+    printed while all was finite.
     """
     name = f"bad_step_{global_step:08d}.json"
     streams = {

@@ -1,1 +1,1 @@
-"""Linear probes and their relatives: what main_lincls.py is made of."""
+"""Trains linear probes and other classifiers for main_lincls.py."""

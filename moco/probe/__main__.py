@@ -1,12 +1,11 @@
-"""Linear classification on frozen features (He et al. 2020, §4.1): what a pretrained encoder's features are worth.
-
+"""Measures frozen features by linear classification (He et al. 2020, §4.1).
     torchrun --nproc_per_node=8 main_lincls.py --pretrained runs/v2/checkpoint_0199.pth.tar /data/imagenet
     python main_lincls.py --dataset digits --pretrained runs/digits/checkpoint_0039.pth.tar --sweep
     python main_lincls.py --dataset digits --pretrained runs/digits/checkpoint_0039.pth.tar --cached
     python main_lincls.py --evaluate --resume runs/lincls/model_best.pth.tar /data/imagenet
 
-Reads checkpoints of main_moco.py, MoCo, its align/uniform fork, moco-v3, torchvision, timm, ... (moco/interop/).
-Without a flag that says otherwise the protocol is MoCo's; docs/evaluation.md has the others. Read `probe` downwards.
+Reads checkpoints of main_moco.py, MoCo, its align/uniform fork, moco-v3, torchvision, timm, ... (moco/encoders/).
+The protocol is MoCo's, unless a flag changes it; docs/evaluation.md has the others. Read `probe` downwards.
 Exit codes (moco/errors.py): 0 done, 2 bad input, 3 numbers gone wrong.
 """
 
@@ -78,7 +77,7 @@ def probe(options: LinclsOptions, world: World, device: torch.device) -> int:
     if resumed:
         protocol.restore(model, resumed)
 
-    # Neither a frozen network nor the validation crops ever change, so the features to validate on are computed once.
+    # A frozen network and the validation crops do not change, so the validation features are computed once.
     setup = Setup(options, device, recipe, fit, held_out, val, model, resumed)
     features = Features(setup.features_of(val), setup.features_of(held_out) if held_out else None)
     if options.evaluate:
@@ -109,19 +108,22 @@ def probe(options: LinclsOptions, world: World, device: torch.device) -> int:
 
 
 def open_images(options: LinclsOptions) -> tuple[Source, Source]:
-    """The images to train and to validate on. InputError if their classes differ, or are not at least two."""
+    """Opens the images to train and to validate on.
+
+    InputError if their classes differ, or are not at least two.
+    """
     val = options.open("val")
     train = val if options.evaluate else options.open("train")
     check_same_classes(train, val)
     if len(val.classes) < 2:
-        raise InputError(f"the data has one class, {val.classes[0]!r}: give at least two to tell apart")
+        raise InputError(f"the data has one class, {val.classes[0]!r}: give at least two")
     if options.train_fraction < 1 and not options.evaluate:
         train = share_of_classes(train, options.train_fraction, options.seed or 0)
     return train, val
 
 
 def script() -> NoReturn:
-    """The console script."""
+    """Runs the console script."""
     end_with(main)
 
 

@@ -1,6 +1,7 @@
-"""Logistic regression on computed features, and its accuracy with few labels.
+"""Solves logistic regression on computed features.
 
-It is solved to its optimum in fp64, so the result depends on the features alone, not on a learning rate or on epochs.
+Also its accuracy with few labels. It is solved to its optimum in fp64, so the result depends on the features alone, not
+on a learning rate or on epochs.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from moco.randomness import Purpose, permutation, stream_key
 def few_label_accuracy(
     train_x: Tensor, train_y: Tensor, val_x: Tensor, val_y: Tensor, per_class: int = 5, draws: int = 5, seed: int = 0
 ) -> tuple[float, float]:
-    """Top-1 accuracy with `per_class` labels per class: (mean, deviation over draws) in percent.
+    """Returns top-1 accuracy in percent with `per_class` labels per class.
 
-    Features [n, d] are standardised with mean and deviation of all training features, which needs no labels. The
-    classifier is logistic regression with scikit-learn's default penalty: Σ cross entropy + ½‖W‖². The labels of draw i
-    depend only on (seed, i) and on the order of the training samples. InputError if a class has too few images.
+    The two numbers are mean and standard deviation over draws. Features [n, d] are standardised with mean and deviation
+    of all training features, which needs no labels. The classifier is logistic regression with scikit-learn's default
+    penalty: Σ cross entropy + ½‖W‖². The labels of draw i depend only on (seed, i) and on the order of the training
+    samples. InputError if a class has too few images.
     """
     (train, val), _, _ = standardise(train_x, train_x, val_x)
     classes = int(max(train_y.max(), val_y.max())) + 1
@@ -45,7 +47,7 @@ def few_label_accuracy(
 
 
 def standardise(of: Tensor, *features: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Standardises each of `features` [n, d] with the statistics of `of`, in fp64.
+    """Standardises each of `features` [n, d] with `of`'s statistics, in fp64.
 
     Returns (standardised features, mean of `of`, standard deviation of `of`).
     """
@@ -55,9 +57,10 @@ def standardise(of: Tensor, *features: Tensor) -> tuple[list[Tensor], Tensor, Te
 
 
 def logistic_regression(x: Tensor, y: Tensor, classes: int, penalty: float = 1.0) -> tuple[Tensor, Tensor]:
-    """(weight [classes, d], bias [classes]) that minimise Σ cross entropy + penalty·½‖weight‖².
+    """Minimises Σ cross entropy + penalty·½‖weight‖²; returns weight and bias.
 
-    x: fp64 [n, d]. Convex, started at zero, full batch: the same bits each time on one machine.
+    weight [classes, d], bias [classes]. x: fp64 [n, d]. Convex, started at zero, full batch: the same bits each time on
+    one machine.
     """
     weight = x.new_zeros((classes, x.shape[1]), requires_grad=True)
     bias = x.new_zeros(classes, requires_grad=True)
@@ -82,16 +85,19 @@ def logistic_regression(x: Tensor, y: Tensor, classes: int, penalty: float = 1.0
 
 
 PENALTIES = (1000.0, 100.0, 10.0, 1.0, 0.1)
-_PLAIN_VOTE = 1e3  # temperature at which neighbours weigh the same, but for ties, which go to the nearer class
+_PLAIN_VOTE = 1e3  # temperature at which neighbours have equal weight; a tie goes to the nearer class
 
 
 @dataclass(frozen=True)
 class Solved:
-    """The classifier of raw features, and accuracies in percent on training images."""
+    """Holds the classifier of raw features, and accuracies on training images.
+
+    The accuracies are in percent.
+    """
 
     linear: nn.Linear
     penalty: float
-    held_out: dict[float, float]  # penalty -> accuracy on the first fold of a classifier of the others
+    held_out: dict[float, float]  # penalty -> accuracy on the first fold, trained on the others
     cv_top1: float  # mean over the folds, with the chosen penalty
     cv_top1_std: float
 
@@ -123,7 +129,10 @@ def solve(x: Tensor, y: Tensor, classes: int, parts: int, seed: int) -> Solved:
 
 
 def five_nearest(train_x: Tensor, train_y: Tensor, x: Tensor, y: Tensor, classes: int) -> float:
-    """Top-1 accuracy in percent of a vote of the 5 nearest training features by cosine."""
+    """Returns top-1 accuracy in percent of the 5 nearest training features.
+
+    They vote, and are nearest by cosine.
+    """
     train_x = F.normalize(train_x, dim=1)
     x = F.normalize(x, dim=1)
     return metrics.knn_accuracy(train_x, train_y, x, y, classes, k=5, t=_PLAIN_VOTE).item()

@@ -25,7 +25,10 @@ Rows = tuple[Tensor, Tensor]  # features [n, d], labels [n]
 
 @dataclass(frozen=True)
 class Model:
-    """`network`: images [N, C, S, S] -> features [N, d], part of `encoder`. `note`: for the log."""
+    """Holds encoder, features and classifiers of a probe.
+
+    network: images [N, C, S, S] -> features [N, d], part of `encoder`. note: for the log.
+    """
 
     encoder: nn.Module
     network: nn.Module
@@ -42,9 +45,10 @@ def build(
     count: int,
     device: torch.device,
 ) -> Model:
-    """The encoder, loaded, frozen and in evaluation mode, and `count` new classifiers.
+    """Builds the encoder, loaded, frozen and in evaluation mode, and new classifiers.
 
-    Classifiers start as MoCo's. On the trunk's features the first of them is the encoder's own.
+    There are `count` classifiers, which start as MoCo's. On the trunk's features the first of them is the encoder's
+    own.
     """
     assert options.arch and options.image_size  # resolved
     which = options.features_from
@@ -80,9 +84,10 @@ def load_frozen(
     device: torch.device,
     projection: bool = False,
 ) -> str:
-    """Loads `origin` into the encoder, or settles its BatchNorm on `train`; freezes it. Returns a note for the log.
+    """Loads `origin` into the encoder and freezes it; returns a note.
 
-    projection: with the head that pretraining used. InputError if `origin` has none, or does not fit.
+    Without `origin`, BatchNorm takes the statistics of `train`. projection: with the head that pretraining used.
+    InputError if `origin` has none, or does not fit.
     """
     loaded = load_trunk(encoder, origin) if origin else None
     if projection and not (origin and load_projection(encoder, origin)):
@@ -99,7 +104,10 @@ def load_frozen(
 
 @dataclass(frozen=True)
 class Features:
-    """Features of centre crops, extracted before training. `held_out`: to choose one of several classifiers by."""
+    """Holds features of centre crops, extracted before training.
+
+    held_out: to choose one of several classifiers by.
+    """
 
     validation: Rows
     held_out: Rows | None
@@ -107,9 +115,9 @@ class Features:
 
 @dataclass
 class Setup:
-    """Data and model of a probe. `fit` and `val`: the images to train and to validate on.
+    """Holds the data and the model of a probe.
 
-    resumed: the checkpoint of the probe that goes on.
+    fit, val: the images to train and to validate on. resumed: the checkpoint of the probe that goes on.
     """
 
     options: LinclsOptions
@@ -122,7 +130,7 @@ class Setup:
     resumed: EncoderFile | None = None
 
     def features_of(self, source: Source) -> Rows:
-        """Features of the centre crops, without augmentation."""
+        """Extracts features of the centre crops, without augmentation."""
         assert self.options.image_size and self.options.seed is not None  # resolved
         crops = centre_crops(source, self.recipe, self.options.image_size, self.options, self.device)
         return extract_features(self.model.network, crops, Augment(self.recipe.for_evaluation(), self.options.seed))

@@ -1,4 +1,4 @@
-"""The options of main_lincls.py.
+"""Defines the options of main_lincls.py.
 
 Names, defaults and meanings are those of facebookresearch/moco; options that it lacks are marked "(new)".
 """
@@ -14,13 +14,13 @@ from moco.errors import InputError, flag
 from moco.run import flags
 from moco.run.options import CommonOptions, at_least, check_common, check_unread, evaluation, positive, result, running
 
-# MoCo's learning rate is for frozen features; training of the encoder diverges with it
+# MoCo's learning rate is for frozen features; an encoder trained with it diverges
 _LR = 30.0
 
 
 @dataclass(frozen=True)
 class LinclsOptions(CommonOptions):
-    """Options of main_lincls.py."""
+    """Holds the options of main_lincls.py."""
 
     arch: str | None = result(None, "encoder; default: the checkpoint's, else resnet50", "-a")
     arch_arg: list[str] = result(
@@ -66,12 +66,12 @@ class LinclsOptions(CommonOptions):
 
     @property
     def solved(self) -> bool:
-        """Whether logistic regression is solved to its optimum, without epochs."""
+        """Returns True if logistic regression is solved without epochs."""
         return self.cached and not self.sweep
 
 
 def _unread(o: LinclsOptions) -> dict[str, str]:
-    """Options that these settings leave without effect: option -> the setting."""
+    """Returns options without effect: option -> the setting that causes it."""
     unread: dict[str, str] = {}
     if not o.finetune:
         unread |= dict.fromkeys(("trunk_lr", "head_lr"), "frozen features, without --finetune")
@@ -98,7 +98,7 @@ def check_betas(betas: list[float]) -> None:
 
 
 def parse_lincls(argv: list[str] | None = None) -> LinclsOptions:
-    """The options of main_lincls.py, checked.
+    """Parses and checks the options of main_lincls.py.
 
     `arch`, `image_size` and `output_dir` may be open: the checkpoint decides then.
     """

@@ -1,4 +1,4 @@
-"""A probe's checkpoints: MoCo's layout for the chosen classifier, and the training state."""
+"""Saves and restores a probe: MoCo's layout for the chosen classifier."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _SAME = ("features_from", "optimizer", "train_fraction", "sweep", "sweep_lrs", "
 
 @dataclass(frozen=True)
 class Best:
-    """The best epoch so far: its validation accuracies in percent, and its score.
+    """Holds the best epoch's validation accuracies in percent, and its score.
 
     The score is the top-1 accuracy on the validation images (MoCo). In a sweep it is that of the best classifier on the
     held-out training images.
@@ -48,7 +48,7 @@ class Best:
 
 
 def classifier_to_resume(options: LinclsOptions) -> EncoderFile | None:
-    """The checkpoint of --resume; None to start new.
+    """Reads the checkpoint of --resume; None to start new.
 
     'auto' starts new if there is no checkpoint. InputError for a checkpoint without a classifier.
     """
@@ -61,7 +61,10 @@ def classifier_to_resume(options: LinclsOptions) -> EncoderFile | None:
 
 
 def file_to_resume(resume: str | None, output_dir: str) -> EncoderFile | None:
-    """The file of --resume; None without it, and for 'auto' where nothing was saved."""
+    """Reads the file of --resume.
+
+    None without it, and for 'auto' if nothing was saved.
+    """
     path = os.path.join(output_dir, LAST) if resume == "auto" else resume
     if path is None or (resume == "auto" and not distributed.on_rank_0(lambda: os.path.exists(path))):
         return None
@@ -69,13 +72,13 @@ def file_to_resume(resume: str | None, output_dir: str) -> EncoderFile | None:
 
 
 def check_arch_of(origin: EncoderFile | None, arch: str | None) -> None:
-    """InputError if --arch names another network than the file holds."""
+    """Raises InputError if --arch names another network than the file holds."""
     if origin and origin.arch and arch not in (None, origin.arch):
         raise InputError(f"{origin.path} holds a {origin.arch}, not a {arch}: pass --arch {origin.arch}")
 
 
 def check_same(options: CommonOptions, resumed: EncoderFile, names: Iterable[str]) -> None:
-    """InputError if one of these options differs from that of the resumed probe."""
+    """Raises InputError if an option differs from the resumed probe's."""
     before = resumed.options
     for name in names:
         if name in before and before[name] != getattr(options, name):
@@ -85,20 +88,23 @@ def check_same(options: CommonOptions, resumed: EncoderFile, names: Iterable[str
 
 
 def seed_of(seed: int | None, before: Mapping[str, Any], resumed: bool) -> int:
-    """--seed, else that of the resumed probe, else a new one; the same on all ranks."""
+    """Returns the seed, the same on all ranks.
+
+    It is --seed, else that of the resumed probe, else a new one.
+    """
     chosen = before.get("seed") if seed is None and resumed else seed
     return distributed.broadcast_object(random.SystemRandom().randrange(2**31) if chosen is None else chosen)
 
 
 def network_for(origin: EncoderFile | None, arch: str | None, words: list[str], default: str) -> tuple[str, list[str]]:
-    """--arch and --arch-arg of the probe: as the file has them, where there is one that says so."""
+    """Returns --arch and --arch-arg of the probe, as in the file."""
     if origin and (origin.arch or arch):
         return network_of(origin, arch, words)
     return arch or default, words
 
 
 def name_for(origin: EncoderFile | None) -> str:
-    """The encoder's part of an output folder's name: its run and checkpoint."""
+    """Returns the encoder's run and checkpoint, to name an output folder."""
     return f"{origin.path.absolute().parent.name}-{origin.path.name.split('.')[0]}" if origin else "untrained"
 
 
@@ -106,11 +112,11 @@ def resolve(options: LinclsOptions, origin: EncoderFile | None, resumed: bool) -
     """Fills open options from the encoder's run, then from the data set."""
     before = origin.options if origin else {}
     check_arch_of(origin, options.arch)
-    if options.evaluate:  # whatever trained it, one classifier is measured
+    if options.evaluate:  # one classifier is measured, however it was trained
         which = before.get("features_from", TRUNK)
         options = dataclasses.replace(options, features_from=which, sweep=False, cached=False, finetune=False)
     elif resumed and origin:
-        drawn = options.sweep or options.train_fraction < 1  # images were dealt out by the seed
+        drawn = options.sweep or options.train_fraction < 1  # the seed chose the images
         of_drawing = ("held_out", *(("seed",) if options.seed is not None else ()))
         check_same(options, origin, _SAME + (of_drawing if drawn else ()))
     options = with_images_of(options, before)
@@ -149,7 +155,7 @@ def restore_classifiers(encoder: nn.Module, classifiers: Classifiers, file: Enco
 
 
 def restore_progress(optimizer: torch.optim.Optimizer, file: EncoderFile) -> tuple[int, Best, int]:
-    """Restores the optimiser; returns (epochs done, best so far, number of the chosen classifier).
+    """Restores the optimiser; returns (epochs done, best so far, chosen classifier).
 
     Also from files of MoCo itself. InputError if the state does not fit.
     """
@@ -180,7 +186,7 @@ def save(
     is the encoder's own on features of the trunk; on other features it is in `moco_lincls`.
     """
     head = classifier_name(encoder) + "."
-    keep_head = options.features_from == OUTPUT  # the projection head: part of what is classified
+    keep_head = options.features_from == OUTPUT  # the classifier reads the projection head's output
     weights = {name: value for name, value in encoder.state_dict().items() if keep_head or not name.startswith(head)}
     classifier: dict[str, Tensor] = {k: v.detach() for k, v in classifiers[chosen].state_dict().items()}
     more: dict[str, Any] = {}

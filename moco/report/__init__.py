@@ -1,1 +1,1 @@
-"""One page about many runs: `python -m moco.report`."""
+"""Writes one page about many runs: `python -m moco.report`."""

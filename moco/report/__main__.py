@@ -1,9 +1,9 @@
-"""One page about runs: training curves, alignment and uniformity, temperature, similarities, neighbours.
+"""Writes one page about runs: curves, alignment and uniformity, neighbours.
 
     python -m moco.report RUN_OR_SWEEP... --output report      # report/index.html, and its figures as PNGs
     python -m moco.report RUN_OR_SWEEP... --watch 30           # again whenever a log has grown, until all runs are done
 
-A run is an output folder of main_moco.py, a sweep one of launch/sweep.py. docs/report.md tells what the page shows.
+A run is an output folder of main_moco.py, a sweep one of launch/sweep.py. docs/report.md describes the page.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from moco.report.runs import UNFINISHED, Encoder, read
 
 
 def drawing() -> Callable[..., list[Path]]:
-    """Returns `moco.report.folder.write`. InputError with the install command without matplotlib."""
+    """Returns `moco.report.folder.write`. InputError if matplotlib is missing."""
     try:
         from moco.report.folder import write
     except ModuleNotFoundError as error:
@@ -34,7 +34,7 @@ def drawing() -> Callable[..., list[Path]]:
 
 
 def stamps(folders: Sequence[Path]) -> dict[Path, tuple[int, int]]:
-    """(time of the last change, bytes) of each file that the report reads."""
+    """Returns (time of the last change, bytes) of each file read."""
     found = {}
     for folder in folders:
         for path in (*folder.rglob("*.jsonl"), *folder.rglob("*.json")):
@@ -47,7 +47,7 @@ def stamps(folders: Sequence[Path]) -> dict[Path, tuple[int, int]]:
 
 
 def watch(folders: Sequence[Path], report: Callable[[], Sequence[Encoder]], pause: Callable[[], None]) -> None:
-    """Calls `report` now and after each change of a file, until all runs are finished."""
+    """Calls `report` after each change, until all runs are finished."""
     seen = stamps(folders)
     while any(one.state == UNFINISHED for one in report()):
         while (now := stamps(folders)) == seen:
@@ -56,7 +56,7 @@ def watch(folders: Sequence[Path], report: Callable[[], Sequence[Encoder]], paus
 
 
 def said(encoders: Sequence[Encoder]) -> str:
-    """Text for the terminal about the rank correlation."""
+    """Returns text about the rank correlation for the terminal."""
     lines = [f"{which}: {found}" for which, found in correlations(encoders)]
     return "rank correlation of alignment + uniformity with accuracy\n  " + "\n  ".join(lines)
 
@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def script() -> NoReturn:
-    """The console script."""
+    """Runs the console script."""
     end_with(main)
 
 

@@ -1,4 +1,4 @@
-"""Comparison of encoders: differing options, and correlation of measures with accuracy."""
+"""Compares encoders: differing options, and correlation of measures with accuracy."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ DEFAULTS = {field.name: field.default for field in dataclasses.fields(PretrainOp
 
 
 def accuracy_measure(encoders: Sequence[Encoder]) -> str | None:
-    """Name of the accuracy that colours and correlations use; None if there is none.
+    """Returns the accuracy that colours and correlations use; None without one.
 
-    Of the linear probe, kNN, MR, CR and depth's error the one that most encoders have, the first of equals. They are
-    never mixed.
+    It is the one that most encoders have, of the linear probe, kNN, MR, CR and depth's error; the first of equals. They
+    are never mixed.
     """
     count = Counter(name for one in encoders if one.compared for name in ACCURACIES if name in one.measured)
     return max(ACCURACIES, key=lambda name: count[name]) if count else None
 
 
 def predicts(encoders: Sequence[Encoder], *, collapsed: bool) -> RankCorrelation:
-    """Spearman's ρ of validation alignment + uniformity against accuracy.
+    """Returns Spearman's ρ of validation alignment + uniformity against accuracy.
 
     Near -1 if the sum predicts accuracy, near 1 if it predicts depth's error. collapsed: include collapsed encoders;
-    they lie far from the others in both, so they raise |ρ|. InputError if there are too few encoders or all are equal.
+    both values of these are far from the others, so they raise |ρ|. InputError if there are too few encoders or all are
+    equal.
     """
     measure = accuracy_measure(encoders)
     states = (DONE, COLLAPSE) if collapsed else (DONE,)
@@ -42,9 +43,9 @@ def predicts(encoders: Sequence[Encoder], *, collapsed: bool) -> RankCorrelation
 
 
 def correlations(encoders: Sequence[Encoder]) -> list[tuple[str, str]]:
-    """(which encoders, `predicts` as text or the reason why there is none).
+    """Returns (name of the group, `predicts` as text or the reason against).
 
-    First with collapsed encoders, then without.
+    The groups are all encoders, then those without collapsed ones.
     """
     found = []
     for which, collapsed in (("all comparable encoders", True), ("without collapsed ones", False)):
@@ -56,12 +57,15 @@ def correlations(encoders: Sequence[Encoder]) -> list[tuple[str, str]]:
 
 
 def sum_of(measured: Mapping[str, float]) -> float:
-    """Alignment + uniformity."""
+    """Returns alignment + uniformity."""
     return measured["val_alignment"] + measured["val_uniformity"]
 
 
 def published(encoders: Sequence[Encoder]) -> dict[str, list[Encoder]]:
-    """For each measure the comparable encoders with a measured and a published value."""
+    """Returns, for each measure, encoders with measured and published values.
+
+    Only comparable encoders count.
+    """
     found = {
         name: [one for one in encoders if one.compared and name in one.measured and name in one.published]
         for name in LOGGED
@@ -70,7 +74,7 @@ def published(encoders: Sequence[Encoder]) -> dict[str, list[Encoder]]:
 
 
 def against_published(measure: str, encoders: Sequence[Encoder]) -> str:
-    """Text: mean of measured - published values, and their rank correlation."""
+    """Returns text: mean of measured - published values, and their rank correlation."""
     ours = [one.measured[measure] for one in encoders]
     theirs = [one.published[measure] for one in encoders]
     shift = (sum(ours) - sum(theirs)) / len(ours)
@@ -82,16 +86,16 @@ def against_published(measure: str, encoders: Sequence[Encoder]) -> str:
 
 
 def differing(encoders: Sequence[Encoder], names: Iterable[str]) -> list[str]:
-    """Options of `names` whose values differ between encoders, where they have an effect.
+    """Returns the options of `names` whose values differ between encoders.
 
-    Encoders without known options are left out.
+    An option counts only where it has an effect. Encoders without known options are left out.
     """
     known = [one for one in encoders if one.options]
     return [name for name in names if len({json.dumps(one.option(name)) for one in known}) > 1]
 
 
 def tip(one: Encoder) -> str:
-    """Tooltip of an encoder: its measures, then its options that are not defaults."""
+    """Returns an encoder's tooltip: its measures, then its changed options."""
     lines = [one.name, *([f"{one.state}: {one.why}"] if one.why else [])]
     lines += [f"{row.heading}: {one.measured[name]:.4g}" for name, row in LOGGED.items() if name in one.measured]
     changed = [name for name in result_options(PretrainOptions) if one.option(name) not in (None, DEFAULTS.get(name))]
@@ -99,7 +103,7 @@ def tip(one: Encoder) -> str:
 
 
 def written(value: Any) -> str:
-    """An option's value as on the command line."""
+    """Formats an option's value as on the command line."""
     if isinstance(value, float):
         return f"{value:g}"
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
@@ -107,13 +111,16 @@ def written(value: Any) -> str:
 
 @dataclass
 class TemperatureCurve:
-    """Encoders with the contrastive loss that differ only in temperature and seed."""
+    """Holds encoders that differ only in temperature and seed.
+
+    They have the contrastive loss.
+    """
 
     label: str
     encoders: list[Encoder]
 
     def points(self, measure: str) -> tuple[list[float], list[float]]:
-        """(rising temperatures, the measure's mean over the seeds of each)."""
+        """Returns (rising temperatures, the measure's mean over each one's seeds)."""
         values: dict[float, list[float]] = {}
         for one in self.encoders:
             if measure in one.measured:
@@ -122,9 +129,9 @@ class TemperatureCurve:
 
 
 def temperature_curves(encoders: Sequence[Encoder], names: Sequence[str]) -> list[TemperatureCurve]:
-    """Groups of compared encoders with two or more temperatures.
+    """Groups compared encoders by their other options; temperatures must differ.
 
-    In a group, other options of `names` are equal, except the seed.
+    In a group, other options of `names` are equal, except the seed. It has two or more temperatures.
     """
     using = [one for one in encoders if one.compared and one.temperature]
     others = [name for name in differing(using, names) if name not in ("moco_t", "seed")]

@@ -1,6 +1,6 @@
-"""Rank correlation of two measures of encoders, with a bootstrap interval.
+"""Computes the rank correlation of two measures, with a bootstrap interval.
 
-Pure functions on NumPy vectors. Ties get the mean of the ranks they share, also in every resample.
+Pure functions on NumPy vectors. Equal values get the mean of their ranks, also in every resample.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from scipy import stats
 
 from moco.errors import InputError
 
-FEWEST = 5  # with fewer pairs, an interval from resampling means nothing
+FEWEST = 5  # with fewer pairs an interval from resampling has no meaning
 
 
 @dataclass(frozen=True)
 class RankCorrelation:
-    """Spearman's ρ of `n` pairs, and the percentile bootstrap interval around it."""
+    """Holds Spearman's ρ of `n` pairs, with its percentile bootstrap interval."""
 
     rho: float
     low: float
@@ -32,13 +32,13 @@ class RankCorrelation:
 
 
 def spearman(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> float:
-    """Spearman's ρ: Pearson's correlation of the ranks.
+    """Returns Spearman's ρ: Pearson's correlation of the ranks.
 
     InputError if lengths differ, a value is not finite, there are fewer than two pairs, or one side is constant.
     """
     x, y = _checked(x, y)
     if np.ptp(x) == 0 or np.ptp(y) == 0:
-        raise InputError("all values of one side are equal, so they have no order to correlate")
+        raise InputError("all values of one side are equal, so they have no order: add encoders that differ")
     return float(_of_ranks(x, y))
 
 
@@ -50,10 +50,10 @@ def rank_correlation(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> RankCorrelation:
-    """`spearman` with a percentile bootstrap interval (Efron & Tibshirani 1993, ch. 13).
+    """Returns `spearman` with a percentile bootstrap interval.
 
-    resamples: draws of pairs. The same seed gives the same interval. A draw in which one side is constant has no ρ and
-    is left out. InputError as for `spearman`, and for fewer than five pairs.
+    Efron & Tibshirani 1993, ch. 13. resamples: draws of pairs. The same seed gives the same interval. A draw in which
+    one side is constant has no ρ and is left out. InputError as for `spearman`, and for fewer than five pairs.
     """
     n = len(x)
     if n < FEWEST:
@@ -72,7 +72,7 @@ def rank_correlation(
 
 
 def _of_ranks(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Pearson's correlation of the ranks along `axis`.
+    """Returns Pearson's correlation of the ranks along `axis`.
 
     scipy.stats.spearmanrho does the same from scipy 1.17 on.
     """

@@ -1,4 +1,4 @@
-"""Figures of runs: training curves, and features in the plane."""
+"""Draws figures of runs: training curves, and features in the plane."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from moco.report.plots import (
 )
 from moco.report.runs import DONE, KNN, Encoder, Records
 
-AT_ONCE = len(RUN_COLOURS)  # runs that a figure can tell apart
+AT_ONCE = len(RUN_COLOURS)  # runs with different colours in a figure
 
 
 @dataclass(frozen=True)
 class Pictured:
-    """One encoder of a comparison.
+    """Holds one encoder of a comparison.
 
     An untrained encoder is the baseline; its log holds at most an evaluation.
     """
@@ -53,7 +53,7 @@ class Pictured:
 
 
 def series(records: Records, kind: str, value: str) -> tuple[np.ndarray, np.ndarray]:
-    """(epochs done, mean of `value` over each epoch's records of `kind`).
+    """Returns (epochs done, mean of `value` over each epoch's records of `kind`).
 
     Records without a finite `value` are left out.
     """
@@ -66,7 +66,7 @@ def series(records: Records, kind: str, value: str) -> tuple[np.ndarray, np.ndar
 
 
 def project(features: np.ndarray, seed: int = 0) -> np.ndarray:
-    """t-SNE of features [n, d] to the plane: float32 [n, 2].
+    """Projects features [n, d] to the plane by t-SNE: float32 [n, 2].
 
     It starts from the principal components, so that figures of several runs can be compared.
     """
@@ -75,7 +75,7 @@ def project(features: np.ndarray, seed: int = 0) -> np.ndarray:
 
 
 def training(encoders: Sequence[Encoder]) -> tuple[list[Plot], list[Plot]]:
-    """Training curves: (kNN accuracy and alignment-uniformity path of all runs, losses).
+    """Draws training curves: (kNN and alignment-uniformity of all runs, losses).
 
     A figure of losses shows six runs. Figures without points are left out. With more than six runs in a figure, colours
     show the last kNN accuracies.
@@ -128,9 +128,9 @@ def comparison(encoders: Sequence[Pictured], classes: Sequence[str], title: str,
 
 
 def _colours(encoders: Sequence[Pictured]) -> dict[str, str]:
-    """Colour of each run, by name.
+    """Returns the colour of each run, by name.
 
-    With more runs than colours, by the last kNN accuracy; grey if there is none.
+    With more runs than colours it shows the last kNN accuracy; grey if there is none.
     """
     trained = [encoder for encoder in encoders if encoder.trained]
     if len(trained) <= AT_ONCE:
@@ -166,9 +166,9 @@ def _knn(axes: Axes, encoders: Sequence[Pictured], colours: Mapping[str, str]) -
 
 
 def _sphere(axes: Axes, encoders: Sequence[Pictured], colours: Mapping[str, str]) -> None:
-    """Draws each run's path through Wang & Isola's plane; dots grow with time.
+    """Draws each run's path of alignment and uniformity.
 
-    Lower is better on both axes.
+    Dots grow with time. Lower is better on both axes.
     """
     for number, encoder in enumerate(encoders):
         _, align = series(encoder.records, "eval", "val_alignment")
@@ -194,7 +194,7 @@ def _features(axes: Axes, encoder: Pictured, classes: Sequence[str], colour: str
         shade = CLASS_COLOURS[number % len(CLASS_COLOURS)]
         axes.scatter(mine[:, 0], mine[:, 1], s=15, color=shade, alpha=0.85, linewidths=0)
         if len(classes) <= len(CLASS_COLOURS):
-            # a point of the class, not an empty place between two groups of its points
+            # a point of the class, not an empty place between two of its groups
             x, y = mine[np.argmin(np.abs(mine - np.median(mine, 0)).sum(1))]
             axes.text(x, y, name, ha="center", va="center", fontsize=13, weight="bold", color=INK,
                       path_effects=[patheffects.withStroke(linewidth=3.5, foreground="white")])  # fmt: skip

@@ -1,4 +1,4 @@
-"""The report's folder: the page and its figures."""
+"""Writes the report's folder: the page and its figures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from moco.run.options import result_options
 def write(
     encoders: Sequence[Encoder], folder: Path, title: str, queries: int = 0, refresh: float | None = None
 ) -> list[Path]:
-    """Writes the page and its figures as PNGs; returns their paths, the page first.
+    """Writes the page and its PNGs; returns their paths, the page first.
 
     queries: rows of nearest neighbours for the last checkpoint of each run that is no element of a sweep.
     refresh: seconds after which a browser loads the page again; None: never.
@@ -48,7 +48,7 @@ def write(
 
 
 def grids(encoders: Sequence[Encoder], queries: int) -> dict[str, list[Row]]:
-    """Rows of nearest neighbours for each run, by the name of its checkpoint.
+    """Finds rows of nearest neighbours for each run, by checkpoint.
 
     InputError if a run has no checkpoint, or its images are missing.
     """

@@ -1,4 +1,4 @@
-"""Validation images with their nearest neighbours in feature space."""
+"""Shows validation images with their nearest neighbours in feature space."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ THUMBNAIL = 72  # pixels a side
 
 @dataclass(frozen=True)
 class Shown:
-    """An image of the figure."""
+    """Holds an image of the figure."""
 
     name: str  # of its file or sample
     label: str  # its class; "" if unknown
@@ -38,7 +38,7 @@ class Shown:
     uri: str  # the image as a data URI
 
     def compared_with(self, query: Shown) -> str:
-        """ "same" or "different" class; "" if one is unknown."""
+        """Returns "same" or "different" class; "" if one is unknown."""
         return "" if not (self.label and query.label) else "same" if self.label == query.label else "different"
 
 
@@ -88,7 +88,7 @@ def grid(checkpoint: Path, options: Mapping[str, Any], queries: int, count: int 
 
 
 def _for_eyes(pixels: np.ndarray) -> np.ndarray:
-    """The first three channels as RGB, the first alone as grey where there are fewer."""
+    """Returns the first three channels as RGB, or the first as grey."""
     return pixels[..., :3] if pixels.shape[2] >= 3 else pixels[..., 0]
 
 

@@ -1,7 +1,7 @@
-"""The page: one HTML file with all figures and data, which loads nothing.
+"""Writes the page: one HTML file with all figures and data.
 
-page.html is its template; it escapes everything that comes from a run. page.css and page.js are put into it unchanged.
-The page's content security policy forbids other scripts and any request.
+It loads no other file. page.html is its template, which escapes all text that comes from a run. page.css and page.js
+are put into it unchanged. The page's content security policy forbids other scripts and any request.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from moco.run.options import result_options
 
 @dataclass
 class Contents:
-    """Contents of the page, from top to bottom."""
+    """Holds the contents of the page, from top to bottom."""
 
     title: str
     encoders: Sequence[Encoder]
@@ -62,7 +62,7 @@ class Contents:
 
 
 def html(contents: Contents) -> str:
-    """The HTML of the whole page."""
+    """Returns the HTML of the whole page."""
     here = Path(__file__).parent
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(here), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
@@ -87,7 +87,7 @@ def html(contents: Contents) -> str:
 
 
 def number(value: float) -> str:
-    """Four significant digits and a proper minus: 0.05, 1500, −2.5."""
+    """Formats four significant digits and a minus sign: 0.05, 1500, −2.5."""
     return minus(f"{value:.4g}")
 
 
@@ -96,7 +96,7 @@ def minus(text: str) -> str:
 
 
 def about(encoders: Sequence[Encoder]) -> list[str]:
-    """Counts of states, data sets, commits."""
+    """Counts states, data sets and commits."""
     states = ", ".join(f"{count} {state}" for state, count in Counter(one.state for one in encoders).items())
     data = sorted({str(one.options["dataset"]) for one in encoders if one.options.get("dataset")})
     commits = sorted({commit[:12] for one in encoders for commit in one.commits})
@@ -105,7 +105,7 @@ def about(encoders: Sequence[Encoder]) -> list[str]:
 
 
 def findings(encoders: Sequence[Encoder]) -> list[str]:
-    """Three sentences: number of runs, best run, rank correlation."""
+    """Writes three sentences: number of runs, best run, rank correlation."""
     compared = [one for one in encoders if one.compared]
     collapsed = sum(one.state == COLLAPSE for one in encoders)
     measure = accuracy_measure(encoders)
@@ -133,7 +133,7 @@ def findings(encoders: Sequence[Encoder]) -> list[str]:
 
 
 def verdict(encoders: Sequence[Encoder]) -> dict[str, Any]:
-    """The rank correlation with and without collapsed encoders.
+    """Returns the rank correlation with and without collapsed encoders.
 
     No lines if there are too few encoders.
     """
@@ -148,7 +148,7 @@ def verdict(encoders: Sequence[Encoder]) -> dict[str, Any]:
 
 
 def table(encoders: Sequence[Encoder]) -> dict[str, Any]:
-    """The table: a row for each encoder.
+    """Makes the table: a row for each encoder.
 
     A cell is (text, its number as text). The second is "" if the value is missing, None if it is not a number.
     """

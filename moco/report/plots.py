@@ -1,8 +1,8 @@
-"""Style of all figures, as SVG in the page and as PNG files.
+"""Sets the style of all figures, in SVG and in PNG.
 
-Figures are `Figure` objects, not made by pyplot: so no global state changes and no display is needed. The colours are
-Okabe & Ito's and Tol's, which people with the usual kinds of colour blindness can distinguish. Classes are also
-labelled with their names.
+Figures are `Figure` objects, not made by pyplot. So no global state changes and no display is needed. The colours are
+Okabe & Ito's and Tol's, which people with the usual kinds of colour blindness can distinguish. Classes also have labels
+with their names.
 """
 
 from __future__ import annotations
@@ -42,7 +42,10 @@ LINK = "{http://www.w3.org/1999/xlink}href"
 
 @dataclass(frozen=True)
 class Plot:
-    """One figure. marks: gid of an artist -> its attributes in the page."""
+    """Holds one figure.
+
+    marks: gid of an artist -> its attributes in the page.
+    """
 
     name: str  # of its PNG; unique in a report
     figure: Figure
@@ -53,7 +56,7 @@ class Plot:
         return write_figure(self.figure, folder / f"{self.name}.png")
 
     def svg(self) -> Markup:
-        """SVG for the body of an HTML page.
+        """Returns SVG for the body of an HTML page.
 
         Text stays text, colours become variables of page.css, and unused ids are removed.
         """
@@ -61,7 +64,7 @@ class Plot:
         with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": self.name}):
             about = dict.fromkeys(("Date", "Creator", "Format", "Type"))
             self.figure.savefig(packed, format="svg", metadata=about)
-        self.figure.set_layout_engine("none")  # the PNG keeps this layout: finding one takes longer than drawing
+        self.figure.set_layout_engine("none")  # the PNG keeps this layout: computing one takes longer than drawing
         text = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", "", packed.getvalue().decode())  # a name may hold them, XML not
         root = ElementTree.fromstring(text)
         used = set(re.findall(r"#(\w+)", text))
@@ -94,7 +97,7 @@ def write_figure(figure: Figure, path: str | Path) -> Path:
 
 
 def figure(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure with one pair of axes; width and height in inches.
+    """Makes a figure with one pair of axes, sized in inches.
 
     Its text can be read on a phone.
     """
@@ -130,7 +133,7 @@ def legend(axes: Axes) -> None:
 
 
 def colour(share: float) -> str:
-    """A colour of viridis; `share` in [0, 1].
+    """Returns a colour of viridis; `share` in [0, 1].
 
     Without its darkest end, which would be invisible on a dark page.
     """
@@ -138,7 +141,7 @@ def colour(share: float) -> str:
 
 
 def shares(values: Iterable[float]) -> list[float]:
-    """Position of each value between the smallest and the largest, in [0, 1].
+    """Returns each value's position between smallest and largest, in [0, 1].
 
     0.5 if all are equal.
     """

@@ -29,8 +29,8 @@ MEASURED = (DONE, COLLAPSE, OTHER)  # states whose numbers are shown
 COMPARED = (DONE, COLLAPSE)  # and those that a correlation may use
 
 PROBE, KNN = "lincls_top1", "knn_top1"
-MR, CR = "val_mr_acc1", "val_cr_acc1"  # of moco/sentences
-DEPTH = "depth_mse"  # of moco/probe/depth; an error, so lower is better
+MR, CR = "val_mr_acc1", "val_cr_acc1"  # measures of moco/sentences
+DEPTH = "depth_mse"  # measure of moco/probe/depth; an error, so lower is better
 ACCURACIES = (PROBE, KNN, MR, CR, DEPTH)
 # An option has no effect if the weight of its term is 0
 IDLE_WITHOUT = {
@@ -53,7 +53,7 @@ COLLAPSE_RULE = f"collapsed: uniformity (t = 2) of the validation outputs above 
 
 @dataclass
 class Encoder:
-    """One run: a row of the table."""
+    """Holds one run: a row of the table."""
 
     name: str
     folder: Path  # of its run
@@ -76,7 +76,7 @@ class Encoder:
         return any(record.get("kind") in ("train", "epoch") for record in self.records)
 
     def option(self, name: str) -> Any:
-        """The option's value; None if it is unset or has no effect.
+        """Returns an option's value; None if unset or without effect.
 
         An option has no effect if the loss does not take it, or the weight of its term is 0.
         """
@@ -90,7 +90,7 @@ class Encoder:
 
     @property
     def temperature(self) -> float | None:
-        """The temperature; None if the loss has none, or if it changes with the epoch."""
+        """Returns the temperature; None if the loss has none or a schedule."""
         value = self.option("moco_t")
         return float(value) if _number(value) else None
 
@@ -207,6 +207,8 @@ def _probe(encoder: Encoder, values: dict[str, Any], probe: Path, epochs: int) -
     file, measure = ("depth.json", DEPTH) if kind == "depth" else ("lincls.json", "top1")
     found = _json(probe / file)
     if not _number(found.get(measure)):
+        if not probe.exists():
+            return "its probe has not begun"
         if not (probe / file).exists():
             return f"its {kind} probe has not ended"
         return f"its {file} is damaged: {measure} is no number"
@@ -224,9 +226,10 @@ def _probe(encoder: Encoder, values: dict[str, Any], probe: Path, epochs: int) -
 
 
 def mark_odd_ones(encoders: Sequence[Encoder]) -> None:
-    """Marks encoders of another commit, data set or augmentation than most as OTHER.
+    """Marks encoders with another commit, data set or augmentations as OTHER.
 
-    Their numbers are shown but not used. Probes with other settings than most are left out.
+    These differ from most encoders. Their numbers are shown but not used. Probes with other settings than most are
+    left out.
     """
     measured = [one for one in encoders if one.state in COMPARED]
     for what, values in (

@@ -1,4 +1,4 @@
-"""Contents of a run's measures.json: histograms of similarities, and all measures."""
+"""Reads a run's measures.json: histograms of similarities, and all measures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KINDS = {"negative": "two images", "same_class": "two images of one class", "pos
 
 @dataclass
 class Checkpoint:
-    """Measures of one checkpoint of a run."""
+    """Holds the measures of one checkpoint of a run."""
 
     run: str
     name: str = ""
@@ -75,7 +75,7 @@ def _histograms(name: str, space: str, counted: dict[str, Any]) -> Plot:
     A kind without pairs is left out.
     """
     few = sum(counted["positive"]) < 1000 and len(counted["positive"]) % 2 == 0
-    join = 2 if few else 1  # bins joined: few pairs in narrow bins are noise
+    join = 2 if few else 1  # bins joined: narrow bins with few pairs show noise
     edges = np.array(counted["edges"], float)[::join]
     drawn, axes = figure(4.4, 3.7)
     for (kind, title), shade in zip(KINDS.items(), RUN_COLOURS, strict=False):

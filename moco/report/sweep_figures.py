@@ -1,4 +1,4 @@
-"""The papers' figures: alignment-uniformity plane, effect of temperature, penalties."""
+"""Draws the papers' figures: alignment-uniformity plane, temperature, penalties."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 
 
 def plane(encoders: Sequence[Encoder], measure: str | None) -> Plot:
-    """Wang & Isola's central figure: a dot for each measured encoder.
+    """Draws Wang & Isola's central figure: a dot for each measured encoder.
 
     Its colour shows `measure`; it is hollow without one, or if the encoder cannot be compared. Hovering over a dot
     shows `tip`.
@@ -50,7 +50,7 @@ def plane(encoders: Sequence[Encoder], measure: str | None) -> Plot:
     axes.margins(0.06)
     legend(axes)
     if measure and values:
-        # 40 colours: a colour bar with matplotlib's own number would become an image
+        # 40 colours: with matplotlib's own number the colour bar would become an image
         scale = ScalarMappable(Normalize(min(values), max(values)), ListedColormap([colour(i / 39) for i in range(40)]))
         bar = drawn.colorbar(scale, ax=axes, location="top", aspect=40)
         bar.set_label(LOGGED[measure].heading, color=INK)
@@ -62,7 +62,7 @@ def plane(encoders: Sequence[Encoder], measure: str | None) -> Plot:
 
 
 def _dot(one: Encoder) -> dict[str, str]:
-    """Attributes with which the page shows an encoder's options on hover."""
+    """Returns attributes with which the page shows options on hover."""
     return {
         "class": "dot", "tabindex": "0", "role": "img", "aria-label": f"{one.name}: {one.state}",
         "data-name": one.name, "data-tip": tip(one),
@@ -70,7 +70,7 @@ def _dot(one: Encoder) -> dict[str, str]:
 
 
 def published(measure: str, encoders: Sequence[Encoder]) -> Plot:
-    """Each encoder's measured value against its published one.
+    """Draws each encoder's measured value against its published one.
 
     On the line both are equal.
     """
@@ -88,7 +88,7 @@ def published(measure: str, encoders: Sequence[Encoder]) -> Plot:
 
 
 def temperatures(curves: Sequence[TemperatureCurve], measures: Sequence[str]) -> list[Plot]:
-    """Each measure against the temperature, as in Wang & Liu (2021).
+    """Draws each measure against the temperature, as in Wang & Liu (2021).
 
     A line for each curve (the mean over seeds), a dot for each encoder.
     """
@@ -113,16 +113,16 @@ def temperatures(curves: Sequence[TemperatureCurve], measures: Sequence[str]) ->
 
 
 def shares_of_uniform(temperature: float, count: int = 1000) -> tuple[np.ndarray, np.ndarray]:
-    """(similarities [count], penalties [count] relative to their mean) of an anchor.
+    """Returns an anchor's similarities and penalties, relative to their mean.
 
-    Its negatives' similarities lie evenly in [-1, 1].
+    Both have `count` entries. Its negatives' similarities are evenly spaced in [-1, 1].
     """
     similarities = torch.linspace(-1, 1, count, dtype=torch.float64)
     return similarities.numpy(), (gradient_shares(similarities, temperature) * count).numpy()
 
 
 def penalties(values: Sequence[float]) -> Plot:
-    """Gradient share of a negative by its similarity, a line per temperature.
+    """Draws a negative's gradient share by its similarity, for each temperature.
 
     Wang & Liu 2021.
     """

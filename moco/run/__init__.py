@@ -1,1 +1,1 @@
-"""The output folder of a run: options, checkpoints, lock, log, preemption and provenance."""
+"""Handles a run's output folder: options, checkpoints, lock, log and provenance."""

@@ -1,4 +1,4 @@
-"""The settings of torch that decide which kernels run, chosen in one place."""
+"""Sets the options of torch that decide which kernels run."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import nn
 
 from moco.errors import InputError
 
-_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # those that torch accepts
-_WORKSPACES = (":4096:8", ":16:8")
+_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+_WORKSPACES = (":4096:8", ":16:8")  # those that torch accepts
 
 
 def set_arithmetic(deterministic: bool, device: torch.device) -> str:
@@ -34,7 +34,7 @@ def set_arithmetic(deterministic: bool, device: torch.device) -> str:
 
 
 def check_deterministic(encoder: nn.Module, arch: str, deterministic: bool, device: torch.device) -> None:
-    """InputError for a layer without a deterministic backward pass on CUDA."""
+    """Raises InputError for a layer without a deterministic backward pass on CUDA."""
     if not deterministic or device.type != "cuda":
         return
     for name, layer in encoder.named_modules():

@@ -1,8 +1,8 @@
-"""Checkpoint files that are complete or refused.
+"""Writes and reads checkpoint files, and refuses damaged ones.
 
-They are written by moco/run/files.py, so a crash leaves the previous file intact. Each contains its own SHA-256
-(moco/run/checksum.py). They are in MoCo's layout, and plain `torch.load` opens them anywhere. A file that cannot be
-read or written is an InputError that names the fix.
+moco/run/files.py writes them, so a crash leaves the previous file intact. Each contains its own SHA-256
+(moco/run/checksum.py). They have MoCo's layout, and plain `torch.load` opens them anywhere. A file that cannot be read
+or written raises an InputError that names the fix.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ _NAME = re.compile(r"checkpoint_(\d{4,})(?:_(\d{6,}))?\.pth\.tar")
 
 
 def checkpoint_name(epoch: int, step: int | None = None) -> str:
-    """MoCo's file name for the end of the 0-based `epoch`.
+    """Returns MoCo's file name for the end of the 0-based `epoch`.
 
-    With `step` the name after that many steps of it.
+    With `step`: the name after that many steps of the epoch.
     """
     return f"checkpoint_{epoch:04d}.pth.tar" if step is None else f"checkpoint_{epoch:04d}_{step:06d}.pth.tar"
 
 
 def position(path: str | Path) -> tuple[int, int] | None:
-    """(epochs done, steps done in the next one), from the file's name.
+    """Reads (epochs done, steps done in the next) from a file name.
 
-    None if it is not the name of a checkpoint.
+    None if the file is not named as a checkpoint.
     """
     match = _NAME.fullmatch(Path(path).name)
     if match is None:
@@ -43,7 +43,7 @@ def position(path: str | Path) -> tuple[int, int] | None:
 
 
 def _check_loadable(value: Any, where: str) -> None:
-    """TypeError if `load` would refuse `value` later."""
+    """Raises TypeError if `load` would refuse `value` later."""
     if isinstance(value, dict):
         for key, entry in value.items():
             _check_loadable(entry, f"{where}[{key!r}]")
@@ -55,7 +55,7 @@ def _check_loadable(value: Any, where: str) -> None:
 
 
 def save(path: str | Path, state: dict[str, Any]) -> None:
-    """Writes `state` to `path`, which is always the previous file or the new one.
+    """Writes `state` to `path` atomically.
 
     InputError if it cannot be written.
     """
@@ -63,7 +63,7 @@ def save(path: str | Path, state: dict[str, Any]) -> None:
 
     def write(file: IO[bytes]) -> None:
         writer = SummingWriter(file)
-        torch.save(state, writer)  # type: ignore[arg-type]  # it needs `write` alone
+        torch.save(state, writer)  # type: ignore[arg-type]  # it calls only `write`
         writer.finish()
 
     write_file(
@@ -76,8 +76,8 @@ def save(path: str | Path, state: dict[str, Any]) -> None:
 def load(path: str | Path) -> dict[str, Any]:
     """Loads the dict of a checkpoint file to the CPU.
 
-    Files of this project are verified by their checksum, others as far as their format allows. InputError: missing, a
-    folder, empty, damaged, no checkpoint, or a pickle that would run code (weights_only=True).
+    Files of this project are verified by their checksum, others as far as their format allows. InputError if the file
+    is missing, a folder, empty, damaged, not a checkpoint, or a pickle that would run code (weights_only=True).
     """
     path = Path(path)
     try:
@@ -114,13 +114,16 @@ def _unpickle(path: Path, file: IO[bytes], vouched: bool) -> Any:
                 "them could run code; save it again with tensors, numbers, strings, lists and dicts only"
             ) from error
         raise InputError(f"{path} is not a checkpoint that torch can read; check the path") from error
-    except Exception as error:  # bytes that are no checkpoint make torch raise nearly anything
+    except Exception as error:  # torch raises many kinds of errors for other files
         why = "needs another version of torch" if vouched else "is not a checkpoint that torch can read"
         raise InputError(f"{path} {why} ({type(error).__name__}); check the path") from error
 
 
 def verify(path: str | Path) -> None:
-    """InputError unless `load(path)` would succeed; for our own files by their checksum alone."""
+    """Raises InputError unless `load(path)` would succeed.
+
+    For this project's files it checks the checksum alone.
+    """
     try:
         with open(path, "rb") as file:
             if check_bytes(Path(path), file):
@@ -131,7 +134,7 @@ def verify(path: str | Path) -> None:
 
 
 def checkpoints(folder: str | Path) -> list[Path]:
-    """The files in `folder` named as checkpoints, in the order of their positions."""
+    """Returns the checkpoint files in `folder`, in the order of their positions."""
     folder = Path(folder)
     if not folder.is_dir():
         return []
@@ -139,7 +142,10 @@ def checkpoints(folder: str | Path) -> list[Path]:
 
 
 def latest(folder: str | Path) -> tuple[Path | None, list[tuple[Path, str]]]:
-    """(newest intact checkpoint or None, newer ones with the reasons to skip them)."""
+    """Returns the newest intact checkpoint, or None, and the skipped newer files.
+
+    Each skipped file comes with its reason.
+    """
     skipped: list[tuple[Path, str]] = []
     for path in reversed(checkpoints(folder)):
         try:
@@ -154,8 +160,8 @@ def latest(folder: str | Path) -> tuple[Path | None, list[tuple[Path, str]]]:
 def set_aside(folder: str | Path, after: tuple[int, int]) -> list[Path]:
     """Renames checkpoints past `after` to *.aside; returns their new names.
 
-    after: the position resumed from. These files are damaged, or these epochs are now trained again. Under their old
-    names `latest` would find them.
+    after: the position resumed from. The later files are damaged, or their epochs are now trained again. Under their
+    old names `latest` would find them.
     """
     renamed = []
     for path in checkpoints(folder):

@@ -1,4 +1,4 @@
-"""A SHA-256 checksum inside its own file, which other readers skip.
+"""Stores a file's SHA-256 inside the file, where other readers skip it.
 
 torch.save writes a zip archive, and torch.load does not check its CRC32 fields: a flipped bit in a weight is loaded
 without an error. After a crash, a checksum in a second file might not match the first. So the checksum is the archive's
@@ -20,15 +20,15 @@ from moco.errors import InputError
 
 _TAG = b"sha256-of-all-bytes-before:"
 _COMMENT = len(_TAG) + 64  # bytes: the tag and a hex digest
-_END_RECORD = 22  # bytes of zip's "end of central directory", which starts with:
-_END_SIGNATURE = b"PK\x05\x06"
+_END_RECORD = 22  # bytes of zip's "end of central directory"
+_END_SIGNATURE = b"PK\x05\x06"  # its first bytes
 
 
 class SummingWriter(io.RawIOBase):
-    """Passes an archive on to `file` and sums it on the way; the end record is held back: it must announce the comment.
+    """Writes an archive to `file` and computes its SHA-256.
 
-    An error of `file` is kept and the rest swallowed: raised inside torch's C++ writer, it would meet a destructor that
-    writes too, and end the process.
+    The end record is held back, because it must announce the comment. `finish` raises an error of `file`: raised inside
+    torch's C++ writer, it would reach a destructor that also writes, and end the process.
     """
 
     def __init__(self, file: IO[bytes]):
@@ -70,7 +70,7 @@ class SummingWriter(io.RawIOBase):
 
 
 def _sum_of(file: IO[bytes], length: int) -> bytes:
-    """Hex SHA-256 of the first `length` bytes."""
+    """Returns the hex SHA-256 of the first `length` bytes."""
     file.seek(0)
     total = hashlib.sha256()
     while length and (block := file.read(min(length, 1 << 22))):
@@ -80,9 +80,9 @@ def _sum_of(file: IO[bytes], length: int) -> bytes:
 
 
 def check_bytes(path: Path, file: IO[bytes]) -> bool:
-    """InputError if `file`, open at `path`, is damaged.
+    """Raises InputError if `file`, open at `path`, is damaged.
 
-    True if a checksum of this project matches; False if the format has none.
+    Returns True if a checksum of this project matches, False if the format has none.
     """
     size = file.seek(0, io.SEEK_END)
     file.seek(max(0, size - _END_RECORD - _COMMENT))
@@ -95,15 +95,15 @@ def check_bytes(path: Path, file: IO[bytes]) -> bool:
         return True
     file.seek(0)
     if file.read(4) != b"PK\x03\x04":
-        return False  # no zip archive: maybe torch's format before 1.6, which carries no sums
+        return False  # not a zip archive: maybe torch's format before 1.6, which has no checksums
     file.seek(max(0, size - _END_RECORD))
     end = file.read()
     if end[:4] != _END_SIGNATURE or end[20:] != b"\0\0":
         raise InputError(f"{path} is cut short or damaged at its end; use an earlier checkpoint")
-    try:  # an archive of another project: torch wrote CRC32s into it, though it does not look at them
+    try:  # other projects' archives have torch's CRC32 fields, which torch itself does not check
         with zipfile.ZipFile(file) as archive:
             broken = archive.testzip()
-    except Exception as error:  # zipfile raises whatever the damaged bytes lead it to
+    except Exception as error:  # zipfile raises many kinds of errors for damaged bytes
         raise InputError(f"{path} is damaged ({error}); fetch or write it again") from error
     if broken is not None:
         raise InputError(f"{path} is damaged: the CRC32 of its part {broken} is wrong; fetch or write it again")

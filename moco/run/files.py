@@ -1,4 +1,4 @@
-"""Files that are whole or not there: the one atomic write.
+"""Writes files atomically.
 
 A file is written beside its final name, synced and renamed, and its folder is synced. A crash at any moment leaves the
 previous file or the new one.
@@ -51,20 +51,20 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 
 
 def write_text(path: str | Path, content: str) -> None:
-    """Writes text in UTF-8, with other characters escaped. InputError as `write_file`."""
+    """Writes text in UTF-8; escapes what UTF-8 cannot encode. InputError as `write_file`."""
     write_bytes(path, content.encode("utf-8", ESCAPED))
 
 
 def write_json(path: str | Path, content: Any) -> None:
     """Writes JSON. InputError as `write_file`.
 
-    ValueError for a number that is not finite, which JSON lacks.
+    ValueError for a number that is not finite, because JSON has no such number.
     """
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def cannot_write(path: str | Path, error: OSError, advice: str = ADVICE) -> InputError:
-    """The sentence for a path that cannot be written."""
+    """Returns the InputError for a path that cannot be written."""
     return InputError(f"cannot write {path}: {error.strerror or error}; {advice}")
 
 
@@ -78,7 +78,7 @@ def remove_temporaries(folder: str | Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # a folder cannot be opened there, and the file system keeps renames in a journal
+    if os.name == "nt":  # Windows cannot open a folder, and its file system keeps renames in a journal
         return
     descriptor = os.open(folder, os.O_RDONLY)  # a rename is safe from a power cut only when its folder has been synced
     try:

@@ -1,6 +1,6 @@
-"""A command line made from the fields of a dataclass.
+"""Builds a command line from the fields of a dataclass.
 
-There is one flag for each field. A YAML file may give defaults. An error is one sentence.
+Each field is one flag. A YAML file may give defaults. An error is one sentence.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _LAUNCH_FLAGS = {
 
 
 def option(default: Any, help: str, *names: str, group: str, positional: bool = False, **argument: Any) -> Any:
-    """A field of a dataclass, with its flag.
+    """Makes a dataclass field that is also a flag.
 
     names: further spellings beside --field-name. positional: no flag; the word is required. argument: for add_argument.
     """
@@ -44,7 +44,7 @@ def option(default: Any, help: str, *names: str, group: str, positional: bool = 
 
 
 def build_parser(options: type, description: str) -> argparse.ArgumentParser:
-    """The parser of a dataclass of `option` fields.
+    """Builds the parser of a dataclass of `option` fields.
 
     A field called `data` is the positional argument.
     """
@@ -71,16 +71,16 @@ def build_parser(options: type, description: str) -> argparse.ArgumentParser:
 
 
 def _scalar_type(hint: Any) -> type:
-    """int of `int`, `int | None` and `list[int]`."""
+    """Returns int for `int`, `int | None` and `list[int]`."""
     if isinstance(hint, types.UnionType):
         return next(t for t in typing.get_args(hint) if t is not type(None))
     return typing.get_args(hint)[0] if typing.get_origin(hint) is list else hint
 
 
 def parse(options: type[T], description: str, argv: list[str] | None) -> T:
-    """`argv` (None: the process's) as an instance of `options`.
+    """Parses `argv` into an instance of `options`.
 
-    `--config FILE` gives defaults that other flags override.
+    argv: None for the process's own arguments. `--config FILE` gives defaults that other flags override.
     """
     argv = sys.argv[1:] if argv is None else argv
     parser = build_parser(options, description)
@@ -94,7 +94,7 @@ def parse(options: type[T], description: str, argv: list[str] | None) -> T:
         word = unknown[0].split("=")[0]
         if word in _LAUNCH_FLAGS:
             raise InputError(
-                f"{word} is gone: torchrun starts the processes. Use: torchrun --nproc_per_node=8"
+                f"{word} was removed, because torchrun starts the processes; use: torchrun --nproc_per_node=8"
                 f" {Path(parser.prog).name} ... (several nodes: add --nnodes, --rdzv-backend=c10d and --rdzv-endpoint)"
             )
         known = [name for action in parser._actions for name in action.option_strings]
@@ -103,7 +103,7 @@ def parse(options: type[T], description: str, argv: list[str] | None) -> T:
 
 
 def typed(options: type, argv: list[str] | None) -> set[str]:
-    """The options that stand on the command line itself, not those of a --config file or of a default."""
+    """Returns the options typed on the command line, without --config and defaults."""
     parser = build_parser(options, "")
     for action in parser._actions:
         action.default = argparse.SUPPRESS
@@ -111,16 +111,17 @@ def typed(options: type, argv: list[str] | None) -> set[str]:
 
 
 def _read_config(path: str, parser: argparse.ArgumentParser) -> dict[str, Any]:
-    """The YAML file's settings, checked as if they had been typed."""
+    """Reads the YAML file's settings and checks them like typed ones."""
     try:
         settings = yaml.safe_load(Path(path).read_text()) or {}
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read --config {path}: {error}; give the path of a YAML file") from error
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot read --config {path}: {why}; give the path of a YAML file") from error
     except yaml.YAMLError as error:
         raise InputError(f"--config {path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
         raise InputError(f"--config {path} must hold lines of the form 'option: value'")
-    # a run's options.json may be given, and names its own config: what that said is in the other lines
+    # a run's options.json names the run's own config, whose settings are in the other lines
     settings.pop("config", None)
     actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
     words: list[str] = []
@@ -137,7 +138,7 @@ def _read_config(path: str, parser: argparse.ArgumentParser) -> dict[str, Any]:
 
 
 def _typed(action: argparse.Action, value: Any, path: str) -> list[str]:
-    """One setting as command-line words."""
+    """Returns one setting as command-line words."""
     if value is None:
         return []
     if isinstance(value, bool):

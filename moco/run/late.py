@@ -1,4 +1,4 @@
-"""Numbers on their way from the device to the host, read when they have arrived."""
+"""Copies numbers from the device to the host without a wait."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from moco.run.saver import host_like
 
 
 class Late:
-    """Copies of tensors, begun where this is made.
+    """Starts to copy tensors to the host when it is made.
 
-    On a GPU the copies stand behind what was asked of it so far, and the host goes on. Reading them a step later leaves
-    the GPU the work of that step meanwhile.
+    On a GPU the copies follow the work that is already queued, and the host goes on. If the host reads them one step
+    later, the GPU has that step's work meanwhile.
     """
 
     def __init__(self, tensors: Iterable[Tensor | None]) -> None:
@@ -26,11 +26,14 @@ class Late:
 
     @property
     def arrived(self) -> bool:
-        """Whether `read` would not wait."""
+        """Returns True if `read` would not wait."""
         return self._done is None or self._done.query()
 
     def read(self) -> list[Tensor | None]:
-        """The tensors on the CPU, None for None. Waits for what came before them, and for nothing after."""
+        """Returns the tensors on the CPU, None for None.
+
+        It waits for the work queued before the copies, not for later work.
+        """
         if self._done is not None:
             self._done.synchronize()
         return self._copies

@@ -1,14 +1,14 @@
-"""One run per folder: a lock file that a dead run cannot leave closed.
+"""Locks an output folder for one run.
 
-flock would be simpler but is silently local, or missing, on many network file systems, which is where clusters keep
-their runs. So the lock is a file `.lock` that says who holds it, made by link(2), which succeeds for exactly one
-caller on NFS too. It stands in nobody's way if its holder
+flock would be simpler, but on many network file systems it is silently local, or missing, and clusters keep their runs
+there. So the lock is a file `.lock` that names its holder. link(2) makes it, which succeeds for exactly one caller on
+NFS too. The lock does not block a new run if its holder
 
 - ran on this machine, and no process has its id and start time any more (killed; so also torchrun --max-restarts);
 - ran on this machine before it was last started;
 - was an earlier start of this Slurm job (same SLURM_JOB_ID, other SLURM_RESTART_COUNT: requeued, maybe elsewhere);
-- has not refreshed the file for STALE_S seconds (a dead node). A thread refreshes it every BEAT_S. The age is taken
-  by the file server's clock, so nodes need not agree on the time.
+- has not refreshed the file for STALE_S seconds (a dead node). A thread refreshes it every BEAT_S. The file server's
+  clock gives the age, so nodes need not agree on the time.
 
 Otherwise the second run is refused with an InputError that names the first.
 """
@@ -42,18 +42,18 @@ def _read(path: str) -> str:
 
 
 def process_start(pid: int) -> str:
-    """The kernel's start time of process `pid`; "" if it is dead.
+    """Returns when process `pid` started, by the kernel; "" if dead.
 
-    It tells a new process from an old one with the same id.
+    The time tells a new process from an old one with the same id.
     """
     fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()  # the name before ")" may hold anything
     if fields:
-        return "" if fields[0] in ("Z", "X") else fields[19]  # a zombie, killed but not yet asked about, is dead
+        return "" if fields[0] in ("Z", "X") else fields[19]  # a zombie, whose parent has not waited for it, is dead
     if Path("/proc/self/stat").exists():
         return ""
-    if os.name == "nt":  # there signal 0 is Ctrl-C; the heartbeat alone decides
+    if os.name == "nt":  # on Windows signal 0 is Ctrl-C; the heartbeat alone decides
         return "unknown"
-    try:  # no /proc (macOS): whether the id is in use is all that can be known
+    try:  # without /proc (macOS) it is only known whether the id is in use
         os.kill(pid, 0)
     except ProcessLookupError:
         return ""
@@ -64,15 +64,15 @@ def process_start(pid: int) -> str:
 
 def _namespace() -> str:
     try:
-        return os.readlink("/proc/self/ns/pid")  # containers: ids of one say nothing about processes of another
+        return os.readlink("/proc/self/ns/pid")  # a process id has a meaning only in its own container
     except OSError:
         return ""
 
 
 class RunLock:
-    """Lock of an output folder for one run: `with RunLock(folder):` on global rank 0.
+    """Locks an output folder for one run.
 
-    InputError if a running process holds it.
+    Use `with RunLock(folder):` on global rank 0. InputError if a running process holds the lock.
     """
 
     def __init__(self, folder: str | Path):
@@ -119,7 +119,7 @@ class RunLock:
                 self.path.unlink(missing_ok=True)
 
     def held(self) -> bool:
-        """False if another run took the lock; it may after STALE_S without a refresh."""
+        """Returns False if another run took the lock (see STALE_S)."""
         return _holder(self.path).get("token") == self._me["token"]
 
     def __enter__(self) -> RunLock:
@@ -130,7 +130,7 @@ class RunLock:
         self.release()
 
     def _take(self, path: Path, mine: Path) -> None:
-        """Makes `path` a link to `mine`. InputError if a living run holds `path`.
+        """Makes `path` a link to `mine`. InputError if it is held.
 
         A dead run's file is replaced by rename, so that `path` exists at every moment. Several processes may judge the
         same file dead. Only one of them may replace it, and only while it is still the file that was judged. The right
@@ -157,7 +157,7 @@ class RunLock:
                 right_to_replace.unlink(missing_ok=True)
 
     def _dead(self, holder: dict[str, Any], path: Path, mine: Path) -> str | None:
-        """The reason why the holder cannot be running; None if it may be."""
+        """Returns the reason why the holder cannot be running, or None."""
         me = self._me
         if holder.get("host") == me["host"] and holder.get("namespace") == me["namespace"]:
             if holder.get("boot") != me["boot"]:
@@ -175,7 +175,7 @@ class RunLock:
             try:
                 if self.held():
                     os.utime(self.path)
-            except OSError:  # a file server that is away for a while; the next beat tries again
+            except OSError:  # the file server does not answer now; the next beat tries again
                 pass
 
 
@@ -202,12 +202,12 @@ def _in_use(path: Path, holder: dict[str, Any]) -> str:
 
 
 def _digest(holder: dict[str, Any]) -> str:
-    """A name for one lock file, made from its content."""
+    """Makes a name for one lock file from its content."""
     return hashlib.sha256(json.dumps(holder, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _holder(path: Path) -> dict[str, Any]:
-    """Contents of a lock file; {} if it is missing or of another program."""
+    """Reads a lock file; {} if it is missing or another program's."""
     try:
         holder = json.loads(path.read_text())
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""The log of a run: JSON lines, console, TensorBoard, wandb.
+"""Writes the log of a run: JSON lines, console, TensorBoard, wandb.
 
 `log.jsonl` is the record; everything else is a view of it. A record is
 
@@ -33,7 +33,7 @@ _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 def json_ready(value: Any) -> Any:
-    """`value` in JSON's types, also for scalars of NumPy and torch.
+    """Returns `value` in JSON's types, also for scalars of NumPy and torch.
 
     A number that is not finite becomes its name.
     """
@@ -57,7 +57,7 @@ def _restored(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
-    """The records of a `log.jsonl`.
+    """Reads the records of a `log.jsonl`.
 
     An incomplete last line, from a killed process, is dropped. InputError if the file is missing or another line is not
     a JSON object.
@@ -79,10 +79,10 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
 
 
 class RunLog:
-    """The log of one run in `folder`. On ranks other than 0 every method does nothing.
+    """Writes the log of one run in `folder`.
 
-    tensorboard: also write scalars for TensorBoard, if the package is installed. wandb: name of a project, or None.
-    console: where plain lines go instead of stdout.
+    On ranks other than 0 every method does nothing. tensorboard: also write scalars for TensorBoard, if the package is
+    installed. wandb: name of a project, or None. console: where plain lines go instead of stdout.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class RunLog:
         return len(lines) - len(kept)
 
     def start(self, values: Values, *, epoch: int = 0, global_step: int = 0) -> None:
-        """Logs the start or resume of a process: options, world size, git sha, machine."""
+        """Logs a start or resume: options, world size, git sha, machine."""
         if self.active:
             if self._wandb_project is not None:
                 self._wandb = open_wandb(self._wandb_project, self.folder, json_ready(values))
@@ -179,12 +179,15 @@ class RunLog:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Also ends the progress bar, so that a traceback or the shell's prompt gets a line of its own."""
+        """Closes the log and ends the progress bar.
+
+        A traceback or the shell's prompt then gets a line of its own.
+        """
         self._console.close()
         if self._file is not None:
             self._file.close()
         if self._writer is not None:
-            with contextlib.suppress(OSError):  # the error that counts was that of the log itself
+            with contextlib.suppress(OSError):  # curves are a view: their error must not hide another
                 self._writer.close()
         if self._wandb is not None:
             self._wandb.finish()
@@ -222,7 +225,7 @@ class RunLog:
 
     def _open(self) -> IO[bytes]:
         self.folder.mkdir(parents=True, exist_ok=True)
-        file = open(self.path, "ab", buffering=0)  # unbuffered: a record is one write, the system's from then on
+        file = open(self.path, "ab", buffering=0)  # unbuffered: a record is one write, so a kill loses none
         whole = self.path.read_bytes().rfind(b"\n") + 1
         if whole < file.tell():
             file.truncate(whole)  # half a record of a dead machine: the next one must not be glued to it
@@ -239,9 +242,9 @@ class RunLog:
         except ImportError:
             self._tensorboard_wanted = False
             self.say("TensorBoard is not installed (pip install tensorboard): there is log.jsonl, but no curves")
-        except OSError as error:  # curves are a view: no reason to end a run
+        except OSError as error:  # curves are a view: they must not end a run
             self._writer, self._tensorboard_wanted = None, False
-            self.say(f"warning: TensorBoard's curves end here, for they cannot be written: {error.strerror}")
+            self.say(f"warning: TensorBoard's curves end here, because they cannot be written: {error.strerror}")
         if self._wandb is not None:
             self._wandb.log(scalars, step=global_step)
 

@@ -1,6 +1,7 @@
-"""The console, TensorBoard's files and wandb: a progress bar on a terminal, else plain lines.
+"""Shows a run's log on the console, in TensorBoard and in wandb.
 
-Epoch, step, loss, accuracy and time left come first, so that a narrow window shows what matters.
+A terminal gets a progress bar, any other console plain lines. Epoch, step, loss, accuracy and time left come first, so
+that a narrow window shows what matters.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from moco.metrics.table import LOGGED
 from moco.run.files import write_text
 
 FIRST = ("loss", "acc1", "eta_s")
-_EVENTS = "events.out.tfevents."  # TensorBoard's name for its files; ten digits of the second of their start follow
+_EVENTS = "events.out.tfevents."  # TensorBoard's files begin with it; ten digits of their start in seconds follow
 
 
 def duration(seconds: float) -> str:
-    """1d03h, 2h05m, 7m30s or 12s."""
+    """Formats a duration as 1d03h, 2h05m, 7m30s or 12s."""
     if not math.isfinite(seconds):
         return "?"
     s = round(max(0.0, seconds))
@@ -61,13 +62,19 @@ def _one(name: str, value: Any) -> str:
 
 
 def line(values: Mapping[str, Any]) -> str:
-    """`values` on one line: FIRST's first, the rest in its own order; nested ones are left to the log file."""
+    """Formats `values` as one line.
+
+    The names in FIRST come first, the others in their own order. Nested values are only in the log file.
+    """
     names = [name for name in FIRST if name in values] + [name for name in values if name not in FIRST]
     return "  ".join(_one(name, values[name]) for name in names if not isinstance(values[name], (dict, list)))
 
 
 class Console:
-    """Plain lines go to `stream` (default stdout); if none is given and stderr is a terminal, steps move a bar."""
+    """Prints plain lines to `stream`, by default stdout.
+
+    Without a `stream`, and if stderr is a terminal, steps move a progress bar.
+    """
 
     def __init__(self, stream: IO[str] | None = None):
         self._stream = stream
@@ -113,9 +120,10 @@ class Console:
 
 
 def open_tensorboard(folder: Path, from_step: int) -> Any:
-    """TensorBoard's writer of this folder. ImportError if it is not installed.
+    """Opens TensorBoard's writer for this folder.
 
-    from_step: the global step that the run goes on from. TensorBoard hides what was plotted past it.
+    ImportError if it is not installed. from_step: the global step that the run goes on from. TensorBoard hides what was
+    plotted past it.
     """
     from torch.utils.tensorboard import SummaryWriter
 
@@ -124,12 +132,11 @@ def open_tensorboard(folder: Path, from_step: int) -> Any:
 
 
 def _order_events(folder: Path, second: int) -> None:
-    """Rename event files so that they sort before one opened now.
+    """Renames event files so that they sort before one opened now.
 
-    TensorBoard reads its files in the order of their names.
-    A name begins with the second of its start, so a restart within one second, or after a clock was set back,
-    would be read first, and its steps would be taken for expired.
-    second: the present time, in seconds since 1970.
+    TensorBoard reads its files in the order of their names. A name begins with the second of its start. A restart
+    within one second, or after a clock was set back, would be read first, and TensorBoard would hide its steps. second:
+    the present time, in seconds since 1970.
     """
     first_late = f"{_EVENTS}{second:010d}"
     late = sorted(path for path in folder.glob(f"{_EVENTS}*") if path.name >= first_late)
@@ -139,7 +146,10 @@ def _order_events(folder: Path, second: int) -> None:
 
 
 def open_wandb(project: str, folder: Path, options: Mapping[str, Any]) -> Any:
-    """wandb's run of this folder: begun, or gone on with. InputError if wandb is asked for and not installed."""
+    """Begins or continues wandb's run of this folder.
+
+    InputError if wandb is not installed.
+    """
     try:
         import wandb  # type: ignore[import-not-found,unused-ignore]
     except ImportError as error:
@@ -149,7 +159,7 @@ def open_wandb(project: str, folder: Path, options: Mapping[str, Any]) -> Any:
     settings: dict[str, Any] = dict(project=project, dir=str(folder), config=dict(options), id=run_id, resume="allow")
     try:
         run = wandb.init(**settings)
-    except Exception as error:  # no network, no key: a run is not lost for want of a dashboard
+    except Exception as error:  # a run goes on without a network or a key
         print(f"warning: wandb cannot connect ({error}); recording offline, for `wandb sync`", file=sys.stderr)
         run = wandb.init(mode="offline", **settings)
     write_text(id_file, run.id)

@@ -1,4 +1,4 @@
-"""Means of what a run logs, kept on the device until they are printed, and the clock beside them."""
+"""Averages logged values on the device, and measures a run's speed."""
 
 from __future__ import annotations
 
@@ -15,21 +15,24 @@ from moco.timing import timeline
 
 
 class Meter:
-    """Means over samples and ranks since the last `read`."""
+    """Averages values over samples and ranks since the last `read`."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self._samples = 0
 
     def add(self, values: dict[str, Tensor], samples: int) -> None:
-        """values: scalars on the device, each the mean of this rank's `samples`. Does not wait for the device."""
+        """Adds values without a wait for the device.
+
+        values: scalars on the device, each the mean of this rank's `samples`.
+        """
         for name, value in values.items():
             weighted = value.detach().double() * samples
             self._sums[name] = self._sums[name] + weighted if name in self._sums else weighted
         self._samples += samples
 
     def state(self) -> dict[str, Any]:
-        """The sums for a checkpoint inside an epoch.
+        """Returns the sums for a checkpoint inside an epoch.
 
         With them the log of a resumed run shows the same means.
         """
@@ -40,12 +43,18 @@ class Meter:
         self._samples = int(state["samples"])
 
     def read(self) -> dict[str, float]:
-        """The means; empties the meter. Waits for the device; all ranks must call it together."""
+        """Returns the means and empties the meter.
+
+        It waits for the device. All ranks must call it together.
+        """
         names, totals = self.totals()
         return means(names, totals)
 
     def totals(self) -> tuple[list[str], Tensor | None]:
-        """What `means` takes, without a wait; empties the meter. All ranks must call it together."""
+        """Returns the arguments of `means`, and empties the meter.
+
+        It does not wait for the device. All ranks must call it together.
+        """
         if not self._sums:
             return [], None
         names = list(self._sums)
@@ -57,7 +66,10 @@ class Meter:
 
 
 def means(names: list[str], totals: Tensor | None) -> dict[str, float]:
-    """Each name's mean. totals: sums over samples and ranks, in that order, and the number of samples."""
+    """Returns each name's mean.
+
+    totals: sums over samples and ranks, in the order of the names, and the number of samples.
+    """
     if totals is None:
         return {}
     *sums, samples = totals.tolist()
@@ -65,9 +77,9 @@ def means(names: list[str], totals: Tensor | None) -> dict[str, float]:
 
 
 class Clock:
-    """Speed since the last `lap`. The share of time spent waiting for data is that of the stage "data wait".
+    """Measures the speed since the last `lap`.
 
-    unit: the name of the samples.
+    The share of time spent waiting for data is that of the stage "data wait". unit: the name of the samples.
     """
 
     def __init__(self, unit: str = "images") -> None:
@@ -82,9 +94,10 @@ class Clock:
         self._steps += 1
 
     def lap(self, device: torch.device, steps_left: int) -> dict[str, float]:
-        """Samples/s over all ranks, share of the time spent waiting for data, peak memory in GB, seconds to the end.
+        """Returns speed, data wait, memory and time left since the last lap.
 
-        Does not wait for the device: what it has not done yet counts in the next lap.
+        Samples/s over all ranks, share of the time spent waiting for data, peak memory in GB, seconds to the end. It
+        does not wait for the device: unfinished work counts in the next lap.
         """
         waited = timeline.finished()["data wait"]
         now = time.perf_counter()
@@ -107,7 +120,7 @@ class Clock:
 
 
 def peak_memory() -> float:
-    """Most bytes that this process has held so far; NaN where the system does not say (Windows)."""
+    """Returns the most bytes that this process has held; NaN on Windows."""
     try:
         import resource
     except ImportError:

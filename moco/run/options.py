@@ -1,6 +1,6 @@
-"""The options that both mains take, the checks they share, and options as JSON.
+"""Defines the options that both mains take, and their checks.
 
-A field of the dataclass is the option; the parser is made from the fields (moco/run/flags.py).
+Each field of a dataclass is an option. moco/run/flags.py makes the parser from the fields.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ EVALUATION = "evaluation"
 RUNNING = "does not change results"
 
 
-# what `--help` groups by, and what a resumed run is warned about
+# titles of the groups in `--help`; a resumed run is warned about changes in the first
 result, evaluation, running = (partial(flags.option, group=title) for title in (RESULTS, EVALUATION, RUNNING))
 
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Options of every command that reads images."""
+    """Holds the options of every command that reads images."""
 
     data: str | None = result(None, "folder with train/ and val/, a .beton file, or where a --dataset lies or goes")
     dataset: str = result(
@@ -72,7 +72,7 @@ class DataOptions:
     device: str = running("auto", "where to compute: cuda if there is one (new)", choices=("auto", "cuda", "cpu"))
 
     def open(self, split: str, labels_required: bool = True) -> Source:
-        """The source of 'train' or 'val'. InputError as `open_split`."""
+        """Opens the source of 'train' or 'val'. InputError as `open_split`."""
         return open_split(
             self.data,
             self.dataset,
@@ -86,21 +86,24 @@ class DataOptions:
 
     @property
     def pixel_format(self) -> PixelFormat:
-        """The format that every image is given."""
+        """Returns the format into which every image is converted."""
         return pixel_format(self.channels, self.value_range)
 
     def find_recipe(self, name: str, crop_min: float | None = None) -> Recipe:
-        """The recipe `name` for these channels, with their mean and standard deviation. InputError as `find_recipe`."""
+        """Returns the augmentations `name` for these channels.
+
+        They use the channels' mean and standard deviation. InputError as `find_recipe`.
+        """
         channels = self.pixel_format.channels
         return find_recipe(name, crop_min, channels, *statistics(channels, self.mean, self.std))
 
     def has(self, split: str) -> bool:
-        """Whether there is such a split."""
+        """Returns True if the data has this split."""
         return has_split(self.data, self.dataset, split, self.dataset_arg)
 
 
 def check_data(o: DataOptions) -> None:
-    """InputError if the options name no images."""
+    """Raises InputError if the options name no images."""
     if o.dataset in ("folder", "imagenet100", "nyu-depth") and o.data is None:
         raise InputError(
             "say where the images are: a folder with train/ and val/, or --dataset digits for the embedded data"
@@ -117,7 +120,7 @@ def check_data(o: DataOptions) -> None:
 
 @dataclass(frozen=True)
 class CommonOptions(DataOptions):
-    """Options of both mains."""
+    """Holds the options of both mains."""
 
     seed: int | None = result(None, "seed of everything random; default: drawn at the start, and saved")
     deterministic: bool = result(
@@ -130,7 +133,7 @@ class CommonOptions(DataOptions):
 
 
 def check_common(o: Any) -> None:
-    """Checks the options of both mains. InputError."""
+    """Raises InputError for a bad value of the mains' common options."""
     check_data(o)
     at_least(o, 1, "epochs", "batch_size", "print_freq")
     at_least(o, 0, "start_epoch", "momentum", "weight_decay")
@@ -152,21 +155,21 @@ def check_seed(seed: int | None) -> None:
 
 
 def check_unread(typed: set[str], unread: Mapping[str, str]) -> None:
-    """InputError if an option was typed that the run would not read.
+    """Raises InputError if an option was typed that has no effect.
 
-    unread: option -> the setting that leaves it out, such as '--loss infonce'. From a --config file it is accepted, as
-    one file may serve several runs.
+    unread: option -> the setting that leaves it out, such as '--loss infonce'. From a --config file it is accepted,
+    because one file may serve several runs.
     """
     for name in sorted(typed & unread.keys()):
         raise InputError(f"{flag(name)} is not read with {unread[name]}; leave it out")
 
 
 def unread_saves(keep_last: int) -> dict[str, str]:
-    """Options of saving that --keep-last leaves without effect, for `check_unread`."""
+    """Returns saving options without effect under `keep_last`, for `check_unread`."""
     return {} if keep_last else {"keep_every": "--keep-last 0, which keeps every epoch's checkpoint"}
 
 
-MOST = 2**31  # of counts and sizes: no run comes near it
+MOST = 2**31  # limit of counts and sizes; no run comes near it
 
 
 def _shown(value: float) -> str:
@@ -190,7 +193,7 @@ def positive(o: Any, *names: str) -> None:
 
 
 def result_options(options: type) -> list[str]:
-    """Names of the options that change results."""
+    """Returns the names of the options that change results."""
     return [f.name for f in dataclasses.fields(options) if f.metadata["group"] == RESULTS]
 
 

@@ -1,4 +1,4 @@
-"""The code and the machine behind a number: commit, device, versions."""
+"""Describes the code and the machine of a run: commit, device, versions."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import torch
 COMMIT_FILE = ".commit"  # beside moco/ in a copy of the code made for a job: the commit that was copied
 
 
-@functools.cache  # as it was when the process began: what runs does not change with the files
+@functools.cache  # later edits of the files do not change the code that runs
 def git_state() -> str:
-    """The commit that this code is at, with "-dirty" if files differ from it.
+    """Returns the commit of this code, with "-dirty" if files differ.
 
-    Where there is no git: the package's version.
+    Without git: the package's version.
     """
     here = Path(__file__).resolve().parent
     if (noted := here.parents[1] / COMMIT_FILE).exists():
@@ -38,7 +38,7 @@ def _git(folder: Path, *words: str) -> str:
 
 
 def machine(device: torch.device) -> dict[str, str]:
-    """Accelerator or processor, and the versions that decide about bits."""
+    """Returns accelerator or processor, and the versions that can change results."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     return {"device": name, "python": platform.python_version(), "torch": torch.__version__, "os": platform.platform()}
 

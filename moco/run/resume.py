@@ -1,4 +1,4 @@
-"""The parts of a resume: the checkpoint to resume from, the seed, the position, the running means."""
+"""Restores a run: its checkpoint, seed, position and running means."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from moco.run.provenance import git_state, machine
 
 @dataclass
 class Position:
-    """The position of a run: `step` optimiser steps into the 0-based `epoch`."""
+    """Marks a position in a run: `step` optimiser steps into 0-based `epoch`."""
 
     epoch: int = 0
     step: int = 0
@@ -30,7 +30,7 @@ class Position:
 
 
 def find(resume: str | None, folder: str | Path) -> tuple[Path | None, list[str]]:
-    """The file that `--resume` means, and notes about it for the log.
+    """Returns the file that `--resume` means, and notes for the log.
 
     'auto' with nothing to resume is a fresh start.
     """
@@ -48,7 +48,10 @@ def find(resume: str | None, folder: str | Path) -> tuple[Path | None, list[str]
 
 
 def seed(wish: int | None, state: dict[str, Any] | None) -> int:
-    """The run's seed: the one asked for, else that of the run that goes on, else one drawn from the system."""
+    """Returns the run's seed.
+
+    It is the one asked for, else that of the resumed run, else one drawn from the system.
+    """
     if wish is not None:
         return wish
     run = (state or {}).get("moco_run")
@@ -56,9 +59,9 @@ def seed(wish: int | None, state: dict[str, Any] | None) -> int:
 
 
 def restore_meters(meters: Sequence[Meter], of_ranks: list[list[dict[str, Any]]], device: torch.device) -> None:
-    """Each rank takes over its own sums.
+    """Gives each rank its own sums.
 
-    On another number of ranks the old ranks' sums are dealt out, so that none is lost.
+    On another number of ranks the old ranks' sums are distributed, so that none is lost.
     """
     for meter, old in zip(meters, zip(*of_ranks, strict=True), strict=True):
         mine = old[distributed.rank() :: distributed.world_size()]
@@ -71,14 +74,15 @@ def restore_meters(meters: Sequence[Meter], of_ranks: list[list[dict[str, Any]]]
 def begin_log(
     log: RunLog, position: Position, options: Any, device: torch.device, notes: Sequence[str], about: Sequence[str]
 ) -> None:
-    """Opens the log of a run at `position`: later checkpoints and records go, options.json is written.
+    """Opens the log of a run at `position`, and writes options.json.
 
-    notes: what happened so far. about: lines about data and settings, after it. Rank 0 holds the folder's lock.
+    Later checkpoints are set aside, and later records are dropped. notes: what happened so far. about: lines about data
+    and settings, printed after the notes. Rank 0 must hold the folder's lock.
     """
     notes = list(notes)
     if distributed.rank() == 0:
         aside = checkpoint.set_aside(log.folder, after=(position.epoch, position.step))
-        notes += [f"set aside {old.name}: this run goes on from before it" for old in aside]
+        notes += [f"set aside {old.name}: this run goes on from an earlier step" for old in aside]
     log.cut_back(position.global_step)
     begin = {
         "options": as_dict(options),

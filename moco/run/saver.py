@@ -1,7 +1,7 @@
-"""Saving behind the next steps: the copy to host is taken where `submit` is called, a thread does the writing.
+"""Saves checkpoints while training goes on.
 
-PyTorch's own asynchronous checkpointing belongs to its distributed format of many files; here one file in MoCo's layout
-is written by one thread of global rank 0.
+`submit` copies the state to the host, and a thread writes the copy. PyTorch's own asynchronous checkpointing belongs to
+its distributed format of many files. Here one thread of global rank 0 writes one file in MoCo's layout.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from moco.run.files import remove_temporaries
 
 
 def host_copy(state: Any) -> Any:
-    """`state` with every tensor copied to the CPU, where later steps cannot change it; one wait for the GPU in all."""
+    """Copies every tensor of `state` to the CPU.
+
+    Later steps cannot change the copies. It waits once for the GPU.
+    """
     copied, on_gpu = _copied(state)
     if on_gpu:
         torch.cuda.current_stream().synchronize()
@@ -28,10 +31,10 @@ def host_copy(state: Any) -> Any:
 
 
 def host_like(value: torch.Tensor, pin_memory: bool = True) -> torch.Tensor:
-    """Uninitialised host memory with the shape, dtype and memory format of `value`.
+    """Allocates host memory with the shape, dtype and memory format of `value`.
 
-    The format matters: a momentum that comes back in another one than its weight is refused by fused kernels on a GPU.
-    torch keeps the pinned block for the next save.
+    It is uninitialised. Fused kernels on a GPU refuse a momentum whose format differs from its weight's. torch keeps
+    the pinned block for the next save.
     """
     return torch.empty_like(value, device="cpu", pin_memory=pin_memory, memory_format=torch.preserve_format)
 
@@ -54,9 +57,9 @@ def _copied(value: Any) -> tuple[Any, bool]:
 class Every:
     """Decides when to save inside an epoch.
 
-    `wish` is '500' (steps), '30m' (minutes) or None (never). InputError for another.
+    `wish` is '500' (steps), '30m' (minutes) or None (never). InputError for any other.
 
-    By steps it is the same on all ranks. By minutes each rank has its own clock, so the ranks must vote
+    By steps all ranks decide the same. By minutes each rank has its own clock, so the ranks must vote
     (`distributed.LateVote`).
     """
 
@@ -88,12 +91,12 @@ class Every:
 class Saver:
     """Writes checkpoints into `folder` and deletes old ones.
 
-    It keeps the last `keep_last`, and those after every `keep_every` epochs (0: none of these).
+    It keeps the last `keep_last`, and those after every `keep_every` epochs (0: none of these). With keep_last 0 it
+    keeps every epoch's checkpoint, and the last two files of all kinds.
 
-    With keep_last 0 every epoch's checkpoint is kept, and the last two files of all kinds. A file newer than the
-    one just written, which a run resumed from further back can find, is left alone. What a killed run's save left
-    behind is removed first, so the folder's RunLock must be held. An error in the thread is raised by the next
-    `submit` or `wait`.
+    It never deletes a file newer than the one just written; a run that resumed from an earlier position can find such
+    files. It first removes temporary files of a killed run, so the caller must hold the folder's RunLock. The next
+    `submit` or `wait` raises an error of the thread.
     """
 
     def __init__(self, folder: str | Path, keep_last: int = 0, keep_every: int = 0):
@@ -105,7 +108,10 @@ class Saver:
         self._writing: Future[None] | None = None
 
     def submit(self, state: dict[str, Any], name: str) -> float:
-        """Starts to write `state` as `name`; returns the seconds that the caller was held up (earlier write, copy)."""
+        """Starts to write `state` as `name`.
+
+        Returns the seconds that the earlier write and the copy held up the caller.
+        """
         start = time.perf_counter()
         self.wait()
         copied = host_copy(state)
@@ -113,7 +119,10 @@ class Saver:
         return time.perf_counter() - start
 
     def wait(self) -> None:
-        """Returns when what was submitted is on disk; raises what went wrong (InputError if it was not writable)."""
+        """Waits until the submitted state is on disk; raises the thread's error.
+
+        InputError if the file was not writable.
+        """
         writing = self._writing
         self._writing = None
         if writing is not None:

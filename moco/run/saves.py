@@ -1,4 +1,4 @@
-"""Saves a training run: inside epochs, after epochs, and when it is preempted."""
+"""Saves a training run inside epochs, after epochs, and at preemption."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from moco.run.saver import Every, Saver
 
 
 class SaveOptions(Protocol):
-    """The options that say when to save and what to keep."""
+    """Declares the options that say when to save and what to keep."""
 
     @property
     def output_dir(self) -> str: ...
@@ -31,10 +31,11 @@ class SaveOptions(Protocol):
 
 
 class Saves:
-    """The saves of one run. All ranks call the same methods together; rank 0 writes.
+    """Decides when one run saves, and saves it.
 
-    snapshot: returns all that the run changes. check: raises if a step was not applied; called before each save
-    inside an epoch, as a checkpoint must not hide such a step.
+    All ranks call the same methods together; rank 0 writes. snapshot: returns all that the run changes. check: raises
+    if a step was not applied. It is called before each save inside an epoch, because a checkpoint must not hide such a
+    step.
     """
 
     def __init__(
@@ -58,10 +59,10 @@ class Saves:
             self.saver = Saver(options.output_dir, options.keep_last, options.keep_every)
 
     def inside_epoch(self, position: Position, steps: int) -> bool:
-        """Saves after a step if any rank wants it. True if the run is preempted, and is saved.
+        """Saves after a step if any rank wants it.
 
-        steps: of the whole epoch. What one of several ranks alone knows, a signal or its clock, the others obey after
-        the next step, or at once after the epoch's last.
+        Returns True if the run is preempted, and is saved. steps: those of the whole epoch. A signal or a clock may be
+        known to one rank alone. The other ranks follow after the next step, or at once after the epoch's last.
         """
         ended = position.step == steps
         wanted = self.every.due(position.global_step)
@@ -79,19 +80,22 @@ class Saves:
         return preempted
 
     def after_epoch(self, epoch: int) -> None:
-        """Saves after the 0-based `epoch` where --save-freq says so, and after the last."""
+        """Saves after every --save-freq epochs, and after the last.
+
+        epoch: 0-based.
+        """
         last = epoch + 1 == self.options.epochs
         if (epoch + 1) % self.options.save_freq == 0 or last:
             self._save(checkpoint_name(epoch))
 
     def stall(self) -> dict[str, float]:
-        """{"save_stall_s": seconds} since the last call; empty if there was none."""
+        """Returns {"save_stall_s": seconds} since the last call; {} if there was none."""
         stalled = self.stalled
         self.stalled = 0.0
         return {"save_stall_s": stalled} if stalled else {}
 
     def wait(self) -> None:
-        """Returns when the last save is on disk. InputError if it could not be written."""
+        """Waits until the last save is on disk. InputError if it failed."""
         if self.saver:
             self.saver.wait()
 

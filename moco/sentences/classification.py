@@ -22,7 +22,7 @@ from moco.randomness import Purpose, permutation, stream_key
 from moco.sentences.corpus import Corpus, from_sentences
 from moco.sentences.measures import encode
 from moco.sentences.network import SentencePair
-from moco.sentences.text import lines_of, read_text, words
+from moco.sentences.text import lines_of, read_text, text_files, words
 from moco.sentences.vocabulary import Vocabulary
 
 COSTS = [2.0**power for power in range(9)]
@@ -50,7 +50,7 @@ def read_labelled(folder: str | Path, encoding: str = "auto", folds: int = 10) -
 
     InputError for fewer than two files, or for a file with fewer than folds² sentences.
     """
-    files = sorted(Path(folder).glob("*.txt"))
+    files = [path for path in text_files(Path(folder)) if path.parent == Path(folder)]
     if len(files) < 2:
         raise InputError(
             f"{folder} must hold a .txt file for each class, one sentence a line, such as pos.txt and neg.txt"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 from moco.errors import InputError
 
@@ -29,13 +31,23 @@ def find_files(paths: Iterable[str | Path]) -> list[Path]:
     for path in map(Path, paths):
         if not path.exists():
             raise InputError(f"there is no file or folder {path}; check the path")
-        inside = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
+        inside = text_files(path) if path.is_dir() else [path]
         if not inside:
             raise InputError(f"{path} holds no .txt file; give text files or a folder with some")
         files += inside
     if not files:
         raise InputError("no text was given: pass plain-text files, or folders with .txt files")
     return files
+
+
+def text_files(folder: Path) -> list[Path]:
+    """The .txt files in and below a folder, sorted. InputError if it or a folder below cannot be listed."""
+
+    def refuse(error: OSError) -> NoReturn:
+        raise InputError(f"cannot read {error.filename}: {error.strerror}; check the path") from error
+
+    places = os.walk(folder, onerror=refuse)  # Path.rglob is silent about what it may not list
+    return sorted(Path(place, name) for place, _, names in places for name in names if name.endswith(".txt"))
 
 
 def read_text(path: Path, encoding: str = "auto") -> str:

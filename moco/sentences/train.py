@@ -83,17 +83,7 @@ def train(options: SentenceOptions, world: World, device: torch.device, preempti
     preemption.steps_follow()
     sampler = WindowSampler(len(training_text), options.batch_size, seed)
 
-    # Model, loss, optimiser.
-    pair = SentencePair(len(vocabulary), options.embedding, options.hidden, options.init).to(device)
-    across = GlobalBatch()
-    step = TrainingStep(
-        distributed.data_parallel(pair, device),
-        make_loss(options, across),
-        torch.optim.Adam(pair.parameters(), options.lr, fused=True),
-        across,
-        sampler.sizes,
-        options.grad_clip,
-    )
+    step = make_step(options, len(vocabulary), sampler.sizes, device)
     position = Position()
     meters = [Meter(), Meter()]
     if saved is not None and path is not None:
@@ -112,6 +102,23 @@ def train(options: SentenceOptions, world: World, device: torch.device, preempti
             options, device, training_text, held_out, vocabulary, sampler, step, meters, position, labelled, log,
             preemption,
         ).run()  # fmt: skip
+
+
+def make_step(options: SentenceOptions, words: int, sizes: list[int], device: torch.device) -> TrainingStep:
+    """The encoders, their loss and their optimiser.
+
+    words: of the vocabulary. sizes: sentences of each rank in a batch.
+    """
+    pair = SentencePair(words, options.embedding, options.hidden, options.init).to(device)
+    across = GlobalBatch()
+    return TrainingStep(
+        distributed.data_parallel(pair, device),
+        make_loss(options, across),
+        torch.optim.Adam(pair.parameters(), options.lr, fused=True),
+        across,
+        sizes,
+        options.grad_clip,
+    )
 
 
 def read_text(options: SentenceOptions, run: dict[str, Any] | None, path: Path | None, folder: Path) -> None:

@@ -268,12 +268,12 @@ BAD_ARRAYS = [
     (np.zeros((4, 4), complex), 1, "0,1", "complex128, which are no pixels"),
     (np.zeros((4, 4), "U3"), 1, None, "<U3, which are no pixels"),
     (np.zeros((4, 4), "datetime64[s]"), 1, None, "no pixels"),
-    (np.zeros((4, 4), [("x", "u1")]), 1, None, "records, which are never read"),
+    (np.zeros((4, 4), [("x", "u1")]), 1, None, "records, which could run code"),
     (noise(7, 6, 5), 4, None, r"its shape is \[7, 6, 5\], and --channels is 4"),
     (noise(7, 6), 5, None, "it has 1 channel, and --channels is 5"),
     (noise(7), 1, None, r"its shape is \[7\]"),
     (noise(2, 2, 2, 2), 2, None, r"its shape is \[2, 2, 2, 2\]"),
-    (np.zeros((0, 4), np.uint8), 1, None, "holds no pixel"),
+    (np.zeros((0, 4), np.uint8), 1, None, "has no pixels"),
 ]
 
 
@@ -339,7 +339,7 @@ def test_other_sources_say_what_they_hold(tmp_path: Path) -> None:
     noted = open_split(None, "digits", pixels=pixel_format(3, "0,9"))
     assert any("--value-range changes nothing" in note for note in noted.notes)
     (tmp_path / "x.beton").touch()
-    with pytest.raises(InputError, match="has 3 channels, which is all that FFCV's image field holds"):
+    with pytest.raises(InputError, match="has 3 channels, as FFCV's image field always has"):
         open_split(str(tmp_path / "x.beton"), pixels=PixelFormat(5))
 
 

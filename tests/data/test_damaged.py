@@ -187,7 +187,7 @@ def test_a_beton_without_checksums_gives_no_pixels_of_another_sample(tmp_path: P
     first = source.decode(0)
     assert first.shape == (18, 24, 3)
     for index in (1, 2, 3):
-        with pytest.raises(BadImage, match="another size than the table"):
+        with pytest.raises(BadImage, match="its size differs from that in the table"):
             source.decode(index)
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
-import pathlib
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +25,7 @@ from moco.data.folder import FolderSource
 from moco.data.source import ArraySource
 from moco.errors import ESCAPED, InputError
 from moco.run.files import write_text
+from tests.closed import closed
 from tests.data.conftest import make_photo
 
 ROOT = Path(__file__).parents[2]
@@ -157,57 +155,39 @@ def test_named_pipes_are_left_out(tree: Path, name: str, place: str) -> None:
     assert note.endswith(f"{place.removeprefix('train').lstrip('/')}/{name} (not a file)".lstrip("/"))
 
 
-# Folders and files that may not be read. Root may read all, so the system's answer is made up.
+# Folders and files that may not be read
 
 
-@contextlib.contextmanager
-def closed(where: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What is at and below `where` cannot be listed, opened, or asked about."""
-
-    def refuse(function: Any) -> Any:
-        def checked(path: Any, *arguments: Any, **named: Any) -> Any:
-            if isinstance(path, (str, os.PathLike)) and str(path).startswith(str(where)):
-                raise PermissionError(13, "Permission denied", str(path))
-            return function(path, *arguments, **named)
-
-        return checked
-
-    with monkeypatch.context() as patch:
-        for module, name in ((os, "scandir"), (os, "stat"), (os, "listdir"), (io, "open"), (os, "open")):
-            patch.setattr(module, name, refuse(getattr(module, name)))
-        patch.setattr("builtins.open", refuse(open))
-        if own := getattr(pathlib, "_NormalAccessor", None):  # Python 3.10 keeps references of its own
-            for name in ("stat", "listdir", "scandir", "open"):
-                patch.setattr(own, name, staticmethod(refuse(getattr(own, name))))
-        yield
-
-
-def test_closed_folders_and_files_are_one_sentence(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closed_folders_and_files_are_one_sentence(tree: Path) -> None:
     (tree / "train/ant/deep").mkdir()
-    for data in (tree, tree / "train"):
-        with closed(data, monkeypatch):
-            for function in (has_split, open_split):
-                with pytest.raises(InputError, match=f"cannot read {tree}.*: Permission denied; check the path"):
-                    function(str(tree), "folder", "train")
+    told = f"cannot read {tree}.*: Permission denied; check the path"
+    with closed(tree):
+        for function in (has_split, open_split):
+            with pytest.raises(InputError, match=told):
+                function(str(tree), "folder", "train")
+    with closed(tree / "train"):
+        assert has_split(str(tree), "folder", "train")  # it is there
+        with pytest.raises(InputError, match=told):
+            open_split(str(tree), "folder", "train")
     for place in ("train/ant", "train/ant/deep"):
-        with closed(tree / place, monkeypatch), pytest.raises(InputError, match=f"{place}: Permission denied"):
+        with closed(tree / place), pytest.raises(InputError, match=f"{place}: Permission denied"):
             FolderSource(tree / "train")
     source = FolderSource(tree / "train")
-    with closed(tree / "train/ant/3.jpg", monkeypatch), pytest.raises(BadImage, match="Permission denied"):
+    with closed(tree / "train/ant/3.jpg"), pytest.raises(BadImage, match="Permission denied"):
         source.open(3)
     for question in (find_beton, split_folder):
-        with closed(tree, monkeypatch), pytest.raises(InputError, match="Permission denied"):
+        with closed(tree), pytest.raises(InputError, match="Permission denied"):
             question(str(tree), "train")
 
 
-def test_a_closed_beton_is_one_sentence(tree: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_a_closed_beton_is_one_sentence(tree: Path, capsys: Any) -> None:
     pytest.importorskip("ffcv")
     path = tree / "x.beton"
     write_beton(FolderSource(tree / "val"), path)
     for where in (path, tree):
-        with closed(where, monkeypatch), pytest.raises(InputError, match="Permission denied"):
+        with closed(where), pytest.raises(InputError, match="Permission denied"):
             BetonFile(path)
-        with closed(where, monkeypatch):
+        with closed(where):
             assert beton(["info", str(path)]) == 2
         assert "Permission denied" in capsys.readouterr().err
 
@@ -260,7 +240,7 @@ def test_labels_of_a_foreign_beton_that_are_no_classes(tmp_path: Path) -> None:
     source = open_split(str(path), labels_required=False)
     assert source.labels.tolist() == [-1, -1, -1]
     assert source.classes == []
-    assert "go up to 1099511627776, so they are no classes" in source.notes[-1]
+    assert "go up to 1099511627776, so they are not classes" in source.notes[-1]
     with pytest.raises(InputError, match="without labels"):
         open_split(str(path))
     for command in ("info", "verify"):

@@ -127,7 +127,7 @@ def test_what_is_wrong_is_one_sentence(folders: dict[str, Path], tmp_path: Path)
     assert "takes image=COLUMN and label=COLUMN" in refusal(plain, None, "size=3")
     assert "no column picture, only photo, class" in refusal(plain, None, "image=picture")
     assert "no column kind" in refusal(plain, None, "label=kind")
-    assert "holds neither numbers nor names" in refusal(plain, None, "label=photo")
+    assert "holds no numbers or names" in refusal(plain, None, "label=photo")
     (tmp_path / "train.parquet").write_bytes(b"PAR1 is not enough")
     assert "cannot be loaded" in refusal(f"hf:{tmp_path}")
 

@@ -71,7 +71,7 @@ def test_weights_of_rgb_for_one_channel_see_grey_as_before(tmp_path: Path) -> No
 def test_weights_of_rgb_for_five_channels_are_timms(arch: str, tmp_path: Path) -> None:
     there = saved(tmp_path / "c.pth.tar", 3, arch)
     encoder = build_encoder(arch, 8, channels=5)
-    assert "RGB over and over, times 3/5" in str(load_trunk(encoder, read_encoder(tmp_path / "c.pth.tar")))
+    assert "RGB repeated, times 3/5" in str(load_trunk(encoder, read_encoder(tmp_path / "c.pth.tar")))
     rgb, five = (next(m for m in net.modules() if isinstance(m, nn.Conv2d)).weight for net in (there, encoder))
     for channel in range(5):
         torch.testing.assert_close(five[:, channel], rgb[:, channel % 3] * 3 / 5)
@@ -80,7 +80,7 @@ def test_weights_of_rgb_for_five_channels_are_timms(arch: str, tmp_path: Path) -
 @pytest.mark.parametrize(("there", "here"), [(5, 4), (1, 3), (5, 3)])
 def test_other_weights_are_refused(there: int, here: int, tmp_path: Path) -> None:
     saved(tmp_path / "c.pth.tar", there)
-    with pytest.raises(InputError, match=rf"conv1.weight is \[64, {there}, 7, 7\] there.*--arch and --channels"):
+    with pytest.raises(InputError, match=rf"conv1.weight is \[64, {there}, 7, 7\] in the file.*--arch and --channels"):
         load_trunk(build_encoder("resnet18", 8, channels=here), read_encoder(tmp_path / "c.pth.tar"))
 
 

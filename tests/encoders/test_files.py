@@ -113,7 +113,7 @@ def without(net: nn.Module, name: str) -> dict[str, Tensor]:
     [
         (lambda: moco_like(encoder("resnet34")), "resnet18", "layer1.2.conv1.weight"),  # a subset of the file would fit
         (lambda: moco_like(encoder("resnet18")), "resnet34", "has no layer1.2.conv1.weight"),
-        (lambda: moco_like(encoder("resnet18")), "resnet18_small", "conv1.weight is [64, 3, 7, 7] there"),
+        (lambda: moco_like(encoder("resnet18")), "resnet18_small", "conv1.weight is [64, 3, 7, 7] in the file"),
         (lambda: without(encoder(), "layer4.1.bn2.running_var"), "resnet18", "no layer4.1.bn2.running_var"),
         (lambda: {"generator.0.weight": torch.randn(3, 3)}, "resnet18", "0 of 120 tensors fit"),
     ],

@@ -180,9 +180,9 @@ def test_a_dry_run_writes_the_folder_alone(tmp_path: Path, capsys: pytest.Captur
 def test_wrong_words(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     path = str(tmp_path / "c.pth.tar")
     cases = [
-        (["--push-to-hub", "one"], "is not of the form USER/NAME"),
+        (["--push-to-hub", "one"], "must have the form USER/NAME"),
         (["--push-to-hub", NAME, "--to", "onnx"], "sends --to huggingface or safetensors, not onnx"),
-        (["--to", "timm", "--dry-run"], "--dry-run is read with --push-to-hub alone"),
+        (["--to", "timm", "--dry-run"], "--dry-run works only with --push-to-hub"),
         ([], "required: --to"),
     ]
     for words, told in cases:
@@ -195,5 +195,5 @@ def test_wrong_words(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
 
 def test_a_strangers_metadata_cannot_name_a_file_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "metadata.json").write_text('{"file": "../secret.pth"}')
-    with pytest.raises(InputError, match="names no file beside it"):
+    with pytest.raises(InputError, match="does not name a file beside it"):
         open_weights(tmp_path)

@@ -103,7 +103,7 @@ def test_the_probe_reads_the_images_from_the_checkpoint(
     assert probe(evaluated) == EXIT_OK
     assert f"top-1 {found['top1']:.2f}" in capsys.readouterr().out
     assert probe([*words, "--channels", "4", "--output-dir", str(tmp_path / "four")]) == EXIT_INPUT
-    assert "is [32, 5, 3, 3] there and [32, 4, 3, 3] here" in capsys.readouterr().err
+    assert "is [32, 5, 3, 3] in the file and [32, 4, 3, 3] in the encoder" in capsys.readouterr().err
 
 
 def test_evaluate_and_report_read_them_too(five: Path, finished: Path, tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_rgb_weights_start_a_run_of_five_channels(launcher: Launcher, five: Path
     argv = [*RUN, *FIVE, "--eval-freq", "0", "--epochs", "1", "-b", "400", str(five)]
     ended = launcher.run([*argv, "--init-from", last(tmp_path / "rgb")], tmp_path / "five")
     assert ended.codes == [EXIT_OK], ended.output
-    assert "features.0.weight for 5 channels: RGB over and over, times 3/5" in ended.output
+    assert "features.0.weight for 5 channels: RGB repeated, times 3/5" in ended.output
 
 
 def test_a_file_of_other_channels_is_named_or_skipped(launcher: Launcher, five: Path, tmp_path: Path) -> None:

@@ -391,7 +391,7 @@ def good(finished: Path, folder: Path) -> Path:
         (truncated, "", "cut.pth.tar is "),
         (empty, "", "empty.pth.tar is empty; use an earlier checkpoint"),
         (some_text, "", "notes.pth.tar"),
-        (an_encoders_weights, "", "weights.pth is no checkpoint of a MoCo run"),
+        (an_encoders_weights, "", "weights.pth is not a MoCo run's checkpoint"),
         (a_list, "", "list.pth holds a list, not a checkpoint"),
         (code_to_run, "", "evil.pth"),
         (lambda finished, folder: folder, "", "cannot read the checkpoint"),

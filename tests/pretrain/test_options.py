@@ -203,7 +203,9 @@ def test_one_temperature_under_two_names() -> None:
     ],
 )
 def test_launch_flags_show_the_torchrun_line(main: str, words: str) -> None:
-    with pytest.raises(InputError, match=r"--[a-z-]+ is gone: torchrun .* Use: torchrun --nproc_per_node=8 ") as caught:
+    with pytest.raises(
+        InputError, match=r"--[a-z-]+ was removed, because torchrun .* use: torchrun --nproc_per_node=8 "
+    ) as caught:
         PARSERS[main](words.split())
     assert str(caught.value).split()[0] in words
 
@@ -239,10 +241,10 @@ def test_unknown_flags_show_near_ones(words: str, told: str) -> None:
         ("--lr 0", "--lr must be greater than 0"),
         ("--moco-align-alpha 0", "--moco-align-alpha must be greater than 0"),
         ("--moco-unif-t -3", "--moco-unif-t must be greater than 0"),
-        ("--moco-m 1.5", "--moco-m must lie between 0 and 1, not 1.5"),
-        ("--moco-m -0.5", "--moco-m must lie between 0 and 1, not -0.5"),
-        ("--moco-m nan", "--moco-m must lie between 0 and 1, not nan"),
-        ("--moco-m 0:0.9,5:1.5", "--moco-m must lie between 0 and 1, not 1.5"),
+        ("--moco-m 1.5", "--moco-m must be between 0 and 1, not 1.5"),
+        ("--moco-m -0.5", "--moco-m must be between 0 and 1, not -0.5"),
+        ("--moco-m nan", "--moco-m must be between 0 and 1, not nan"),
+        ("--moco-m 0:0.9,5:1.5", "--moco-m must be between 0 and 1, not 1.5"),
         ("--moco-m 5:0.9,0:0.99", "is neither a number nor a curve of rising epochs"),
         ("--lr-per-step", "--lr-per-step works only with a warm-up or a cosine: pass --cos or --warmup-epochs too"),
         ("--moco-dim 0", "--moco-dim must be at least 1"),

@@ -322,7 +322,7 @@ def test_a_file_without_arch_is_judged_by_its_tensors() -> None:
 def test_a_foreign_file_is_refused(missing: str) -> None:
     state = snapshot(training_step(options()), [], Position(), options())
     del state[missing]
-    refuse(state, options(), r"is no checkpoint of a MoCo run .* --init-from")
+    refuse(state, options(), r"is not a MoCo run's checkpoint .* --init-from")
 
 
 # -- which file, which seed --------------------------------------------------------------------------------------------

@@ -267,7 +267,7 @@ def test_what_cannot_be_gone_on_with(
     checkpoint.save(copy / "checkpoint.pth.tar", state)
     assert "does not fit the predictor of its options" in refused(capsys, EXIT_INPUT, *begin, *auto)
     torch.save({"arch": "smallcnn", "state_dict": build_encoder("smallcnn", 1).state_dict()}, tmp_path / "e.pth.tar")
-    assert "and no depth predictor: pass it as --pretrained" in refused(
+    assert ", not a depth predictor: pass it as --pretrained" in refused(
         capsys, EXIT_INPUT, *begin, "--output-dir", str(tmp_path / "x"), "--resume", str(tmp_path / "e.pth.tar")
     )
     wild = ("--output-dir", str(tmp_path / "wild"), "--lr", "1e30", "--epochs", "5")

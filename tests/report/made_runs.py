@@ -18,7 +18,8 @@ def run(
 ) -> Path:  # fmt: skip
     """A run of `epochs` of its two epochs, with an evaluation after each."""
     chosen = OPTIONS | options
-    records: list[dict[str, Any]] = [{"kind": "start", "epoch": 0, "options": chosen, "git": git}]
+    start = {"kind": "start", "epoch": 0, "options": chosen, "git": git, "machine": {"device": "a processor"}}
+    records: list[dict[str, Any]] = [start]
     for epoch in range(epochs):
         records.append({"kind": "train", "epoch": epoch, "step": 1, "loss": 4.0 - epoch})
         records.append({"kind": "epoch", "epoch": epoch, "loss": 4.0 - epoch})

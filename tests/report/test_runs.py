@@ -115,10 +115,17 @@ def test_elements_of_a_sweep(tmp_path: Path) -> None:
     assert list(found) == list(elements)
     assert found["good"].measured[PROBE] == 81.0
     assert [one.state for one in found.values()] == [DONE, UNFINISHED, UNFINISHED, FAILED, FAILED, UNFINISHED]
-    whys = "", "1 of 2 epochs", "its linear probe has not ended", "the loss is not finite"
+    whys = "", "1 of 2 epochs", "its probe has not begun", "the loss is not finite"
     assert tuple(one.why for one in found.values())[:4] == whys
     assert "damaged in line 1" in found["damaged"].why and found["waiting"].why == "has not begun"
     assert all(not one.measured for name, one in found.items() if name != "good")
+
+
+@pytest.mark.parametrize(("folder", "kind"), [("lincls", "linear"), ("depth", "depth")])
+def test_a_probe_that_has_not_ended_is_named(tmp_path: Path, folder: str, kind: str) -> None:
+    place = sweep(tmp_path / "s", {"one": {"probe": None, "row": False}})
+    (place / "elements" / "one" / folder).mkdir()
+    assert read([place])[0].why == f"its {kind} probe has not ended"
 
 
 def test_two_sweeps_may_have_the_same_elements(tmp_path: Path) -> None:

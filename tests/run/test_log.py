@@ -281,7 +281,7 @@ def test_curves_that_cannot_be_written_do_not_end_a_run(tmp_path: Path, monkeypa
         train(log, 2)
         train(log, 3)
     assert len(read_log(tmp_path / "log.jsonl")) == 3
-    assert console.getvalue().count("curves end here, for they cannot be written: No space left") == 1
+    assert console.getvalue().count("curves end here, because they cannot be written: No space left") == 1
 
 
 def test_curves_that_cannot_be_opened_do_not_end_a_run(tmp_path: Path) -> None:
@@ -291,7 +291,7 @@ def test_curves_that_cannot_be_opened_do_not_end_a_run(tmp_path: Path) -> None:
         train(log, 1)
         train(log, 2)
     assert len(read_log(tmp_path / "log.jsonl")) == 2
-    assert console.getvalue().count("curves end here, for they cannot be written: ") == 1
+    assert console.getvalue().count("curves end here, because they cannot be written: ") == 1
 
 
 def test_goes_on_without_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,1 +1,1 @@
-"""FFCV's file format: reading it, and writing it with `python -m moco.data.beton`."""
+"""Reads FFCV's file format, and writes it with `python -m moco.data.beton`."""

@@ -1,8 +1,8 @@
-"""`python -m moco.data.beton write | info | verify`: .beton files from folders and data sets, and what is in them.
+"""Writes, describes and verifies .beton files: `python -m moco.data.beton`.
 
     python -m moco.data.beton write /data/imagenet imagenet100.beton --subset imagenet100 --max-resolution 400
 
-writes imagenet100.beton from train/ and imagenet100.val.beton from val/; main_moco.py and main_lincls.py take the
+It writes imagenet100.beton from train/ and imagenet100.val.beton from val/; main_moco.py and main_lincls.py take the
 first as their `data` and find the second beside it.
 """
 
@@ -34,7 +34,7 @@ SHOWN = 20
 def sources(
     data: str, dataset: str, subset: str | None, split: str | None, out: Path, pixels: PixelFormat = RGB
 ) -> list[tuple[str, Source, Path]]:
-    """(split, source, file) for everything that `write` is to write."""
+    """Returns (split, source, file) for each file that `write` is to write."""
     if split is not None:
         return [(split, open_split(data, dataset, split, subset=subset, labels_required=False, pixels=pixels), out)]
     there = [name for name in SPLITS if has_split(data, dataset, name)]
@@ -55,7 +55,7 @@ def write(options: argparse.Namespace) -> int:
     require_ffcv()
     out = Path(options.out)
     if out.suffix != ".beton":
-        raise InputError(f"{out} must end in .beton: that is how the trainer tells such files from folders")
+        raise InputError(f"{out} must end in .beton: the trainer recognises such files by it")
     pixels = pixel_format(3, options.value_range)
     todo = sources(options.src, options.dataset, options.subset, options.split, out, pixels)
     for _, _, path in todo:
@@ -116,10 +116,10 @@ def _first(names: list[str], most: int = 8) -> str:
 
 
 def find_damage(path: str | Path, workers: int = 1) -> list[str]:
-    """Returns the faults of a .beton file, one line each with the sample's name.
+    """Returns the faults of a .beton file, a line for each.
 
-    Every byte is looked at: tables and samples by checksum, JPEGs by decoding them where there are no side data, and
-    the padding between pages, which FFCV fills with zeros.
+    It checks every byte: tables and samples by checksum, JPEGs by decoding them if there are no side data, and the
+    padding between pages, which FFCV fills with zeros.
     """
     try:
         source = BetonSource(path)
@@ -148,7 +148,7 @@ def find_damage(path: str | Path, workers: int = 1) -> list[str]:
 
 
 def _dirty_padding(file: BetonFile) -> list[str]:
-    """Bytes between the samples that are not zero: no sample's, but no writer's either."""
+    """Finds bytes between the samples that are not zero."""
     order = np.argsort(file.start)
     starts = np.append(file.start[order], file.table_start)
     ends = np.insert((file.start + file.stored_bytes)[order], 0, file.head_bytes)

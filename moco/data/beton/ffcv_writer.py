@@ -1,8 +1,8 @@
-"""FFCV's DatasetWriter kept from its hangs.
+"""Runs FFCV's DatasetWriter without its hangs.
 
-It waits for ever if one of its processes dies, which any exception does to it: an unreadable or greyscale image, a
-picture larger than a page, a full disk. Here every image is upright RGB before FFCV sees it, what cannot be read is
-noted instead of raised, and the wait ends when a process does. Where samples lie is decided in placing.py.
+It waits for ever if one of its processes dies. Any exception makes a process die: an unreadable or greyscale image, a
+picture larger than a page, a full disk. Here every image is upright RGB before FFCV gets it, an unreadable one is noted
+and not raised, and the wait ends when a process dies. placing.py decides where samples are.
 """
 
 from __future__ import annotations
@@ -33,11 +33,14 @@ PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 TODO = 0
 WRITTEN = 1
 BAD = 2
-PLACEHOLDER = np.zeros((1, 1, 3), np.uint8)  # of a bad image: FFCV wants something; it leaves the table at the end
+PLACEHOLDER = np.zeros((1, 1, 3), np.uint8)  # of a bad image: FFCV needs some pixels; the entry is removed at the end
 
 
 class Job:
-    """The data set that FFCV's writing processes ask for images. What they find out goes to memory shared with them."""
+    """Is the data set that FFCV's writing processes ask for images.
+
+    They write their results to memory that this process shares.
+    """
 
     def __init__(
         self, source: Source, kept: np.ndarray, mode: str, quality: int, max_resolution: int | None, proportion: float
@@ -46,7 +49,7 @@ class Job:
 
         self.source = source
         self.kept = kept
-        # the same samples are JPEG however many processes write; FFCV's own choice depends on their forked generators
+        # any number of processes makes the same samples JPEG; FFCV's own choice depends on forked generators
         chance = uniform(stream_key(0, 0, Purpose.ORDER), kept, 1)[:, 0] if mode == "proportion" else None
         self.modes = np.where(chance < proportion, "jpg", "raw") if chance is not None else np.full(len(kept), mode)
         self.state = _shared(len(kept), np.uint8)
@@ -54,8 +57,7 @@ class Job:
         self.reasons: multiprocessing.queues.SimpleQueue[tuple[int, str]] = multiprocessing.SimpleQueue()
         self.found: dict[int, str] = {}
         self.image = RGBImageField("raw", max_resolution=max_resolution, jpeg_quality=quality)
-        # on the instance: the class of a field decides what FFCV calls it in the file, so a subclass would not be
-        # standard
+        # set on the instance: FFCV writes the name of a field's class to the file, so a subclass would not be standard
         self.image.encode = types.MethodType(self._encode, self.image)
         self.fields = {"image": self.image, "label": IntField()}
         self.at = 0
@@ -78,7 +80,7 @@ class Job:
         self.reasons.put((int(self.kept[row]), " ".join(why.split())))
 
     def _encode(self, field: Any, destination: np.ndarray, image: np.ndarray, malloc: Callable[[int], Any]) -> None:
-        """FFCV's encoding, with the checksum of what it stores."""
+        """Encodes as FFCV does, and stores the checksum of the result."""
         stored: list[np.ndarray] = []
 
         def remember(size: int) -> tuple[int, np.ndarray]:
@@ -90,9 +92,9 @@ class Job:
         field.write_mode = "raw" if self.state[row] == BAD else str(self.modes[row])
         try:
             type(field).encode(field, destination, _shrunk(image, field.max_resolution), remember)
-        except (OSError, MemoryError):  # of the file that is written; of this process
+        except (OSError, MemoryError):  # the file cannot be written, or this process has no memory
             raise
-        except Exception as problem:  # OpenCV's: nothing has been stored yet
+        except Exception as problem:  # an error of OpenCV; nothing has been stored yet
             self._set_bad(row, f"it cannot be encoded: {problem}")
             field.write_mode = "raw"
             type(field).encode(field, destination, PLACEHOLDER, remember)
@@ -101,7 +103,7 @@ class Job:
             self.state[row] = WRITTEN
 
     def problems(self) -> dict[int, str]:
-        """Index -> reason of the images that turned out to be bad so far."""
+        """Returns index -> reason for the bad images found so far."""
         while not self.reasons.empty():
             index, why = self.reasons.get()
             self.found[index] = why
@@ -109,7 +111,10 @@ class Job:
 
 
 def _shrunk(image: np.ndarray, most: int | None) -> np.ndarray:
-    """`image`, or where FFCV would shrink its shorter side to nothing, the picture whose shorter side is 1 px."""
+    """Returns `image`, shrunk if FFCV would make its shorter side 0 pixels.
+
+    Its shorter side is then 1 pixel.
+    """
     height, width = image.shape[:2]
     if most is None or max(height, width) <= most or int(most / max(height, width) * min(height, width)) >= 1:
         return image
@@ -120,31 +125,32 @@ def _shrunk(image: np.ndarray, most: int | None) -> np.ndarray:
 
 
 def _shared(n: int, kind: type[np.generic]) -> np.ndarray:
-    return np.frombuffer(mmap.mmap(-1, max(1, n * np.dtype(kind).itemsize)), kind, n)  # anonymous maps survive a fork
+    return np.frombuffer(mmap.mmap(-1, max(1, n * np.dtype(kind).itemsize)), kind, n)  # forked processes share it
 
 
 class ProcessDied(Exception):
-    """A writing process ended early; the message says why and names the fix."""
+    """Says that a writing process ended early; the message names the fix."""
 
 
 def run_guarded(job: Job, path: Path, page_size: int, workers: int, watch: Callable[[], None]) -> None:
-    """Writes the job's samples to `path`. FFCV's processes and layout, under a loop that sees when one of them dies.
+    """Writes the job's samples to `path`, and notices when a process dies.
 
-    `watch` is called several times a second and may raise, which ends the writing. Raises ProcessDied, OSError.
+    FFCV's processes and layout. watch: called several times a second; if it raises, the writing ends. Raises
+    ProcessDied, OSError.
     """
     from ffcv.writer import DatasetWriter
 
     writer = DatasetWriter(str(path), job.fields, page_size=page_size, num_workers=workers)
     writer.num_samples = len(job)
     writer.prepare()
-    fork = multiprocessing.get_context("fork")  # the job, with its shared arrays, is inherited and not pickled
+    fork = multiprocessing.get_context("fork")  # the job, with its shared arrays, is inherited, not pickled
     tasks = fork.Queue()
     allocations = fork.SimpleQueue()
     for start in range(0, len(job), ROWS_PER_TASK):
         tasks.put([(row, row) for row in range(start, min(start + ROWS_PER_TASK, len(job)))])
     for _ in range(workers):
         tasks.put(None)
-    failures: multiprocessing.queues.SimpleQueue[str] = fork.SimpleQueue()  # what the system refused
+    failures: multiprocessing.queues.SimpleQueue[str] = fork.SimpleQueue()  # errors of the system
     done = fork.Value(ctypes.c_uint64, 0)
     allocator = Places(path, writer.data_region_start, page_size)
     shared = (tasks, writer.metadata_sm, writer.metadata_type, writer.fields, allocator, done, allocations, job)
@@ -169,14 +175,17 @@ def run_guarded(job: Job, path: Path, page_size: int, workers: int, watch: Calla
         for process in processes:
             process.kill()
             process.join()
-        tasks.cancel_join_thread()  # what nobody will read must not keep this process from ending
+        tasks.cancel_join_thread()  # unread tasks must not keep this process from ending
         tasks.close()
         writer.metadata_sm.close()
         writer.metadata_sm.unlink()
 
 
 def _work(failures: multiprocessing.queues.SimpleQueue[str], arguments: tuple[Any, ...]) -> None:
-    """A writing process. It must not outlive its parent: it would wait for ever for somebody to read its results."""
+    """Runs a writing process, which must not outlive its parent.
+
+    Otherwise it would wait for ever for a reader of its results.
+    """
     from ffcv.writer import worker_job_indexed_dataset
 
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -193,16 +202,16 @@ def _why_it_died(code: int, failures: multiprocessing.queues.SimpleQueue[str]) -
         return f"{failures.get()}; make room or choose another place"
     if code < 0:
         return f"a writing process was killed ({signal.Signals(-code).name}); check the free memory, or lower -j"
-    return f"a writing process died with exit code {code}; its error stands above"
+    return f"a writing process died with exit code {code}; see its error above"
 
 
 def _finalize(writer: Any, entries: list[tuple[int, int, int]], good: np.ndarray) -> None:
-    """FFCV's last step, after the placeholders of bad images are taken out of the sample table."""
+    """Ends FFCV's writing without the placeholders of bad images."""
     samples = np.frombuffer(writer.metadata_sm.buf, writer.metadata_type, len(good))
     count = int(good.sum())
     samples[:count] = samples[good].copy()
     samples[count:] = np.zeros(1, samples.dtype)
-    del samples  # else the shared memory cannot be closed
+    del samples  # otherwise the shared memory cannot be closed
     place = np.cumsum(good) - 1
     writer.header["num_samples"] = count
     writer.finalize([(int(place[row]), start, size) for row, start, size in entries if good[row]])

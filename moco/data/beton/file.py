@@ -1,10 +1,10 @@
-"""A .beton file as a source, through FFCV's reader and native JPEG decoder.
+"""Reads a .beton file with FFCV's reader and JPEG decoder.
 
-FFCV's own loader compiles its pipelines in every process (seconds), decodes once per view, draws crops that cannot
-be seeded, and gives constant or stale pixels for damaged data without a word. Its file format and its C functions are
-fine, so those are what is used: the file's structure is checked on opening, each JPEG's checksum and the decoder's
-return code at every read. Pixels are read with pread, so a file that shrinks gives an error where a memory map would
-kill the process.
+FFCV's own loader compiles its pipelines in every process (seconds), decodes once per view, draws crops that cannot be
+seeded, and gives constant or stale pixels for damaged data without an error. Its file format and its C functions have
+no such faults, so only they are used. The file's structure is checked on opening, each JPEG's checksum and the
+decoder's return code at every read. pread reads the pixels, so a file that shrinks gives an error; a memory map would
+end the process.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ INSTALL = (
     "pip install ffcv==1.0.2 numba setuptools (or pip install '.[ffcv]')"
 )
 MOST_CLASSES = 1 << 20  # a larger label is an identifier, a time or a hash
-JPEG = 0  # FFCV's mode of a sample that is JPEG; 1 is raw
+JPEG = 0  # FFCV's mode of a JPEG sample; 1 is raw
 
 
 def require_ffcv() -> Any:
-    """The module ffcv; InputError with the install line if it is missing or cannot be loaded."""
+    """Imports ffcv. InputError with the install line if that fails."""
     try:
         import ffcv.libffcv
         import ffcv.reader
@@ -47,7 +47,7 @@ def require_ffcv() -> Any:
 
 
 class BetonFile:
-    """The tables of a .beton file, checked against its size. Raises InputError for a file that is not whole."""
+    """Reads a .beton file's tables. InputError for an incomplete file."""
 
     @says_what_cannot_be_read
     def __init__(self, path: str | Path) -> None:
@@ -58,7 +58,7 @@ class BetonFile:
             raise InputError(
                 f"there is no file {self.path}: write it with `python -m moco.data.beton write SRC {self.path}{split}`"
             )
-        self.path.open("rb").close()  # the system's reason, if this user may not read it
+        self.path.open("rb").close()  # raises the system's error if this user may not read it
         try:
             reader = ffcv.reader.Reader(str(self.path))
         except Exception as problem:  # FFCV has no checks: IndexError, AssertionError, ValueError, ...
@@ -85,7 +85,7 @@ class BetonFile:
         return len(self.start)
 
     def _check(self, reader: Any) -> np.ndarray:
-        """Bytes of each sample; InputError if tables, samples and file size do not fit together."""
+        """Returns each sample's bytes. InputError if tables and file size disagree."""
         table = reader.alloc_table
         if self.table_start + table.nbytes != self.file_bytes:
             raise self._damaged("the table at its end is cut off")
@@ -105,7 +105,7 @@ class BetonFile:
         return size
 
     def _damaged(self, detail: str) -> InputError:
-        return InputError(f"{self.path} is damaged or no .beton file ({detail}): write it again")
+        return InputError(f"{self.path} is damaged or is not a .beton file ({detail}): write it again")
 
     def _side_data(self) -> SideData | None:
         path = side_path(self.path)
@@ -122,7 +122,7 @@ class BetonFile:
         return side
 
     def table_checksums(self) -> tuple[int, int, int]:
-        """(size of the file in bytes, CRC-32 of everything before the samples, CRC-32 of the allocation table)."""
+        """Returns file size, and CRC-32 of the head and the allocation table."""
         with self.path.open("rb") as file:
             head = zlib.crc32(file.read(self.head_bytes))
             file.seek(self.table_start)
@@ -130,10 +130,10 @@ class BetonFile:
 
 
 class BetonSource:
-    """The samples of a .beton file, this program's or any other with an RGBImageField.
+    """Reads the samples of any .beton file with an RGBImageField.
 
     cache: "os" leaves the file to the page cache, which all processes of a node share. "ram" also reads all of it now
-    and locks it there, where the system allows. "none" drops what was read: for files much larger than the memory.
+    and locks it there, if the system allows it. "none" drops what was read, for files much larger than the memory.
     """
 
     def __init__(self, path: str | Path, *, cache: str = "os") -> None:
@@ -154,7 +154,7 @@ class BetonSource:
         if cache == "none" and not hasattr(os, "posix_fadvise"):
             self.notes.append("--cache none has no effect on this system: what was read stays in the page cache")
         if largest >= MOST_CLASSES:
-            self.notes.append(f"labels of {file.path} go up to {largest}, so they are no classes: read as unlabelled")
+            self.notes.append(f"labels of {file.path} go up to {largest}, so they are not classes: read as unlabelled")
         self._descriptor = os.open(file.path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._descriptor).atexit = False
         self._lock = _lock_in_memory(self._descriptor, file, self.notes) if cache == "ram" else None
@@ -182,9 +182,9 @@ class BetonSource:
         return self.open(index).decode().array.copy()
 
     def read(self, index: int, start: int = 0, count: int | None = None) -> np.ndarray:
-        """uint8 [count]: stored bytes of a sample from `start` on. Raises BadImage.
+        """Returns stored bytes of a sample from `start` on: uint8 [count].
 
-        They are valid until this thread reads again.
+        They are valid until this thread reads again. Raises BadImage.
         """
         count = int(self.file.stored_bytes[index]) - start if count is None else count
         data = self._buffer("encoded", count)
@@ -202,7 +202,10 @@ class BetonSource:
         return data
 
     def jpeg(self, index: int, height: int, width: int, reduction: int) -> np.ndarray:
-        """uint8 [ceil(H/k), ceil(W/k), 3], valid until this thread decodes again. Raises BadImage."""
+        """Decodes a JPEG to uint8 [ceil(H/k), ceil(W/k), 3]. Raises BadImage.
+
+        The array is valid until this thread decodes again.
+        """
         data = self.read(index)
         side = self.file.side
         if side is not None and zlib.crc32(data.data) != side.crc32[index]:
@@ -215,12 +218,12 @@ class BetonSource:
         )  # fmt: skip
         if failed:
             raise BadImage("libjpeg cannot decode it")
-        if side is None and open_image(data.tobytes()).size != (width, height):  # no checksum has found it
-            raise BadImage("it has another size than the table says, so old pixels would stand beside it")
+        if side is None and open_image(data.tobytes()).size != (width, height):  # only this check finds it
+            raise BadImage("its size differs from that in the table")
         return pixels.reshape(shape)
 
     def _buffer(self, purpose: str, count: int) -> np.ndarray:
-        """This thread's buffer, so that no sample pays for fresh pages."""
+        """Returns this thread's buffer, so that no sample pays for fresh pages."""
         buffer = getattr(self._scratch, purpose, None)
         if buffer is None or len(buffer) < count:
             buffer = np.empty(count * 5 // 4, dtype=np.uint8)
@@ -229,7 +232,7 @@ class BetonSource:
 
 
 class BetonPicture:
-    """One sample of a .beton file."""
+    """Is one sample of a .beton file."""
 
     def __init__(self, source: BetonSource, index: int) -> None:
         self.source = source
@@ -247,7 +250,7 @@ class BetonPicture:
 
 
 def _lock_in_memory(descriptor: int, file: BetonFile, notes: list[str]) -> mmap.mmap:
-    """Brings the whole file into the page cache and keeps it there for as long as the returned map lives."""
+    """Reads the whole file into memory, where the returned map keeps it."""
     with contextlib.suppress(OSError, StopIteration), Path("/proc/meminfo").open() as lines:
         free = 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
         if file.file_bytes > free:
@@ -258,7 +261,7 @@ def _lock_in_memory(descriptor: int, file: BetonFile, notes: list[str]) -> mmap.
     pages = mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)
     libc = ctypes.CDLL(None, use_errno=True)
     address = np.frombuffer(pages, np.uint8).ctypes.data
-    if libc.mlock(ctypes.c_void_p(address), ctypes.c_size_t(len(pages))):  # faults every page in, and keeps it
+    if libc.mlock(ctypes.c_void_p(address), ctypes.c_size_t(len(pages))):  # reads every page, and keeps it
         pages.madvise(mmap.MADV_WILLNEED)
         notes.append(f"{file.path} is cached but not locked in memory: raise `ulimit -l` to lock it")
     return pages

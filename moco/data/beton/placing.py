@@ -1,7 +1,8 @@
-"""Places for samples in a .beton file: one after the other, none across the end of a page.
+"""Places samples in a .beton file one after the other.
 
-FFCV's allocator gives every writing process whole pages, and a page for the header; with the pages of 512 MiB that one
-huge picture needs, a file of thumbnails has more than a gigabyte. Its readers only ask that a sample lies in one page.
+No sample crosses the end of a page. FFCV's allocator gives every writing process whole pages, and a page for the
+header. One huge picture needs pages of 512 MiB, and then a file of thumbnails has more than a gigabyte. FFCV's readers
+require only that each sample is inside one page.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import numpy as np
 
 
 class Places:
-    """Places of samples, called by FFCV's writing processes; inherited by fork, as its MemoryAllocator.
+    """Gives places to samples, in the interface of FFCV's MemoryAllocator.
 
-    `start` is the first free byte of the file. A sample is written when the next one asks for a place.
+    FFCV's writing processes inherit it by fork and call it. start: the first free byte of the file. A sample is written
+    when the next one asks for a place.
     """
 
     def __init__(self, path: Path, start: int, page_size: int) -> None:
@@ -34,7 +36,7 @@ class Places:
         self._row = row
 
     def malloc(self, size: int) -> tuple[int, np.ndarray]:
-        """(place in the file, uint8 [size] to fill)."""
+        """Returns (place in the file, uint8 [size] to fill)."""
         self._write()
         if size > self.page_size:
             raise ValueError(f"a sample of {size} bytes for pages of {self.page_size}")

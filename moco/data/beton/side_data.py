@@ -1,6 +1,6 @@
-"""Data that FFCV's format has no place for, in a JSON file beside the .beton.
+"""Stores data in a JSON file beside the .beton.
 
-They are class names, sources, checksums and original sizes.
+FFCV's format has no place for them: class names, sources, checksums and original sizes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ _FORMAT = "moco-beton-1"
 
 @dataclass
 class SideData:
-    """The content of FILE.beton.json. Arrays and `names` have one entry per sample."""
+    """Holds the content of FILE.beton.json.
+
+    Arrays and `names` have one entry per sample.
+    """
 
     classes: list[str]
     names: list[str]
@@ -33,16 +36,16 @@ class SideData:
 
     def dumps(self) -> str:
         body = asdict(self) | {"format": _FORMAT, "names": "\n".join(name.replace("\n", "?") for name in self.names)}
-        for key, kind in (("original_size", "<u4"), ("crc32", "<u4")):  # as lists of numbers these would load slowly
+        for key, kind in (("original_size", "<u4"), ("crc32", "<u4")):  # lists of numbers would load slowly
             body[key] = base64.b64encode(getattr(self, key).astype(kind).tobytes()).decode()
         return json.dumps(body | {"checksum": _checksum(body)}, indent=1)
 
     @classmethod
     def loads(cls, text: str) -> SideData:
-        """Raises ValueError for anything but what `dumps` made."""
+        """Reads the text of `dumps`. Raises ValueError for any other."""
         body = json.loads(text)
         if not isinstance(body, dict) or body.get("format") != _FORMAT:
-            raise ValueError("it is not this program's")
+            raise ValueError("this program did not write it")
         if body.pop("checksum", None) != _checksum(body):
             raise ValueError("its checksum is wrong")
         del body["format"]

@@ -1,9 +1,14 @@
-"""Writes a source as a standard .beton file with its side data, under its name only when it is whole."""
+"""Writes a source as a standard .beton file with its side data.
+
+A file gets its name only when it is complete.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,7 +26,7 @@ from moco.errors import InputError
 MODES = ("raw", "jpg", "proportion")
 LARGEST_PAGE = 1 << 31
 LONGEST_SIDE = 65_500  # pixels: libjpeg's limit; the table's is 65,535
-SHOWN = 10  # bad files named in a message
+SHOWN = 10  # number of bad files in a message
 
 
 def write_beton(
@@ -36,38 +41,22 @@ def write_beton(
     skip_bad_images: bool = False,
     origin: dict[str, Any] | None = None,
 ) -> SideData:
-    """Writes `out` and its side data. InputError names what cannot be read, and leaves nothing behind.
+    """Writes `out` and its side data; returns the side data.
 
     mode: raw pixels, JPEG of `quality`, or a `proportion` of JPEGs among raw ones. max_resolution: the most pixels of
     the longer side. origin: kept in the side data. Indices are those of the source without the images left out.
+    InputError names the images that cannot be read, and no file is left.
     """
     require_ffcv()
-    import fcntl  # Windows lacks it, and FFCV too
-
     partial = out.with_name(out.name + ".partial")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        lock = partial.open("ab")
-    except OSError as problem:
-        raise InputError(f"{out} could not be written: {problem}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"another process is writing {out}: wait for it, or choose another name") from None
+    with _only_writer(out, partial):
         try:
             sizes, bad = _sizes(source, workers, out.name)
             _refuse(source, bad, skip_bad_images)
             kept = np.array([i for i in range(len(source)) if i not in bad], dtype=np.int64)
             job = Job(source, kept, mode, quality, max_resolution, proportion)
             page_size = _page_size(source, kept, sizes[kept], max_resolution)
-            with progress_bar(len(kept), out.name) as bar:
-
-                def watch() -> None:
-                    bar.update(int((job.state != TODO).sum()) - bar.n)
-                    _refuse(source, job.problems(), skip_bad_images)
-
-                run_guarded(job, partial, page_size, workers, watch)
+            _run(job, partial, page_size, workers, out.name, skip_bad_images)
             bad |= job.problems()
             written = job.state == WRITTEN
             kept = kept[written]
@@ -80,9 +69,7 @@ def write_beton(
                 left_out={_short_name(source, i): why for i, why in bad.items()},
             )
             _publish(partial, out, side)
-        except ProcessDied as problem:
-            raise InputError(f"{out} could not be written: {problem}") from None
-        except OSError as problem:
+        except (ProcessDied, OSError) as problem:
             raise InputError(f"{out} could not be written: {problem}") from None
         finally:
             for leftover in (partial, _partial_side(out)):
@@ -90,8 +77,43 @@ def write_beton(
     return side
 
 
+@contextlib.contextmanager
+def _only_writer(out: Path, partial: Path) -> Iterator[None]:
+    """Creates `partial` and holds its lock. InputError if another process does."""
+    import fcntl  # Windows has neither it nor FFCV
+
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        lock = partial.open("ab")
+    except OSError as problem:
+        raise InputError(f"{out} could not be written: {problem}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"another process is writing {out}: wait for it, or choose another name") from None
+        yield
+
+
+def _run(job: Job, partial: Path, page_size: int, workers: int, title: str, skip_bad_images: bool) -> None:
+    """Writes the images of `job` to `partial`, with a progress bar.
+
+    InputError as soon as one is bad, unless bad ones are skipped.
+    """
+    with progress_bar(len(job), title) as bar:
+
+        def watch() -> None:
+            bar.update(int((job.state != TODO).sum()) - bar.n)
+            _refuse(job.source, job.problems(), skip_bad_images)
+
+        run_guarded(job, partial, page_size, workers, watch)
+
+
 def _sizes(source: Source, workers: int, title: str) -> tuple[np.ndarray, dict[int, str]]:
-    """Original (height, width) of every image, and which have none: most bad files show before anything is written."""
+    """Returns the original (height, width) of every image, and bad images.
+
+    Most bad files are found here, before anything is written.
+    """
     sizes = np.zeros((len(source), 2), dtype=np.uint32)
     bad: dict[int, str] = {}
 
@@ -108,13 +130,16 @@ def _sizes(source: Source, workers: int, title: str) -> tuple[np.ndarray, dict[i
 
 
 def progress_bar(total: int, title: str) -> tqdm:
-    """Images done, speed and time left; on a terminal ten times a second, in a log file every ten seconds."""
+    """Shows images done, speed and time left.
+
+    On a terminal ten times a second, in a log file every ten seconds.
+    """
     every = 0.1 if sys.stderr.isatty() else 10.0
     return tqdm(total=total, desc=title, unit="img", smoothing=0.05, dynamic_ncols=True, mininterval=every)
 
 
 def _short_name(source: Source, index: int) -> str:
-    """The name without the folder that all share, so that the .beton can be read elsewhere."""
+    """Returns the name without the common folder, for use in other places."""
     paths = getattr(source, "paths", None)
     return paths[index] if paths is not None else source.name(index)
 
@@ -132,10 +157,10 @@ def _refuse(source: Source, bad: dict[int, str], skip: bool) -> None:
 
 
 def _page_size(source: Source, kept: np.ndarray, sizes: np.ndarray, max_resolution: int | None) -> int:
-    """Bytes of a page: the smallest that FFCV allows, from 8 MiB on, that holds the pixels of the largest image.
+    """Returns the bytes of a page, which must hold the largest image.
 
-    A sample lies inside one page, and its table has 16 bits for a side. InputError, naming the image, for one that is
-    too large for these.
+    The smallest size that FFCV allows, from 8 MiB on. A sample is inside one page, and its table has 16 bits for a
+    side. InputError, naming the image, for one that is too large for these.
     """
     longest = sizes.max(1).astype(float)
     shrink = np.minimum(1.0, (max_resolution or np.inf) / longest)
@@ -147,7 +172,7 @@ def _page_size(source: Source, kept: np.ndarray, sizes: np.ndarray, max_resoluti
         name = source.name(int(kept[stored.max(1).argmax()]))
         height, width = sizes[stored.max(1).argmax()].tolist()
         raise InputError(
-            f"{name} has {width}×{height} pixels, and a side in a .beton has {LONGEST_SIDE} at most: "
+            f"{name} has {width}×{height} pixels, but a side in a .beton has at most {LONGEST_SIDE}: "
             "pass --max-resolution, or remove it"
         )
     if page > LARGEST_PAGE:
@@ -163,7 +188,10 @@ def _partial_side(out: Path) -> Path:
 
 
 def _publish(partial: Path, out: Path, side: SideData) -> None:
-    """Checks what was written, completes the side data, and moves both to their names, the .beton last."""
+    """Checks the written file, completes the side data, and renames both.
+
+    The .beton is renamed last.
+    """
     file = BetonFile(partial)
     side.file_bytes, side.head_crc32, side.tail_crc32 = file.table_checksums()
     temporary = _partial_side(out)

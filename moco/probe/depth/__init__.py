@@ -1,1 +1,1 @@
-"""Depth predicted from a frozen encoder's feature maps: python -m moco.probe.depth."""
+"""Predicts depth from a frozen encoder's feature maps: python -m moco.probe.depth."""

@@ -1,12 +1,13 @@
-"""Depth predicted from a frozen encoder's feature maps (Wang & Isola 2020, appendix B: NYU-Depth-V2).
+"""Predicts depth from a frozen encoder's feature maps.
 
     python -m moco.probe.depth DATA --pretrained runs/nyu/checkpoint_0399.pth.tar
     python -m moco.probe.depth DATA --pretrained runs/nyu/checkpoint_0399.pth.tar --features-from conv4
     python -m moco.probe.depth DATA --evaluate --resume runs/depth/model_best.pth.tar
 
-DATA is NYU-Depth-V2's folder, or one with train/ and val/ of pairs (docs/depth.md). Images and depth are cropped and
-flipped alike; pixels without depth count for nothing. Written are log.jsonl, checkpoint.pth.tar, model_best.pth.tar,
-depth.json and predictions.png. One process. Exit codes (moco/errors.py): 0 done, 2 bad input, 3 numbers gone wrong.
+As in Wang & Isola 2020, appendix B: NYU-Depth-V2. DATA is NYU-Depth-V2's folder, or one with train/ and val/ of pairs
+(docs/depth.md). Images and depth are cropped and flipped alike; pixels without depth do not count. It writes log.jsonl,
+checkpoint.pth.tar, model_best.pth.tar, depth.json and predictions.png. It takes one process. Exit codes
+(moco/errors.py): 0 done, 2 bad input, 3 numbers gone wrong.
 """
 
 from __future__ import annotations
@@ -109,10 +110,10 @@ def probe(options: DepthOptions, device: torch.device) -> int:
 
 
 def with_depth(options: DepthOptions, split: str) -> DepthSource:
-    """The source of a split. InputError if it has no depth."""
+    """Opens the source of a split. InputError if it has no depth."""
     source = options.open(split, labels_required=False)
     if not hasattr(source, "depth"):
-        raise InputError(f"--dataset {options.dataset} has images and no depth: pass --dataset nyu-depth")
+        raise InputError(f"--dataset {options.dataset} has no depth: pass --dataset nyu-depth")
     return cast(DepthSource, source)
 
 
@@ -124,7 +125,7 @@ def build(
     val: DepthSource,
     device: torch.device,
 ) -> tuple[DepthProbe, str]:
-    """The encoder, frozen; a new predictor; the loaders. And a note for the log."""
+    """Builds frozen encoder, new predictor and loaders, with a note."""
     assert options.arch and options.image_size and options.seed is not None  # resolved
     encoder = build_encoder(options.arch, 1, image_size=options.image_size, arguments=options.arch_arg)
     note = load_frozen(encoder, options, options.image_size, origin, recipe, train, device)

@@ -1,4 +1,4 @@
-"""A picture of predicted depth beside the true one."""
+"""Draws predicted depth beside the true one."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ SHOWN = 8  # validation images, evenly spread
 
 
 def grid(val: DepthLoader, predicted: Tensor, truth: Tensor) -> bytes:
-    """A PNG: a row for each of SHOWN images of `val`, with image, true and predicted depth [n, S, S] in metres.
+    """Draws a PNG of images and depth.
 
-    Near is bright, the farthest true pixel of all rows nearly black; black is where depth is missing.
+    It has a row for each of SHOWN images of `val`, with image, true and predicted depth [n, S, S] in metres. Near is
+    bright, the farthest true pixel of all rows nearly black; black is where depth is missing.
     """
     chosen = np.unique(np.linspace(0, len(truth) - 1, min(SHOWN, len(truth))).astype(int))
     farthest = float(truth[chosen].max().clamp_min(1e-6))

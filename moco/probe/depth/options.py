@@ -1,4 +1,7 @@
-"""The options of moco.probe.depth: those of main_lincls.py that it shares have its names."""
+"""Defines the options of moco.probe.depth.
+
+Those that it shares with main_lincls.py have the same names.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ from moco.run.options import (
 
 @dataclass(frozen=True)
 class DepthOptions(CommonOptions):
-    """Options of moco.probe.depth; the defaults are Wang & Isola's."""
+    """Holds the options of moco.probe.depth; the defaults are Wang & Isola's."""
 
     dataset: str = dataclasses.field(
         default="nyu-depth", metadata=CommonOptions.__dataclass_fields__["dataset"].metadata
@@ -55,7 +58,7 @@ _UNREAD = ("epochs", "batch_size", "lr", "schedule", "lr_drop", "adam_betas", "f
 
 
 def parse_depth(argv: list[str] | None = None) -> DepthOptions:
-    """The options of moco.probe.depth, checked.
+    """Parses and checks the options of moco.probe.depth.
 
     `arch`, `image_size`, `recipe` and `output_dir` may be open: the checkpoint decides then.
     """

@@ -1,4 +1,4 @@
-"""The network that reads depth from a layer's feature maps, and its loss."""
+"""Defines the network that reads depth from feature maps, and its loss."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from torch import Tensor, nn
 
 
 class DepthPredictor(nn.Module):
-    """Wang & Isola 2020, appendix B: feature maps [N, C, h, h] -> depth [N, size, size] in metres.
+    """Maps features to depth in metres.
 
-    n times a transposed convolution (3x3, stride 2) with BatchNorm and ReLU, each doubling the side and halving the
-    channels, then a 3x3 convolution to one channel. n is the most doublings that do not pass `size`. A side that
-    doubling does not bring to `size` (SmallAlexNet's 15 and 7 become 60 and 56) is resized, bilinear.
+    [N, C, h, h] -> [N, size, size]. Wang & Isola 2020, appendix B: n times a transposed convolution (3x3, stride 2)
+    with BatchNorm and ReLU, each doubling the side and halving the channels, then a 3x3 convolution to one channel. n
+    is the most doublings that do not pass `size`. A side that doubling does not bring to `size` (SmallAlexNet's 15 and
+    7 become 60 and 56) is resized, bilinear.
     """
 
     def __init__(self, channels: int, side: int, size: int) -> None:
@@ -37,6 +38,9 @@ class DepthPredictor(nn.Module):
 
 
 def known_mse(prediction: Tensor, truth: Tensor) -> Tensor:
-    """Mean squared error over the pixels of [N, S, S] whose depth is known (not 0); 0 if there is none."""
+    """Returns the mean squared error over pixels with known depth.
+
+    Inputs are [N, S, S]; unknown depth is 0. The error is 0 without a known pixel.
+    """
     known = truth > 0
     return ((prediction - truth).square() * known).sum() / known.sum().clamp_min(1)

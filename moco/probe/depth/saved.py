@@ -1,4 +1,4 @@
-"""What an earlier run of the depth probe left, and how its options decide those of this one."""
+"""Resumes the depth probe, with the options of its earlier run."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from moco.probe.saved import (
     seed_of,
 )
 
-# what is trained: to go on with others would be to start something else
+# these define what is trained, so a resumed run must not change them
 _SAME = ("features_from", "image_size", "batch_size", "adam_betas", "seed")
 
 
 def predictor_to_resume(options: DepthOptions) -> EncoderFile | None:
-    """The checkpoint of this command that --resume means; 'auto' with nothing there is a fresh start."""
+    """Reads the checkpoint of --resume; 'auto' without one is a fresh start."""
     if options.evaluate and options.resume is None:
         raise InputError("--evaluate needs a trained predictor: pass --resume and a checkpoint of moco.probe.depth")
     file = file_to_resume(options.resume, options.output_dir)
     if file is not None and not {"moco_depth", "optimizer"} <= file.rest.keys():
         raise InputError(
-            f"{file.path} holds an encoder ({file.layout}) and no depth predictor: pass it as --pretrained"
+            f"{file.path} holds an encoder ({file.layout}), not a depth predictor: pass it as --pretrained"
         )
     return file
 

@@ -1,4 +1,4 @@
-"""A depth predictor on frozen feature maps: its training, its measures and its checkpoints."""
+"""Trains a depth predictor on frozen feature maps; measures and saves it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from moco.timing import timeline, waited_for
 
 @dataclass(frozen=True)
 class Best:
-    """The epoch with the least error on the validation images, from 1 on; 0: none yet."""
+    """Holds the epoch with the least validation error, from 1; 0: none."""
 
     mse: float = math.inf
     epoch: int = 0
@@ -39,7 +39,10 @@ class Best:
 
 @dataclass
 class DepthProbe:
-    """maps: images [N, 3, S, S] -> feature maps, frozen. augment: of training; plain: of evaluation."""
+    """Holds networks and loaders.
+
+    maps: images [N, 3, S, S] -> feature maps, frozen. augment: of training; plain: of evaluation.
+    """
 
     options: DepthOptions
     device: torch.device
@@ -58,7 +61,10 @@ class DepthProbe:
         self.optimizer = torch.optim.Adam(self.predictor.parameters(), lr=o.lr, betas=betas)
 
     def one_epoch(self, epoch: int, log: RunLog) -> None:
-        """Waits for the device every `print_freq` steps only. NumericsError if the loss or a weight is not finite."""
+        """Trains for one epoch.
+
+        It waits for the device only every `print_freq` steps. NumericsError if the loss or a weight is not finite.
+        """
         options = self.options
         steps = len(self.train)
         lr = learning_rate(epoch, options.lr, options.epochs, options.schedule, drop=options.lr_drop)
@@ -94,7 +100,10 @@ class DepthProbe:
 
     @torch.no_grad()
     def predictions(self) -> tuple[Tensor, Tensor]:
-        """(predicted, true depth) of the validation images, on the CPU: fp32 [n, S, S] in metres."""
+        """Returns (predicted, true depth) of the validation images, on the CPU.
+
+        fp32 [n, S, S] in metres.
+        """
         self.predictor.eval()
         found = []
         with contextlib.closing(self.val.epoch(0)) as batches:
@@ -105,11 +114,14 @@ class DepthProbe:
         return torch.cat(predicted), torch.cat(true)
 
     def errors(self) -> dict[str, float]:
-        """`depth_errors` on the validation images."""
+        """Returns `depth_errors` on the validation images."""
         return depth_errors(*self.predictions())
 
     def constant_errors(self) -> dict[str, float]:
-        """The same of one number for every pixel: the mean depth of the training images, without augmentation."""
+        """Returns the errors of a constant: the training images' mean depth.
+
+        Without augmentation.
+        """
         loader = DepthLoader(
             self.train.pairs, self.train.sampler, size=self.train.size, eval_crop=self.val.eval_crop,
             workers=self.options.workers, skip_bad_images=self.options.skip_bad_images,
@@ -139,7 +151,10 @@ class DepthProbe:
             checkpoint.save(Path(self.options.output_dir) / name, self._state(epoch + 1))
 
     def _state(self, epochs_done: int) -> dict[str, Any]:
-        """MoCo's layout for the encoder, without its last layer; the predictor beside it."""
+        """Returns the checkpoint's contents.
+
+        MoCo's layout for the encoder, without its last layer; the predictor beside it.
+        """
         head = classifier_name(self.encoder) + "."
         weights = {name: value for name, value in self.encoder.state_dict().items() if not name.startswith(head)}
         return {
@@ -156,7 +171,10 @@ class DepthProbe:
         }
 
     def restore(self, file: EncoderFile) -> int:
-        """Puts predictor, optimiser and best epoch back. Returns the epochs done. InputError if they do not fit."""
+        """Restores predictor, optimiser and best epoch; returns the epochs done.
+
+        InputError if they do not fit.
+        """
         ours = file.rest["moco_depth"]
         try:
             self.predictor.load_state_dict(ours["predictor"])

@@ -1,0 +1,113 @@
+"""Three losses on sentences, three seeds each: the table of docs/results.md.
+
+    python -m launch.sweep launch/recipes/sweep_novels.yaml --cluster local --parallel 2 -- NOVELS --classify MR CR
+    python -m moco.sentences.evaluate CHECKPOINT MR CR --folds 3 --json baselines.json
+    python -m benchmarks.sentence_study runs/sweeps/novels baselines.json
+
+CHECKPOINT is of any encoder of the sweep: its untrained encoders and the bag of words are the baselines.
+Adds the encoders that have ended to benchmarks/results/novels.json, so the sweep may be run in parts.
+Writes the tables between their two marks, with the figures of the paper beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scipy.stats import ttest_rel
+
+from benchmarks import kept_encoders
+from benchmarks.results_page import PAGE, RESULTS, SUM, heads_table, put
+from moco.commands import run_command
+from moco.errors import InputError
+from moco.metrics.table import LOGGED
+from moco.report.correlation import FEWEST, rank_correlation
+from moco.report.runs import CR, DONE, MR, Encoder
+from moco.sentences.evaluate import MAJORITY, UNTRAINED, WORDS
+from moco.sentences.options import SentenceOptions
+
+FILE = RESULTS / "novels.json"
+SEEDS = 3
+COLUMNS = {name: LOGGED[name].title for name in (MR, CR, "val_alignment", "val_uniformity")}
+DEFAULTS = {
+    field.name: field.default
+    for field in dataclasses.fields(SentenceOptions)
+    if isinstance(field.default, (int, float, str, type(None)))
+}
+# Wang & Isola, table of BookCorpus: contrastive with τ .075; .9 alignment + .1 uniformity with t 5
+PUBLISHED = {MR: (77.51, 73.76), CR: (83.86, 80.95)}
+
+
+def with_seeds(encoders: Sequence[Encoder]) -> list[list[Encoder]]:
+    """The encoders of each setting that has at least SEEDS seeds, in the order of the seeds."""
+    settings: dict[str, list[Encoder]] = {}
+    for one in encoders:
+        key = json.dumps({name: value for name, value in one.options.items() if name in DEFAULTS and name != "seed"})
+        settings.setdefault(key, []).append(one)
+    return [sorted(its, key=lambda one: one.options["seed"]) for its in settings.values() if len(its) >= SEEDS]
+
+
+def pure(settings: Sequence[Sequence[Encoder]], loss: str) -> Sequence[Encoder]:
+    """The encoders with the paper's best setting of that loss. InputError if they are missing."""
+    weights = {"infonce": (1, 0, 0), "align-uniform": (0, 0.9, 0.1)}[loss]
+    for its in settings:
+        options = its[0].options
+        if (options["moco_contr_w"], options["moco_align_w"], options["moco_unif_w"]) == weights:
+            return its
+    raise InputError(f"the sweep has no {SEEDS} seeds of {loss} with the weights {weights}: run it to its end first")
+
+
+def order(settings: Sequence[Sequence[Encoder]]) -> list[str]:
+    """Contrastive less align + uniform: here with a paired test over the seeds, and in the paper."""
+    contrastive, uniform = pure(settings, "infonce"), pure(settings, "align-uniform")
+    lines = ["| accuracy | contrastive less align + uniform | paired t-test, p | the same as published |"]
+    lines.append("|---|---:|---:|---:|")
+    for name, (first, second) in PUBLISHED.items():
+        a = [one.measured[name] for one in contrastive]
+        b = [one.measured[name] for one in uniform]
+        differences = [x - y for x, y in zip(a, b, strict=True)]
+        told = f"{statistics.fmean(differences):+.1f} ± {statistics.stdev(differences):.1f}"
+        lines.append(f"| {COLUMNS[name]} | {told} | {float(ttest_rel(a, b).pvalue):.2g} | {first - second:+.2f} |")
+    return lines
+
+
+def baselines(found: Mapping[str, Any]) -> list[str]:
+    """Rows without training, from the --json file of moco.sentences.evaluate."""
+    lines = ["| baseline | MR accuracy | CR accuracy |", "|---|---:|---:|"]
+    for name in (UNTRAINED, WORDS, MAJORITY):
+        cells = [f"{found['datasets'][data]['accuracies'][name]['accuracy']:.1f}" for data in ("MR", "CR")]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def predicts(encoders: Sequence[Encoder]) -> list[str]:
+    """A line about the rank correlation of alignment + uniformity with MR, collapsed encoders left out."""
+    measured = [one.measured for one in encoders if one.state == DONE]
+    if len(measured) < FEWEST:
+        return []
+    (sum_of,) = SUM.values()
+    found = rank_correlation([sum_of(its) for its in measured], [its[MR] for its in measured])
+    return ["", f"Rank correlation of alignment + uniformity with MR accuracy over the sweep: {found}."]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("sweep", type=Path, help="folder of the sweep")
+    parser.add_argument("baselines", type=Path, help="--json file of moco.sentences.evaluate")
+    o = parser.parse_args()
+    encoders, about = kept_encoders.add(FILE, o.sweep, [MR, CR], DEFAULTS)
+    settings = with_seeds(encoders)
+    lines = heads_table([one for its in settings for one in its], COLUMNS)
+    lines += ["", *baselines(json.loads(o.baselines.read_text())), "", *order(settings)]
+    PAGE.write_text(put(PAGE.read_text(), "novels", [*lines, *predicts(encoders), "", *about]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
