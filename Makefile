@@ -27,10 +27,10 @@ quick: ## lint, and the tests of losses, metrics, queue, step, options: under a 
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q --durations=0 --durations-min=5 -m "not slow" $(QUICK) $(ARGS)
 
 OLDEST := .oldest/bin/python
-test-oldest: ## the tests on the oldest set that pyproject.toml allows, in an environment of its own (PYTHON=python3.10)
+test-oldest: ## the portable tests (tests/interpreters.py) on the oldest set that pyproject.toml allows, in an environment of its own (PYTHON=python3.10)
 	@[ -x $(OLDEST) ] || $(or $(PYTHON),python3) -m venv .oldest
 	@$(OLDEST) -m pip install -q -r requirements-oldest.txt 'pytest>=9' pytest-timeout pytest-xdist hypothesis 'setuptools>=77'
-	@OMP_NUM_THREADS=1 $(OLDEST) -m pytest $(ARGS)
+	@$(OLDEST) -m tests.interpreters $(ARGS)
 
 lint: install-dev ## ruff: format, style, imports, likely bugs
 	@$(PY) -m ruff format --check $(CODE)

@@ -1,21 +1,40 @@
 """Hooks of mkdocs: the README as first page, the example of a report, the picture of the rooms, and links out of docs/.
 
 docs/ is read on the repository's pages as well, so its links to source files are relative. The site has no such files:
-they become links into the repository where `repo_url` of mkdocs.yml names one, and names of files elsewhere.
+they become links into the repository where pyproject.toml names one, and names of files elsewhere.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 from html import escape
 from pathlib import Path
 from typing import Any
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # `build` brings it there
 
 ROOT = Path(__file__).resolve().parent.parent
 GENERATED = {"index.md": "README.md", "changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
 EXAMPLE = ROOT / "build" / "example-report" / "index.html"  # written by `make docs`
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 ROOMS = re.compile(r"```mermaid\n(.*?)```", re.DOTALL)
+
+
+def on_config(config: Any) -> Any:
+    """Takes the repository's address from pyproject.toml: the one place that names it."""
+    config.repo_url = config.repo_url or repository()
+    return config
+
+
+def repository() -> str | None:
+    """[project.urls] Repository of pyproject.toml, or None where the project has no public address yet."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    url: str | None = project.get("urls", {}).get("Repository")
+    return url
 
 
 def on_files(files: Any, config: Any) -> Any:

@@ -1,15 +1,20 @@
-"""Lets `import torchvision` succeed beside a PyTorch build that its compiled operators do not fit.
+"""Lets `import torchvision` succeed beside a PyTorch that its compiled operators do not fit.
 
-PyPI's torchvision for Linux is compiled against a CUDA build of PyTorch. Beside a CPU-only PyTorch its library cannot
-be loaded, so the operators `torchvision::nms` and `torchvision::qnms` are never defined, yet torchvision registers
-shape functions for them while it is imported and dies with "operator torchvision::nms does not exist". timm, which
-imports torchvision, dies too.
+The index has no torchvision for a CPU-only PyTorch on Linux: its file is compiled against the CUDA build.
+Beside a CPU-only PyTorch that file cannot be loaded, so `torchvision::nms` and `torchvision::qnms` are never defined.
+torchvision registers shape functions for both while it is imported.
+It then ends with "operator torchvision::nms does not exist", and so does timm, which imports torchvision.
 
-This project uses no compiled operator of torchvision: models, transforms and data sets are Python. So it is enough that
-the two names exist. Where the library loads (every matching pair of builds) nothing is defined and torchvision is left
-exactly as it is. With the names alone, calling `torchvision.ops.nms` or `torchvision.io.decode_jpeg` still raises.
+pip reaches that pair wherever PyTorch is there first, from a site or from PyTorch's own index.
+It then takes only torchvision from the index, and the version numbers fit each other.
+This project's tests run on such a pair.
 
-Imported by `moco/__init__.py` before anything else, hence before any import of torchvision or timm in this project.
+This project uses no compiled operator of torchvision: models, transforms and data sets are Python.
+So it is enough that the two names exist.
+Where the file loads, nothing is defined and torchvision stays as it is.
+With the names alone, calling `torchvision.ops.nms` or `torchvision.io.decode_jpeg` still raises.
+
+`moco/__init__.py` imports this before anything else, hence before torchvision and timm.
 """
 
 from __future__ import annotations
@@ -53,11 +58,10 @@ def ensure() -> bool:
             torch.ops.load_library(str(library))
         except OSError:
             pass  # built for another PyTorch
-    missing = [name for name in ("nms", "qnms") if not _defined(name)]
-    if not missing:
-        return False
+    if _defined("nms"):
+        return False  # the two fit; torchvision itself defines what else it registers
     _placeholders = torch.library.Library("torchvision", "FRAGMENT")
-    for name in missing:
+    for name in ("nms", "qnms"):
         _placeholders.define(name + _SIGNATURE)
     return True
 

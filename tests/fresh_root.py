@@ -1,8 +1,10 @@
 """The README's commands on a system without anything: a table of docs/installation.md.
 
     python -m tests.fresh_root --suite bookworm --user root --user student
+    python -m tests.fresh_root --suite noble --mirror http://archive.ubuntu.com/ubuntu --components main,universe
 
-Needs root and debootstrap. For each user a clone of this repository's HEAD is put into a fresh Debian or Ubuntu root.
+Needs root and debootstrap, and for Ubuntu its keyring (package ubuntu-keyring).
+For each user a clone of this repository's HEAD is put into a fresh Debian or Ubuntu root.
 That root has Python, make, git and nothing else. The command runs there; the ordinary user has no sudo.
 Each result is added to benchmarks/results/fresh_roots.json, and the table is written anew.
 """
@@ -29,6 +31,7 @@ from moco.run.files import write_json
 RESULTS = ROOT / "benchmarks" / "results" / "fresh_roots.json"
 PAGE = ROOT / "docs" / "installation.md"
 PACKAGES = "python3,python3-venv,make,git,ca-certificates"
+SCRIPTS = Path("/usr/share/debootstrap/scripts")
 KEPT_LINES = 3  # of a failing command's output
 
 
@@ -36,6 +39,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--suite", default="bookworm", help="the release, as debootstrap names it (%(default)s)")
     parser.add_argument("--mirror", default="http://deb.debian.org/debian", help="%(default)s")
+    parser.add_argument(
+        "--components", default="main", help="parts of the archive (%(default)s); Ubuntu needs universe too"
+    )
     parser.add_argument("--user", action="append", help="root or the name of an ordinary user; may be repeated")
     parser.add_argument("--command", default="make quickstart", help="%(default)s")
     parser.add_argument("--folder", type=Path, default=Path("/var/tmp/fresh-root"), help="emptied first (%(default)s)")
@@ -48,7 +54,8 @@ def main() -> int:
     base = o.folder / "base"
     shutil.rmtree(o.folder, ignore_errors=True)
     base.mkdir(parents=True)
-    words = ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", o.suite, str(base), o.mirror]
+    chosen = ["--variant=minbase", f"--components={o.components}", f"--include={PACKAGES}"]
+    words = ["debootstrap", *chosen, o.suite, str(base), o.mirror, *script(o.suite, o.mirror)]
     if subprocess.run(words, stdout=subprocess.DEVNULL).returncode:
         raise InputError(f"debootstrap could not make {o.suite} from {o.mirror}")
     # debootstrap leaves it out; every installed system and every container has it, and torchrun looks its name up
@@ -58,6 +65,13 @@ def main() -> int:
         subprocess.run(["cp", "-a", str(base), str(one)], check=True)
         add(tried(one, user, o.command, o.share))
     return 0
+
+
+def script(suite: str, mirror: str) -> list[str]:
+    """debootstrap's script for a release that is newer than debootstrap; empty where it knows the release."""
+    if (SCRIPTS / suite).exists():
+        return []
+    return ["gutsy" if "ubuntu" in mirror else "sid"]
 
 
 def tried(root: Path, user: str, command: str, shared: Sequence[str]) -> dict[str, Any]:

@@ -6,10 +6,13 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+
+from docs import site
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKFLOWS = sorted(ROOT.glob(".github/workflows/*.yml"))
@@ -58,6 +61,36 @@ def test_the_oldest_set_is_that_of_pyproject() -> None:
         assert (oldest[name] + ".0").startswith(bound + "."), name
     assert 'requires-python = ">=3.10"' in text
     assert 'python-version: "3.10"' in (ROOT / ".github/workflows/tests.yml").read_text()
+
+
+def owner_of(address: str | None) -> str | None:
+    """The account of a repository's address."""
+    found = re.fullmatch(r"https://[\w.-]+/([\w.-]+)/[\w.-]+", address or "")
+    return found[1] if found else None
+
+
+def test_code_owners_belong_to_the_repository() -> None:
+    """A name that the host does not know would be an error on every page of a pull request."""
+    owner = owner_of(site.repository())
+    lines = (ROOT / ".github/CODEOWNERS").read_text().splitlines()
+    named = {word for line in lines if not line.startswith("#") for word in line.split()[1:]}
+    assert {word.removeprefix("@").split("/")[0] for word in named} <= {owner} - {None}
+    rules = [line.lstrip("# ").split() for line in lines]
+    paths = [words[0] for words in rules if words and words[-1].startswith("@")]
+    assert len(paths) == 4 and all(path == "*" or (ROOT / path.lstrip("/")).exists() for path in paths)
+
+
+@pytest.mark.parametrize("address", [None, "https://example.org/somebody/moco"])
+def test_the_address_of_the_repository_stands_in_one_place(
+    address: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    added = f'[project.urls]\nRepository = "{address}"\n' if address else ""
+    (tmp_path / "pyproject.toml").write_text(f'[project]\nname = "x"\n{added}')
+    monkeypatch.setattr(site, "ROOT", tmp_path)
+    assert site.on_config(SimpleNamespace(repo_url=None)).repo_url == address
+    assert site.on_config(SimpleNamespace(repo_url="https://a.org/b/c")).repo_url == "https://a.org/b/c"
+    assert owner_of(site.repository()) == ("somebody" if address else None)
+    assert "repo_url" not in (ROOT / "mkdocs.yml").read_text()
 
 
 def test_ruff_of_the_hooks_is_ruff_of_the_tests() -> None:

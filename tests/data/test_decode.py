@@ -6,6 +6,7 @@ import io
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image
@@ -40,6 +41,8 @@ def test_formats(photo: Photo, kind: str) -> None:
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "CMYK", "YCbCr", "HSV"])
 def test_colour_modes_become_rgb(photo: Photo, mode: str) -> None:
+    if mode == "YCbCr" and PIL.__version__.startswith("12.0."):
+        pytest.skip("Pillow 12.0 cannot read the YCbCr TIFF that it writes")
     image = photo(2).convert(mode)
     kind = "TIFF" if mode in ("CMYK", "YCbCr") else "PNG"
     if mode == "HSV":
