@@ -176,7 +176,7 @@ class FolderSource:
             return self.open(index).size
 
     def open(self, index: int) -> FolderPicture | JpegPicture | ValuesPicture:
-        data = _read(self.root / self.paths[index])
+        data = _read(os.path.join(self.root, self.paths[index]))
         if is_array(data):
             return ValuesPicture(read_array(data, self.pixels), self.pixels)
         bands = read_bands(data) if self.channels != 3 and is_tiff(data) else None
@@ -232,9 +232,10 @@ def open_picture(path: Path) -> FolderPicture:
     return FolderPicture(open_image(_read(path)))
 
 
-def _read(path: Path) -> bytes:
+def _read(path: str | Path) -> bytes:
     try:
-        return path.read_bytes()
+        with open(path, "rb", buffering=0) as file:  # Path.read_bytes takes twice as long, with the interpreter's lock
+            return file.readall()
     except OSError as problem:
         raise BadImage(problem.strerror or str(problem)) from None
 
