@@ -65,6 +65,20 @@ def launches(record: dict[str, Any]) -> str:
     return "\n".join([*lines, "", below, ""])
 
 
+def rounding(record: dict[str, Any]) -> str:
+    """Largest errors of the loss head by product and temperature."""
+    of_temperatures = record["errors"]
+    headings = [f"{what}, τ {t}" for t in of_temperatures for what in ("value", "gradient")]
+    products = next(iter(of_temperatures.values()))
+    rows = [
+        [name, *(f"{of[name][what]:.1e}" for of in of_temperatures.values() for what in ("value", "gradient"))]
+        for name in products
+    ]
+    machine = record["machine"]
+    below = f"{machine['device']}; torch {machine['torch']}; commit {short(record['commit'])}."
+    return "\n".join([*table(rows, ["products", *headings]), "", below, ""])
+
+
 def section(name: str, results: Path) -> str:
     path = results / f"{name}.json"
     if not path.exists():
@@ -72,6 +86,8 @@ def section(name: str, results: Path) -> str:
     record = json.loads(path.read_text())
     if "counted" in record and "rows" not in record:
         return launches(record)
+    if "errors" in record:
+        return rounding(record)
     lines = table([Row(**row).cells() for row in record["rows"]])
     if "modelled" in record:
         lines += traffic(record)

@@ -18,6 +18,7 @@ MOVED: dict[str, str] = {
     "moco.console": "moco.run.log_views",
     "moco.data.beton_file": "moco.data.beton.file",
     "moco.data.beton_writer": "moco.data.beton.writer",
+    "moco.data.compiled": "moco.compiled",
     "moco.data.crew": "moco.data.threads",
     "moco.data.ffcv_writer": "moco.data.beton.ffcv_writer",
     "moco.data.parameters": "moco.data.augment.parameters",

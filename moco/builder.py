@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moco import distributed
-from moco.data.compiled import compiled
+from moco.compiled import compiled
 from moco.distributed.shuffle import RowShuffle
 from moco.encoders.batchnorm import isolate_batchnorm
 from moco.errors import InputError

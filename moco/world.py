@@ -42,6 +42,12 @@ def current() -> World:
     return _current
 
 
+def own_cores() -> int:
+    """Returns this process's part of the cores that it may run on, which the ranks of a node share; at least 1."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // _current.local_size)
+
+
 @contextlib.contextmanager
 def inside(world: World) -> Iterator[None]:
     """Makes `world` the current one for a `with` block."""

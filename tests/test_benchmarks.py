@@ -17,6 +17,7 @@ import torch
 from benchmarks import (
     communication,
     depth_probe,
+    loader_threads,
     loss_head,
     measuring,
     momentum_update,
@@ -53,6 +54,18 @@ def test_runs_in_tiny(script: ModuleType, results: Path, capsys: pytest.CaptureF
     if not torch.cuda.is_available():
         with pytest.raises(SystemExit, match="torch sees no GPU"):
             script.main(["--device", "cuda"])
+
+
+def test_threads_that_load_run_in_tiny(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Under the lock is less than the whole; in the model all threads cut images."""
+    pytest.importorskip("ffcv")
+    loader_threads.main(["--trial", "--rounds", "1", "--threads", "2"])
+    table = re.findall(r"\| ([^|]+): ([^|]+) \| [^|]+ \| ([\d.,e+]+)", capsys.readouterr().out)
+    found = {(name, what): float(value.replace(",", "")) for name, what, value in table}
+    assert len(found) == 12 and not list(results.iterdir())
+    for name in ("folder", ".beton, jpg", ".beton, raw"):
+        assert 0 < found[name, "of it under the lock, at most"] < found[name, "work for an image"]
+        assert found[name, "images/s"] > 0
 
 
 def test_several_ranks_run_in_tiny() -> None:

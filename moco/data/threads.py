@@ -8,7 +8,6 @@ threads are told to stop and joined at exit. Only those that are stuck are left 
 from __future__ import annotations
 
 import atexit
-import os
 import queue
 import threading
 import weakref
@@ -17,7 +16,7 @@ from types import TracebackType
 
 import torch
 
-from moco.distributed import local_world_size
+from moco.world import current, own_cores
 
 Task = Callable[[], None]  # must not raise: it passes its errors on itself
 
@@ -32,9 +31,7 @@ def worker_count(wished: int | None = None) -> int:
     It is the process's part of the cores, and at most its part of the `wished` threads of the node. The processes of a
     node share both, as in MoCo. The cores are those that the process may run on.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    fair = max(1, cores // local_world_size())
-    return fair if wished is None else max(1, min(-(-wished // local_world_size()), fair))
+    return own_cores() if wished is None else max(1, min(-(-wished // current().local_size), own_cores()))
 
 
 class Crew:

@@ -17,7 +17,6 @@ from moco.distributed.collectives import (
 from moco.distributed.session import (
     copy_without_waiting as copy_without_waiting,
     data_parallel as data_parallel,
-    local_world_size as local_world_size,
     pick_device as pick_device,
     rank as rank,
     session as session,

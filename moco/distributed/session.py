@@ -32,10 +32,6 @@ def world_size() -> int:
     return current().size
 
 
-def local_world_size() -> int:
-    return current().local_size
-
-
 @contextlib.contextmanager
 def session(world: World, device: torch.device, timeout: float = 1800.0) -> Iterator[None]:
     """Joins the process group of `world` for a `with` block.

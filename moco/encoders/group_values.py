@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moco.data.compiled import compiled
+from moco.compiled import compiled
 
 
 def dense(x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from moco.data import decode as decoding
 from moco.data.decode import BadImage, decode, open_image, resample, upright_size
 from tests.data.conftest import Photo
 
@@ -177,3 +178,24 @@ def test_resampling_is_pillows(photo: Photo, box: tuple[int, int, int, int], siz
     assert np.abs(out[1].numpy().astype(int) - np.asarray(expected).astype(int)).max() <= 1
     assert (out[0] == 7).all()  # the neighbours in the batch are untouched
     assert (out[2] == 7).all()
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_a_box_that_is_enlarged_needs_no_filter(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same pixels, with and without; a box that shrinks one way is filtered."""
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 90, channels), dtype=np.uint8)
+    used = []
+    for name in ("PLAIN", "ANTIALIASED"):
+        real = getattr(decoding, name)
+        monkeypatch.setattr(decoding, name, lambda *a, real=real, name=name, **k: used.append(name) or real(*a, **k))
+    for height, width, expected in [(3, 7, "PLAIN"), (64, 64, "PLAIN"), (40, 64, "PLAIN"), (20, 65, "ANTIALIASED"),
+                                    (65, 20, "ANTIALIASED"), (90, 90, "ANTIALIASED")]:  # fmt: skip
+        out = torch.empty((64, 64, channels), dtype=torch.uint8)
+        resample(pixels, (0, 0, height, width), out)
+        assert used.pop() == expected
+        filtered = torch.empty_like(out)
+        with monkeypatch.context() as patch:
+            patch.setattr(decoding, "PLAIN", decoding.ANTIALIASED)
+            resample(pixels, (0, 0, height, width), filtered)
+        used.clear()
+        assert (out.int() - filtered.int()).abs().max() <= 1

@@ -22,7 +22,7 @@ from PIL import Image
 from moco.data import threads as crew
 from moco.data.batch_memory import BatchMemory
 from moco.data.decode import BadImage
-from moco.data.folder import FolderPicture, FolderSource
+from moco.data.folder import FolderPicture, FolderSource, JpegPicture
 from moco.data.loader import MOST_BAD_IN_A_ROW, Batch, Loader, _Filling
 from moco.data.sampler import Sampler
 from moco.data.source import ArrayPicture, ArraySource, Source
@@ -124,8 +124,13 @@ def test_reduced_decoding_changes_little(photo: Photo, tmp_path: Path, monkeypat
     source = FolderSource(tmp_path, labels_required=False)
     full = ArraySource([source.decode(i) for i in range(6)], source.labels, [], "in full")
     used = []
-    decode = FolderPicture.decode
-    monkeypatch.setattr(FolderPicture, "decode", lambda self, k, rows: used.append(k) or decode(self, k, rows))
+    for picture in (FolderPicture, JpegPicture):  # without OpenCV and with it
+
+        def decode(self: Any, k: int, rows: Any, real: Any = picture.decode) -> Any:
+            used.append(k)
+            return real(self, k, rows)
+
+        monkeypatch.setattr(picture, "decode", decode)
     for size in (16, 32, 64):
         this, that = (joined(loader(s, size=size, scale=(0.5, 1.0)).epoch(0)) for s in (source, full))
         assert (this.crops.float() - that.crops.float()).abs().mean() <= 2

@@ -46,9 +46,10 @@ def test_on_a_pretended_gpu(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-8000:]
 
 
-def test_the_counting_script_loads_the_library_before_torch() -> None:
+@pytest.mark.parametrize("script", ["launches.py", "compile_time.py"])
+def test_a_script_loads_the_library_before_torch(script: str) -> None:
     """Else it would find a torch without GPUs."""
-    lines = ast.parse((ROOT / "benchmarks" / "launches.py").read_text()).body
+    lines = ast.parse((ROOT / "benchmarks" / script).read_text()).body
     imports = [node for node in lines if isinstance(node, ast.Import | ast.ImportFrom)]
     first = next(node for node in imports if not (isinstance(node, ast.ImportFrom) and node.module == "__future__"))
     assert ast.unparse(first) == "import tests.gpu.pretended.shim"

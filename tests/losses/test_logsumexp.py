@@ -14,6 +14,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from moco.losses import logsumexp
 from moco.losses.logsumexp import queue_logsumexp
 
+CHOICE = logsumexp.sweep_for
+
+
+@pytest.fixture(params=["running_sweep", "merging_sweep"], autouse=True)
+def sweep(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways through the queue: a CPU's, and that of an accelerator."""
+    monkeypatch.setattr(logsumexp, "sweep_for", lambda _: getattr(logsumexp, request.param))
+
 
 def features(n: int, length: int, dim: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(n + length)
@@ -22,11 +30,12 @@ def features(n: int, length: int, dim: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("scale", [1.0, 6.0, 1 / 0.07, -6.0])
-def test_exact_in_fp32(scale: float) -> None:
-    """To 1e-6 of the value, against float64 without chunks."""
+@pytest.mark.parametrize("chunk", [None, 300, 5000])
+def test_exact_in_fp32(chunk: int | None, scale: float) -> None:
+    """To 1e-6 of the value, against float64 without chunks. 300: some chunks are merged before all are there."""
     q, queue = features(32, 5000, 128)
     q.requires_grad_()
-    value = queue_logsumexp(q, queue, scale)
+    value = queue_logsumexp(q, queue, scale, chunk)
     (slope,) = torch.autograd.grad(value.sum(), q)
     wide = q.detach().double().requires_grad_()
     expected = (scale * wide @ queue.double()).logsumexp(dim=1)
@@ -41,7 +50,8 @@ def test_norms_and_scales_that_overflow() -> None:
     for scale in (1.0, -1.0):
         expected = (scale * q.double() @ queue.double()).logsumexp(dim=1)
         assert expected.max() > 200
-        torch.testing.assert_close(queue_logsumexp(q, queue, scale).double(), expected, rtol=1e-6, atol=0)
+        for chunk in (None, 256):
+            torch.testing.assert_close(queue_logsumexp(q, queue, scale, chunk).double(), expected, rtol=1e-6, atol=0)
 
 
 def test_the_gradient_changes_no_bit_of_the_value() -> None:
@@ -75,6 +85,11 @@ def test_makes_nothing_of_the_size_of_the_queue(monkeypatch: pytest.MonkeyPatch,
             value.sum().backward()
     assert seen.elements == n * length // chunks
     assert seen.products == chunks * (2 if wants_gradient else 1), "without a gradient, half of the work"
+
+
+def test_a_cpu_and_a_gpu_each_have_their_own_way() -> None:
+    assert CHOICE(torch.device("cpu")) is logsumexp.running_sweep
+    assert CHOICE(torch.device("cuda")) is logsumexp.merging_sweep
 
 
 def test_a_queue_that_is_not_finite_shows() -> None:

@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from moco.compiled import compiled
 from moco.data.augment import batched as pixels
 from moco.data.augment.on_device import everywhere
 from moco.data.augment.parameters import MOST_DRAWS, NO_JITTER, Parameters, draw, stream_keys
 from moco.data.augment.recipes import RECIPES, Recipe, View, find_recipe
-from moco.data.compiled import compiled
 from moco.errors import InputError
 from moco.randomness import column_steps, key_tensor
 

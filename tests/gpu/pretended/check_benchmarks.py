@@ -5,14 +5,17 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import measuring
+import moco.pretrain.__main__ as pretraining
+from benchmarks import evidence_gpu, measuring
 from tests.gpu.pretended import trainer
 from tests.gpu.pretended.gpu import ROOT
 
@@ -41,6 +44,37 @@ def test_runs_to_its_end(script: str, patch: pytest.MonkeyPatch, capsys: pytest.
         import_module(f"benchmarks.{script}").main(["--device", "cuda", "--trial", "--rounds", "1", *few])
     assert gpu.faults == []
     assert "| what | against | measured | target | met |" in capsys.readouterr().out
+
+
+def test_a_study_runs_to_its_end_and_writes_its_table(
+    patch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`make evidence-gpu STAGE=cifar10`, of a small network; its run is a process of its own, but here."""
+    study = evidence_gpu.STUDIES["cifar10"]
+    words = f"{study.words} {evidence_gpu._SMALL} --dataset digits --amp bf16 --device cuda --no-tensorboard"
+    patch.setitem(evidence_gpu.STUDIES, "cifar10", replace(study, words=words))
+    patch.setattr(evidence_gpu, "subprocess", SimpleNamespace(Popen=_RunHere, TimeoutExpired=TimeoutError))
+    page = tmp_path / "page.md"
+    page.write_text("<!-- gpu -->\n<!-- end -->\n")
+    (tmp_path / "runs" / "images" / "cifar10" / "train").mkdir(parents=True)
+    with trainer.on_gpu(patch) as (gpu, _):
+        arguments = ["--output-dir", str(tmp_path / "runs"), "--results", str(tmp_path), "--page", str(page)]
+        assert evidence_gpu.main(["--stage", "cifar10", *arguments]) == 0
+    assert gpu.faults == []
+    found = json.loads((tmp_path / "cifar10.json").read_text())
+    assert found["finished"] and found["epochs"] == 2 and not found["rehearsal"]
+    assert "| cifar10 | 2 |" in page.read_text()
+
+
+class _RunHere:
+    """A subprocess.Popen that runs main_moco.py in this process."""
+
+    def __init__(self, command: list[str], **_: Any) -> None:
+        assert command[1] == "main_moco.py"
+        self.code = pretraining.main(command[2:])
+
+    def wait(self, timeout: float | None = None) -> int:
+        return self.code
 
 
 def test_a_result_is_written_at_the_real_size(results: Path, patch: pytest.MonkeyPatch) -> None:

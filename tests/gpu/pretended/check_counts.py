@@ -39,6 +39,20 @@ def test_no_stage_needs_more_than_the_table_says(ranks: int) -> None:
     )
 
 
+ENCODERS = ("query", "key", "backward")
+
+
+@pytest.mark.parametrize("ranks", launches.RANKS)
+def test_the_encoders_are_nearly_all_of_a_step(ranks: int) -> None:
+    """Of the table, to which the test above holds the step. The loss's backward is counted with the encoders'."""
+    stages = BUDGET["counted"][str(ranks)]
+    others = [stages[stage] for stage in stages if stage not in ENCODERS]
+    assert stages["head"]["kernels"] <= 40
+    assert sum(stage["kernels"] for stage in others) <= 150
+    if ranks == 1:  # optimiser and EMA do not shrink with a rank's part of the batch
+        assert sum(stage["bytes"] for stage in others) <= 0.05 * sum(stages[stage]["bytes"] for stage in ENCODERS)
+
+
 def test_one_more_kernel_is_seen(patch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     plain = count(SMALL, tmp_path / "plain", images=8)
     budget = launches.record({1: plain})["counted"]["1"]

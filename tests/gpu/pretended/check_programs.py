@@ -59,6 +59,18 @@ def waits_of(program: Callable[[str, Path], int], words: str, folder: Path, patc
     return Counter(gpu.waits)
 
 
+@pytest.mark.parametrize(("world", "rank"), [(1, 0), (8, 5)])
+def test_a_run_with_an_online_probe_goes_on(world: int, rank: int, patch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its classifier and Adam's moments come back from the checkpoint to this rank's device."""
+    words = f"{RUN} -b 11 --eval-freq 0 --online-probe"
+    for epochs, more in (("1", ""), ("2", " --resume auto")):
+        trainer.prepare(patch)
+        with trainer.on_gpu(patch, world, rank if more else 0) as (gpu, _), trainer.steps_watched(gpu, patch) as waits:
+            assert trainer.pretrain(f"{words} --epochs {epochs}{more}", tmp_path) == 0
+        assert gpu.faults == []
+        assert [len(of_step) for of_step in waits[1:]] == [0] * (len(waits) - 1)
+
+
 def test_waits_do_not_grow_with_the_number_of_steps(patch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     words = f"--epochs 1 --eval-freq 0 {RUN} --max-bad-steps 2 --amp fp16"
     few = waits_of(trainer.pretrain, f"{words} -b 13", tmp_path / "two steps", patch)

@@ -30,6 +30,8 @@ FURTHER = [
     (1, "--moco-k 64 --loss align-uniform --moco-align-alpha 1.5 --moco-contr-w 1 --moco-unif-no-intra-batch"),
     (1, "--moco-k 64 --mlp --amp bf16 --moco-t 0:0.5,1:0.1"),
     (8, "--moco-k 5 --amp bf16 --accum-steps 2 --symmetric"),
+    (1, "--moco-k 64 --amp fp16 --online-probe --accum-steps 2"),
+    (8, "--moco-k 64 --amp bf16 --online-probe --symmetric"),
 ]
 RUNS_WITH_AUGMENTATIONS = {words for _, words in FURTHER[:2]}
 RUNS = [(row["world"], QUEUE.format(**row)) for row in pairwise(SETTINGS)] + FURTHER

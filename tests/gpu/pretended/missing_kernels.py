@@ -32,17 +32,32 @@ def _per_channel(x: Tensor) -> Tensor:
     return x.new_empty(x.shape[1], dtype=torch.float32)
 
 
-torch.library.define("pretended::compiled", "(Tensor(a!) into, Tensor?[] others) -> ()")
+torch.library.define("pretended::compiled", "(Tensor(a!) into, Tensor?[] others, int kernels) -> ()")
 
 
 def compiled_values(into: Tensor, *others: Any) -> None:
-    """Stands in for a compiled function, which reads its arguments once and writes `into` once."""
-    torch.ops.pretended.compiled(into, [other for other in others if isinstance(other, Tensor)])
+    """Stands in for a compiled function, which reads its arguments once and writes `into` once.
+
+    The second kernel is for what is one number a channel.
+    """
+    torch.ops.pretended.compiled(into, [other for other in others if isinstance(other, Tensor)], 2)
 
 
 def compiled_gradients(into: Tensor, grad: Tensor, x: Tensor, statistics: Tensor, *others: Any) -> Tensor:
     compiled_values(into, grad, x, statistics, *others)
     return torch.empty_like(statistics[:, 0])
+
+
+# kernels of moco.losses.logsumexp.softmax_of_rows as Inductor cuts it, see check_lowering.py: rows that are too few and
+# too long for one block each are reduced in two kernels
+LONGEST_ROW_OF_A_BLOCK = 8192
+KERNELS_OF_LONG_ROWS = 5
+
+
+def compiled_softmax(x: Tensor, value: Tensor) -> None:
+    """Stands in for the compiled softmax, which reads and writes its rows."""
+    kernels = 1 if x.shape[1] <= LONGEST_ROW_OF_A_BLOCK else KERNELS_OF_LONG_ROWS
+    torch.ops.pretended.compiled(x, [x.view_as(x), value], kernels)
 
 
 def gru_cell(gpu: Any, of_input: Tensor, of_hidden: Tensor, hidden: Tensor, *_: Any) -> tuple[Tensor, Tensor]:

@@ -19,11 +19,12 @@ import moco.probe.__main__ as probing
 from moco.data.augment import Augment
 from moco.data.source import ArraySource
 from moco.encoders import split_batchnorm
+from moco.losses import logsumexp
 from moco.pretrain import optimiser, state
 from moco.pretrain.step import TrainingStep
 from moco.timing import timeline
 from tests.gpu.pretended.gpu import Gpu, Listener
-from tests.gpu.pretended.missing_kernels import compiled_gradients, compiled_values
+from tests.gpu.pretended.missing_kernels import compiled_gradients, compiled_softmax, compiled_values
 from tests.gpu.pretended.world import Call, rank_of
 
 IMAGES, SIDE, CLASSES = 26, 8, 3
@@ -49,6 +50,7 @@ def prepare(patch: pytest.MonkeyPatch, images: int = IMAGES) -> None:
             patch.setattr(module, "open_split", lambda *_, **__: source(images))
     patch.setattr(augmentations, "_compiled", lambda: augmentations.everywhere)
     patch.setattr(split_batchnorm, "kernels", lambda: (compiled_values, compiled_gradients))
+    patch.setattr(logsumexp, "fused_softmax", lambda: compiled_softmax)
 
 
 def pretrain(words: str, folder: Path) -> int:

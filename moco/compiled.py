@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from moco.data.threads import worker_count
+from moco.world import own_cores
 
 
 def compiled(plain: Callable[..., Any], part: str, **how: Any) -> Callable[..., Any]:
@@ -19,7 +19,7 @@ def compiled(plain: Callable[..., Any], part: str, **how: Any) -> Callable[..., 
     memory, not less. No setting of torch is changed. how: arguments of torch.compile.
     """
     # Inductor starts up to 32 worker processes in each rank, and reads this when it is first imported.
-    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(worker_count()))
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(own_cores()))
     fused = torch.compile(plain, **how)
     failed = False
 

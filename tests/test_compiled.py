@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from moco.data.compiled import compiled
-from moco.data.threads import worker_count
+from moco.compiled import compiled
+from moco.world import own_cores
 
 
 def failing_with(error: Exception) -> Callable[..., Callable[..., Tensor]]:
@@ -56,4 +56,4 @@ def test_no_process_wide_setting_and_bounded_workers() -> None:
     )
     environment = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_COMPILE_THREADS"}
     ran = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=200)
-    assert ran.stdout.split() == ["False", str(worker_count())], ran.stderr[-2000:]
+    assert ran.stdout.split() == ["False", str(own_cores())], ran.stderr[-2000:]
