@@ -150,7 +150,9 @@ def test_every_command_leaves_by_the_ordered_end() -> None:
     assert len(scripts) == 5
     for module, function in scripts:
         text = (ROOT / f"{module.replace('.', '/')}.py").read_text()
-        assert f'def {function}() -> NoReturn:\n    """The console script."""\n    end_with(main)\n' in text, module
+        assert f'def {function}() -> NoReturn:\n    """Runs the console script."""\n    end_with(main)\n' in text, (
+            module
+        )
 
 
 @pytest.mark.parametrize(("words", "code"), [("--help", 0), ("--dry-run --dataset digits", 0), ("--nonsense", 2)])

@@ -215,7 +215,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def script() -> NoReturn:
-    """The console script."""
+    """Runs the console script."""
     end_with(main)
 
 

@@ -69,8 +69,12 @@ def test_a_bag_of_words_counts(tmp_path: Path) -> None:
 def test_folders_that_cannot_be_classified(count: int, message: str, tmp_path: Path) -> None:
     if count:
         write_classes(tmp_path / "MR", count)
+    else:
+        (tmp_path / "MR").mkdir()
     with pytest.raises(InputError, match=message):
         read_labelled(tmp_path / "MR", folds=3)
+    with pytest.raises(InputError, match="CR: No such file or directory; check the path"):
+        read_labelled(tmp_path / "CR", folds=3)
 
 
 # -- the command -------------------------------------------------------------------------------------------------------

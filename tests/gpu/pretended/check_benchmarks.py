@@ -20,6 +20,7 @@ from tests.gpu.pretended import trainer
 from tests.gpu.pretended.gpu import ROOT
 
 SCRIPTS = ["loss_head", "training_step", "momentum_update", "sentence_step", "photographs"]
+TOO_LONG = ["multi_crop"]  # compiles four graphs of augmentations: it ran to its end by hand, in 107 s
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +35,7 @@ def results(patch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def test_no_script_is_left_out() -> None:
     line = re.search(r"^bench-gpu:.*?for topic in ([a-z_ ]+);", (ROOT / "Makefile").read_text(), re.M | re.S)
-    assert line is not None and line[1].split() == SCRIPTS
+    assert line is not None and line[1].split() == SCRIPTS + TOO_LONG
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
