@@ -14,10 +14,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks.measuring import Row, alternate, device_of, number, parser, ratio, report
-from benchmarks.photographs import Ours, some_images
+from benchmarks.photographs import Ours, size_for, some_images
 from moco.data.crops import MultiCrop, SmallCrops
 from moco.data.threads import worker_count
 
@@ -36,14 +34,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(options: Any, scratch: Path) -> None:
     device = device_of(options)
-    gpu = device.type == "cuda"
-    arch, size, batch, amp = ("resnet50", 224, 256, "bf16") if gpu else ("resnet18", 64, 64, "off")
-    if options.trial:
-        arch, size, batch = "smallcnn", 32, 4
+    arch, size, batch, amp = size_for(device, options.trial)
     folder = some_images(options.images, scratch / "images", 4 * batch)
-    workers = worker_count()
-    torch.set_num_threads(1 if options.trial else workers)
-    torch.backends.cudnn.benchmark = True
     crops = MultiCrop(size, (0.14, 1.0), SmallCrops(SMALL, round(SIDE * size), (0.05, 0.14)))
     contenders = {
         f"{name}, {way}": Ours(folder, arch, size, batch, amp, device, of_run, symmetric).train
@@ -64,7 +56,7 @@ def run(options: Any, scratch: Path) -> None:
     ]
     kind = "made-up JPEGs of 500×375" if options.images is None else "photographs"
     report("multi_crop", options, rows, seconds=times, images_per_s=speeds, images=kind, arch=arch, image_size=size,
-           batch=batch, amp=amp, cores_used=workers)  # fmt: skip
+           batch=batch, amp=amp, cores_used=worker_count())  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -142,16 +142,29 @@ def main(argv: list[str] | None = None) -> None:
         run(options.parse_args(argv), Path(scratch))
 
 
+class Size(NamedTuple):
+    """How large a run is measured."""
+
+    arch: str
+    image: int  # px
+    batch: int
+    amp: str
+
+
+def size_for(device: torch.device, trial: bool) -> Size:
+    """The size for a device, and for a trial of the script; sets torch's threads and kernels for it."""
+    torch.set_num_threads(1 if trial else worker_count())
+    torch.backends.cudnn.benchmark = True
+    of_device = Size("resnet50", 224, 256, "bf16") if device.type == "cuda" else Size("resnet18", 64, 64, "off")
+    return Size("smallcnn", 32, 4, of_device.amp) if trial else of_device
+
+
 def run(options: Any, scratch: Path) -> None:
     device = device_of(options)
     gpu = device.type == "cuda"
-    arch, size, batch, amp = ("resnet50", 224, 256, "bf16") if gpu else ("resnet18", 64, 64, "off")
-    if options.trial:
-        arch, size, batch = "smallcnn", 32, 4
+    arch, size, batch, amp = size_for(device, options.trial)
     folder = some_images(options.images, scratch / "images", options.number or 8 * batch)
     workers = worker_count()
-    torch.set_num_threads(1 if options.trial else workers)
-    torch.backends.cudnn.benchmark = True
     ours = Ours(folder, arch, size, batch, amp, device)
     contenders = {"ours": ours.train, "encoders": ours.encoders}
     peer = None
