@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from benchmarks.measuring import Times, alternate, commit, ratio
-from benchmarks.results_page import COLUMNS, PAGE, RESULTS, measured_where, put, spread
+from benchmarks.results_page import COLUMNS, PAGE, RESULTS, measured_where, put, spread, spreads
 from launch import spec
 from moco.commands import run_command
 from moco.data.source import Source, Subset
@@ -184,7 +184,7 @@ def table(rows: Mapping[str, list[dict[str, float]]], ratios: Mapping[str, float
         epochs = its[0]["epochs"]
         cells = [str(len(its)), f"{ratios[method]:.2f}", str(epochs), f"{ratios[method] * epochs:.1f}"]
         cells.append(spread([one["minutes"] for one in its], 1))
-        cells += [spread([one[column] for one in its], 1 if "top1" in column else 3) for column in COLUMNS]
+        cells += spreads(its, COLUMNS)
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return lines
 

@@ -17,9 +17,12 @@ import re
 import shutil
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
+from typing import Any
+
+from scipy.stats import ttest_rel
 
 from moco.commands import run_command
 from moco.errors import InputError
@@ -66,9 +69,7 @@ def heads_table(encoders: Sequence[Encoder], columns: Mapping[str, str] = COLUMN
     lines = [f"| head | seeds | {' | '.join(columns.values())} |", "|---|---:|" + "---:|" * len(columns)]
     for name, its in settings.items():
         collapsed = sum(one.state == COLLAPSE for one in its)
-        cells = [
-            spread([one.measured[column] for one in its], 1 if LOGGED[column].unit == "%" else 3) for column in columns
-        ]
+        cells = spreads([one.measured for one in its], columns)
         marked = f"{name}; {collapsed} collapsed" if collapsed else name
         lines.append(f"| {marked} | {len(its)} | {' | '.join(cells)} |")
     return lines
@@ -80,6 +81,18 @@ def name_of(one: Encoder) -> str:
     values = {name: one.option(name) for name in row.settings.values()}
     told = [f"{name.removeprefix('moco_')} {value:g}" for name, value in values.items() if value not in (None, 0)]
     return f"{one.options['loss']} ({', '.join(told)})"
+
+
+def spreads(measured: Sequence[Mapping[str, float]], columns: Iterable[str]) -> list[str]:
+    """`spread` of each column: one digit for an accuracy, three for other measures."""
+    return [spread([one[name] for one in measured], 1 if LOGGED[name].unit == "%" else 3) for name in columns]
+
+
+def paired(first: Sequence[float], second: Sequence[float]) -> tuple[list[float], str, float]:
+    """first - second of each seed, their mean ± standard deviation as text, and p of the paired t-test."""
+    differences = [a - b for a, b in zip(first, second, strict=True)]
+    told = f"{statistics.fmean(differences):+.1f} ± {statistics.stdev(differences):.1f}"
+    return differences, told, float(ttest_rel(first, second).pvalue)
 
 
 def spread(values: Sequence[float], digits: int) -> str:
@@ -108,6 +121,25 @@ def measured_where(encoders: Sequence[Encoder]) -> str:
     machines = {json.dumps(record.get("machine"), sort_keys=True): record["machine"] for record in starts}
     told = "; ".join(", ".join(f"{key} {value}" for key, value in its.items()) for its in machines.values())
     return f"Measured at commit {', '.join(commits)} on: {told}."
+
+
+def replaced(file: Path, row: dict[str, Any], key: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows of a JSON file, with `row` in place of an earlier one that is equal in `key`."""
+    rows = json.loads(file.read_text()) if file.exists() else []
+    return [one for one in rows if [one[name] for name in key] != [row[name] for name in key]] + [row]
+
+
+def plain_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[str]:
+    """A line for each row; a commit is cut to 12 digits."""
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    for row in rows:
+        cells = [shortened(row[name]) if name == "commit" else str(row[name]) for name in columns]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def shortened(commit: str) -> str:
+    return commit[:12] + ("-dirty" if commit.endswith("-dirty") else "")
 
 
 def put(page: str, name: str, lines: Sequence[str]) -> str:

@@ -14,16 +14,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import ttest_rel
-
 from benchmarks import kept_encoders
-from benchmarks.results_page import PAGE, RESULTS, SUM, heads_table, put
+from benchmarks.results_page import PAGE, RESULTS, SUM, heads_table, paired, put
 from moco.commands import run_command
 from moco.errors import InputError
 from moco.metrics.table import LOGGED
@@ -71,9 +68,8 @@ def order(settings: Sequence[Sequence[Encoder]]) -> list[str]:
     for name, (first, second) in PUBLISHED.items():
         a = [one.measured[name] for one in contrastive]
         b = [one.measured[name] for one in uniform]
-        differences = [x - y for x, y in zip(a, b, strict=True)]
-        told = f"{statistics.fmean(differences):+.1f} ± {statistics.stdev(differences):.1f}"
-        lines.append(f"| {COLUMNS[name]} | {told} | {float(ttest_rel(a, b).pvalue):.2g} | {first - second:+.2f} |")
+        _, told, p = paired(a, b)
+        lines.append(f"| {COLUMNS[name]} | {told} | {p:.2g} | {first - second:+.2f} |")
     return lines
 
 

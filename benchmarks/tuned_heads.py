@@ -16,16 +16,14 @@ It writes the recipe of the second sweep: those settings with five seeds.
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from scipy.stats import ttest_rel
 
-from benchmarks.results_page import COLUMNS, PAGE, RESULTS, heads_table, measured_where, put
+from benchmarks.results_page import COLUMNS, PAGE, RESULTS, heads_table, measured_where, paired, put
 from moco.commands import run_command
 from moco.errors import InputError
 from moco.report.runs import DONE, KNN, PROBE, Encoder, read
@@ -113,10 +111,8 @@ def report(encoders: Sequence[Encoder]) -> None:
     found: dict[str, Any] = {}
     for measure in (KNN, PROBE):
         infonce, uniform = ([one.measured[measure] for one in runs[loss]] for loss in LOSSES)
-        differences = [b - a for a, b in zip(infonce, uniform, strict=True)]
-        p = float(ttest_rel(uniform, infonce).pvalue)
+        differences, told, p = paired(uniform, infonce)
         found[measure] = {"differences": differences, "p": p}
-        told = f"{statistics.fmean(differences):+.1f} ± {statistics.stdev(differences):.1f}"
         lines.append(f"| {COLUMNS[measure]} | {told} | {p:.2g} |")
     where = measured_where(encoders)
     rows = {loss: [{name: one.measured[name] for name in COLUMNS} for one in its] for loss, its in runs.items()}

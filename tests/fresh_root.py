@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import shutil
 import subprocess
@@ -23,13 +22,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results_page import ROOT, put
+from benchmarks.results_page import ROOT, plain_table, put, replaced
 from moco.commands import run_command
 from moco.errors import InputError
 from moco.run.files import write_json
 
 RESULTS = ROOT / "benchmarks" / "results" / "fresh_roots.json"
 PAGE = ROOT / "docs" / "installation.md"
+COLUMNS = ("system", "python", "torch", "user", "command", "ffcv", "result", "minutes", "commit")
 PACKAGES = "python3,python3-venv,make,git,ca-certificates"
 SCRIPTS = Path("/usr/share/debootstrap/scripts")
 KEPT_LINES = 3  # of a failing command's output
@@ -134,20 +134,9 @@ def mounted(root: Path, shared: Sequence[str]) -> Iterator[None]:
 
 def add(row: dict[str, Any]) -> None:
     """Puts the row in place of an earlier one of the same system, user and command; writes file and table."""
-    key = ("system", "user", "command")
-    rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    rows = [one for one in rows if [one[name] for name in key] != [row[name] for name in key]] + [row]
+    rows = replaced(RESULTS, row, ("system", "user", "command"))
     write_json(RESULTS, rows)
-    PAGE.write_text(put(PAGE.read_text(), "fresh roots", table(rows)))
-
-
-def table(rows: Sequence[dict[str, Any]]) -> list[str]:
-    columns = ("system", "python", "torch", "user", "command", "ffcv", "result", "minutes", "commit")
-    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
-    for row in rows:
-        cells = [str(row[name])[:12] if name == "commit" else str(row[name]) for name in columns]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+    PAGE.write_text(put(PAGE.read_text(), "fresh roots", plain_table(rows, COLUMNS)))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import os
 import platform
 import re
@@ -20,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,26 +92,12 @@ def row(tests: str, result: dict[str, int], commit: str) -> dict[str, Any]:
 
 def add(row: dict[str, Any]) -> None:
     """Puts the row in place of an earlier one of the same versions and tests; writes file and table."""
-    from benchmarks.results_page import put
+    from benchmarks.results_page import plain_table, put, replaced
 
-    key = ("system", "python", "torch", "tests")
-    rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    rows = [one for one in rows if [one[name] for name in key] != [row[name] for name in key]] + [row]
+    rows = replaced(RESULTS, row, ("system", "python", "torch", "tests"))
     rows.sort(key=lambda one: [[int(part) for part in re.findall(r"\d+", one[name])] for name in ("python", "torch")])
     write_json(RESULTS, rows)
-    PAGE.write_text(put(PAGE.read_text(), "interpreters", table(rows)))
-
-
-def table(rows: Sequence[dict[str, Any]]) -> list[str]:
-    lines = [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
-    for row in rows:
-        cells = [shortened(row[name]) if name == "commit" else str(row[name]) for name in COLUMNS]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
-
-
-def shortened(commit: str) -> str:
-    return commit[:12] + ("-dirty" if commit.endswith("-dirty") else "")
+    PAGE.write_text(put(PAGE.read_text(), "interpreters", plain_table(rows, COLUMNS)))
 
 
 if __name__ == "__main__":
