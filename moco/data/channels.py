@@ -14,6 +14,7 @@ import numpy as np
 from moco.errors import InputError
 
 MOST_CHANNELS = 1024
+MEASUREMENT_SUFFIXES = (".tif", ".tiff", ".npy")  # what microscopes and satellites write
 _LARGEST = 1e30  # of a number that is typed: differences of such numbers are still finite
 _TABLE_BITS = 16  # integers of this size are looked up
 

@@ -7,12 +7,11 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from moco.data.channels import MEASUREMENT_SUFFIXES
 from moco.plugins import is_outside
 from moco.pretrain.options import PretrainOptions
 from moco.run.checkpoint import checkpoint_name
 from moco.schedules import values_of
-
-_OF_MEASUREMENTS = (".tif", ".tiff", ".npy")  # what microscopes and satellites write
 
 
 def first_losses(options: PretrainOptions, steps_done: int) -> list[str]:
@@ -32,7 +31,7 @@ def channels_not_rgb(options: PretrainOptions, paths: Sequence[str] = ()) -> lis
     paths: of the images. Where they may hold measurements, three channels are said to be taken as RGB.
     """
     if options.channels in (None, 3) and not options.not_rgb:
-        measured = sum(path.lower().endswith(_OF_MEASUREMENTS) for path in paths)
+        measured = sum(path.lower().endswith(MEASUREMENT_SUFFIXES) for path in paths)
         colours = any(view.changes_colour for view in options.find_recipe(str(options.recipe)).views)
         if not (measured and colours):
             return []

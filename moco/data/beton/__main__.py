@@ -21,7 +21,7 @@ from moco.commands import Parser, end_with, number, run_command
 from moco.data.arrays import channels_of_array, is_array
 from moco.data.beton.file import JPEG, BetonFile, BetonSource, require_ffcv
 from moco.data.beton.writer import MODES, progress_bar, write_beton
-from moco.data.channels import RGB, PixelFormat, pixel_format
+from moco.data.channels import MEASUREMENT_SUFFIXES, RGB, PixelFormat, pixel_format
 from moco.data.datasets import DATASETS, SPLITS, find_beton, has_split, open_split, subset_classes
 from moco.data.decode import BadImage
 from moco.data.folder import FolderSource
@@ -58,7 +58,7 @@ def check_channels(source: Source) -> None:
 
     Several pages of a TIFF file are a document, of which the first is written, as it is trained on.
     """
-    paths = [path for path in getattr(source, "paths", []) if path.lower().endswith(_MAY_HOLD_MORE)]
+    paths = [path for path in getattr(source, "paths", []) if path.lower().endswith(MEASUREMENT_SUFFIXES)]
     if not paths or not isinstance(source, FolderSource):
         return
     path = source.root / paths[0]
@@ -72,9 +72,6 @@ def check_channels(source: Source) -> None:
             f"{path} has {channels} channels, and FFCV's image field holds RGB of 8 bits: train from the folder itself,"
             f" with --channels {channels}"
         )
-
-
-_MAY_HOLD_MORE = (".npy", ".tif", ".tiff")
 
 
 def write(options: argparse.Namespace) -> int:
