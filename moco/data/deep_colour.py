@@ -1,6 +1,7 @@
-"""Colour of 16 bits in PNG and TIFF files, of which Pillow gives the upper byte alone.
+"""Reads 16-bit colour from PNG and TIFF files.
 
-Told that the bytes of a value stand in the other order, Pillow gives the lower byte.
+Pillow gives only the upper byte of each value. With the two bytes declared in the opposite order it gives the lower
+byte. So each file is decoded twice.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ _OTHER = {"B": "L", "L": "B"}
 def deep_colour_file(image: Image.Image) -> bytes | None:
     """The file's bytes, if it has several channels of 16 bits; None for others.
 
-    The image must not be loaded yet, which Pillow also does to look for an orientation: then it is None.
+    Call it before the image is loaded; for a loaded image it returns None. Pillow may load an image to find its
+    orientation.
     """
     file = getattr(image, "fp", None)
     deep = image.format in ("PNG", "TIFF") and any(_DEEP.fullmatch(_raw_mode(tile)) for tile in _tiles(image))

@@ -31,7 +31,7 @@ _NONE = 65_535  # Kinects write it for missing depth
 
 
 class DepthSource(Source, Protocol):
-    """Is a source whose images have a depth."""
+    """A source whose images have a depth."""
 
     def depth(self, index: int) -> np.ndarray:
         """Returns uint16 [H, W] in millimetres, 0 where missing. Raises BadImage."""

@@ -1,9 +1,9 @@
-"""JPEG files: those that OpenCV may decode, and those of which a download has only begun.
+"""Decodes plain JPEG files with OpenCV, and recognises incomplete downloads.
 
-OpenCV and Pillow decode with libjpeg-turbo in the same way: their pixels are equal (tests/data/test_jpeg.py). OpenCV
-does all of it without the interpreter lock. Pillow parses the header in Python and copies the pixels under the lock,
-which other threads and the thread that starts the GPU's kernels wait for. OpenCV comes with FFCV; without it Pillow
-decodes everything.
+OpenCV and Pillow both use libjpeg-turbo, and their pixels are equal (tests/data/test_jpeg.py). OpenCV works without
+the interpreter lock. Pillow parses the header in Python and copies the pixels, and holds the lock for both. Meanwhile
+other threads wait, also the one that starts the GPU's kernels. OpenCV is installed with FFCV; without it Pillow decodes
+all files.
 """
 
 from __future__ import annotations
@@ -39,17 +39,18 @@ def _first_scan(data: bytes) -> int:
 
 
 class Header(NamedTuple):
-    """What the markers before the pixels of a JPEG say."""
+    """The size in pixels, from a JPEG's header."""
 
     height: int
     width: int
 
 
 def plain_header(data: bytes) -> Header | None:
-    """The header of an upright 8-bit JPEG of 1 or 3 channels whose end is there; None for every other file.
+    """The header of a JPEG that OpenCV reads as Pillow does; None for other files.
 
-    What OpenCV would read in another way, or without an error where Pillow has one, is left to Pillow: turned pictures,
-    CMYK, several pictures in a file, a file that is cut off or too large.
+    That is an upright image of 8 bits and 1 or 3 channels, with its end. Pillow reads the others: turned images, CMYK,
+    several images in a file, and files that are cut off or too large. OpenCV would read them differently, or without
+    Pillow's error.
     """
     if not (data.startswith(START) and data.endswith(_END)):
         return None
@@ -86,7 +87,7 @@ _ORIENTATION_TAGS = (b"\x01\x12\x00\x03", b"\x12\x01\x03\x00", b"Orientation")  
 
 
 def _says_more(segment: bytes) -> bool:
-    """Whether an application's segment may turn the picture, or says that others follow it."""
+    """True if an application's segment may turn the image, or announces further images."""
     return segment.startswith(b"MPF") or any(tag in segment for tag in _ORIENTATION_TAGS)
 
 

@@ -26,7 +26,7 @@ class Pixels(NamedTuple):
 
 
 class Picture(Protocol):
-    """Is one opened sample, not yet decoded."""
+    """An opened sample, not yet decoded."""
 
     @property
     def size(self) -> Size:
@@ -48,7 +48,7 @@ class Picture(Protocol):
 
 
 class Source(Protocol):
-    """Is a data set: n samples in a fixed order.
+    """A data set: n samples in a fixed order.
 
     Several threads may call all methods at the same time.
     """

@@ -22,7 +22,7 @@ from moco.timing import stage
 
 
 class ReferenceMoCo(MoCo):
-    """Is MoCo with Algorithm 1's momentum update, shuffle and queue."""
+    """MoCo with Algorithm 1's momentum update, shuffle and queue."""
 
     @torch.no_grad()
     def update_key_encoder(self) -> None:

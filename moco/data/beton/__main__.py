@@ -54,9 +54,9 @@ def sources(
 
 
 def check_channels(source: Source) -> None:
-    """InputError if the first TIFF file or array holds more channels than FFCV's image field.
+    """Raises InputError if images have more channels than FFCV's image field.
 
-    Several pages of a TIFF file are a document, of which the first is written, as it is trained on.
+    It looks at the first TIFF file or array. Of a TIFF file with several pages the first page counts, as in training.
     """
     paths = [path for path in getattr(source, "paths", []) if path.lower().endswith(MEASUREMENT_SUFFIXES)]
     if not paths or not isinstance(source, FolderSource):

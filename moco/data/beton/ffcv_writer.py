@@ -37,7 +37,7 @@ PLACEHOLDER = np.zeros((1, 1, 3), np.uint8)  # of a bad image: FFCV needs some p
 
 
 class Job:
-    """Is the data set that FFCV's writing processes ask for images.
+    """The data set that FFCV's writing processes ask for images.
 
     They write their results to memory that this process shares.
     """

@@ -232,7 +232,7 @@ class BetonSource:
 
 
 class BetonPicture:
-    """Is one sample of a .beton file."""
+    """A sample of a .beton file."""
 
     def __init__(self, source: BetonSource, index: int) -> None:
         self.source = source
