@@ -56,18 +56,28 @@ def standardise(of: Tensor, *features: Tensor) -> tuple[list[Tensor], Tensor, Te
     return [(x.double() - mean) / deviation for x in features], mean, deviation
 
 
-def logistic_regression(x: Tensor, y: Tensor, classes: int, penalty: float = 1.0) -> tuple[Tensor, Tensor]:
+def logistic_regression(
+    x: Tensor, y: Tensor, classes: int, penalty: float = 1.0, start: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
     """Minimises Σ cross entropy + penalty·½‖weight‖²; returns weight and bias.
 
-    weight [classes, d], bias [classes]. x: fp64 [n, d]. Convex, started at zero, full batch: the same bits each time on
-    one machine.
+    weight [classes, d], bias [classes]. x: fp64 [n, d]. penalty: above 0. start: weight and bias to begin with; zeros
+    by default. The problem is convex and the batch is full, so the result is the same from each start up to rounding,
+    and has the same bits each time on one machine.
     """
-    weight = x.new_zeros((classes, x.shape[1]), requires_grad=True)
-    bias = x.new_zeros(classes, requires_grad=True)
+    # L-BFGS needs few steps where curvature is near 1 in all directions. At zero, the curvature is XᵀX / classes +
+    # penalty for a class's weight, and n / classes for its bias. So the variables are scaled by the inverse roots.
+    curvature = x.T @ x / classes + penalty * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    root = torch.linalg.cholesky(curvature)
+    bias_root = math.sqrt(len(x) / classes)
+    weight, bias = start or (x.new_zeros((classes, x.shape[1])), x.new_zeros(classes))
+    scaled_weight = (weight @ root).requires_grad_()
+    scaled_bias = (bias * bias_root).requires_grad_()
+    inverse = torch.linalg.solve_triangular(root, torch.eye(len(root), dtype=x.dtype, device=x.device), upper=False)
     solver = torch.optim.LBFGS(
-        [weight, bias],
+        [scaled_weight, scaled_bias],
         max_iter=500,
-        tolerance_grad=1e-8,
+        tolerance_grad=1e-5,  # of scaled variables: the loss is within ½‖gradient‖² of its minimum
         tolerance_change=0,
         history_size=20,
         line_search_fn="strong_wolfe",
@@ -75,13 +85,15 @@ def logistic_regression(x: Tensor, y: Tensor, classes: int, penalty: float = 1.0
 
     def objective() -> Tensor:
         solver.zero_grad()
-        loss = F.cross_entropy(x @ weight.T + bias, y, reduction="sum") + penalty / 2 * weight.square().sum()
+        weight = scaled_weight @ inverse
+        logits = x @ weight.T + scaled_bias / bias_root
+        loss = F.cross_entropy(logits, y, reduction="sum") + penalty / 2 * weight.square().sum()
         loss.backward()
         return loss
 
     with torch.enable_grad():
         solver.step(objective)  # type: ignore[arg-type, unused-ignore]
-    return weight.detach(), bias.detach()
+    return scaled_weight.detach() @ inverse, scaled_bias.detach() / bias_root
 
 
 PENALTIES = (1000.0, 100.0, 10.0, 1.0, 0.1)
@@ -112,15 +124,27 @@ def solve(x: Tensor, y: Tensor, classes: int, parts: int, seed: int) -> Solved:
     fold = torch.from_numpy(folds(y.cpu().numpy(), parts, seed)).to(y.device)
     (z,), mean, deviation = standardise(x, x)
 
-    def accuracy(part: int, penalty: float) -> float:
+    def without(part: int, penalty: float, start: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
         rest = fold != part
-        weight, bias = logistic_regression(z[rest], y[rest], classes, penalty)
-        return metrics.topk_accuracy(z[~rest] @ weight.T + bias, y[~rest], (1,)).item()
+        return logistic_regression(z[rest], y[rest], classes, penalty, start)
 
-    held_out = {penalty: accuracy(0, penalty) for penalty in PENALTIES}
+    def accuracy(part: int, solution: tuple[Tensor, Tensor]) -> float:
+        weight, bias = solution
+        held = fold == part
+        return metrics.topk_accuracy(z[held] @ weight.T + bias, y[held], (1,)).item()
+
+    # each solution is a start near the next one
+    solutions: dict[float, tuple[Tensor, Tensor]] = {}
+    solution = None
+    for penalty in PENALTIES:
+        solution = without(0, penalty, solution)
+        solutions[penalty] = solution
+    held_out = {penalty: accuracy(0, solution) for penalty, solution in solutions.items()}
     penalty = max(PENALTIES, key=held_out.__getitem__)
-    of_folds = torch.tensor([held_out[penalty], *(accuracy(part, penalty) for part in range(1, parts))])
-    weight, bias = logistic_regression(z, y, classes, penalty)
+    start = solutions[penalty]
+    others = [accuracy(part, without(part, penalty, start)) for part in range(1, parts)]
+    of_folds = torch.tensor([held_out[penalty], *others])
+    weight, bias = logistic_regression(z, y, classes, penalty, start)
     linear = nn.Linear(x.shape[1], classes).to(x.device)
     with torch.no_grad():
         linear.weight.copy_(weight / deviation)
