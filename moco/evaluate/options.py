@@ -14,16 +14,20 @@ from moco.run.options import DataOptions, at_least, check_data, check_seed, posi
 class EvaluateOptions(DataOptions):
     """Options of moco.evaluate."""
 
-    checkpoint: str = result("", "file of any layout that main_lincls.py --pretrained reads", positional=True)
-    features_from: list[str] = result([], "trunk, output, names of layers; default: all the file holds", nargs="+")
-    arch: str | None = result(None, "the network, if the checkpoint does not name it, or your own module:factory", "-a")
+    checkpoint: str = result("", "file in any layout that main_lincls.py --pretrained reads", positional=True)
+    features_from: list[str] = result(
+        [], "trunk, output or names of layers; default: all that the file holds", nargs="+"
+    )
+    arch: str | None = result(
+        None, "encoder, if the checkpoint does not name it, or your own module:factory", "-a", metavar="NAME"
+    )
     arch_arg: list[str] = result(
         [], "argument of an encoder of your own; default: the checkpoint's", action="append", metavar="NAME=VALUE"
     )
-    recipe: str | None = result(None, "augmentations of the views, and normalisation; default: the run's")
+    recipe: str | None = result(None, "augmentations of the views, and normalisation; default: the checkpoint's")
     seed: int = result(0, "seed of the augmented views")
-    knn_k: int = result(200, "neighbours that vote")
-    knn_t: float = result(0.1, "temperature of their weights")
+    knn_k: int = result(200, "neighbours of the kNN")
+    knn_t: float = result(0.1, "temperature of the kNN")
     align_alpha: float = result(2.0, "exponent of alignment")
     unif_t: float = result(2.0, "t of uniformity")
     bins: int = result(100, "bins of the histograms")

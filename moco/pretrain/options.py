@@ -1,8 +1,8 @@
 """Defines the options of main_moco.py.
 
-Each has flag, default, meaning, and whether it changes the results. A field of the dataclass is the option; the parser
-is made from the fields. Names, defaults and meanings are facebookresearch/moco's and, for the loss, those of its
-align/uniform fork. Others are marked "(new)".
+Each field of the dataclass is an option; the parser is made from the fields.
+The heading in --help says whether an option changes the results.
+Options of facebookresearch/moco, and of its align/uniform fork for the loss, keep their names, defaults and meanings.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import dataclasses
 import os
 import re
 from dataclasses import dataclass
+from functools import partial
 
 from moco.builder import KEYS, choose_bn
 from moco.data.augment.recipes import RECIPES
@@ -26,152 +27,182 @@ from moco.plugins import known_or_outside
 from moco.pretrain.checks import check
 from moco.pretrain.optimiser import OPTIMIZERS
 from moco.run import flags
-from moco.run.options import CommonOptions, evaluation, result, running
+from moco.run.options import (
+    CommonOptions,
+    augmentation_option,
+    encoder_option,
+    evaluation,
+    result,
+    running,
+    training_option,
+)
 from moco.schedules import number_or_curve
 from moco.world import World
 
 PREDICTORS = ("resnet", "vit")
+
+contrast_option = partial(result, topic="keys, queue and temperature")
+loss_option = partial(result, topic="loss")
 
 
 @dataclass(frozen=True)
 class PretrainOptions(CommonOptions):
     """Holds the options of main_moco.py."""
 
-    arch: str = result(
-        "resnet50", "encoder: a torchvision name, timm:NAME, resnet18_small, smallalexnet, smallcnn, vit_small, or your"
-        " own module:factory", "-a",
+    arch: str = encoder_option(
+        "resnet50", "a torchvision name, timm:NAME, resnet18_small, smallalexnet, smallcnn, vit_small, or your own"
+        " module:factory", "-a", metavar="NAME",
     )  # fmt: skip
-    arch_arg: list[str] = result(
-        [], "argument of an encoder of your own; may be repeated (new)", action="append", metavar="NAME=VALUE"
+    arch_arg: list[str] = encoder_option(
+        [], "argument of an encoder of your own; may be repeated", action="append", metavar="NAME=VALUE"
     )
-    init_from: str | None = result(
-        None, "start from this checkpoint's encoder with a new projection head; layouts as for --pretrained (new)"
+    mlp: bool = encoder_option(False, "MLP projection head (MoCo v2)")
+    moco_dim: int = encoder_option(128, "dimension of the output features")
+    moco_mlp_layers: int | None = encoder_option(
+        None, "linear layers of the projection head, with ReLU between them; default: 1, or 2 with --mlp"
     )
-    init_std: float | None = result(
-        None, "weights of all convolutions and linear layers start as N(0, this), biases at 0; default: the network's"
-        " own start (new)",
+    moco_mlp_dim: int | None = encoder_option(
+        None, "width of the projection head's hidden layers; default: that of the encoder's features"
+    )
+    moco_mlp_bn: bool = encoder_option(
+        False, "with --moco-mlp-layers: BatchNorm after each layer and no biases, as in MoCo v3"
+    )
+    predictor: str | None = encoder_option(
+        None, "MoCo v3's two-layer predictor on the queries, --moco-mlp-dim wide; vit: BatchNorm after its last layer"
+        " too; default: none", choices=PREDICTORS,
     )  # fmt: skip
-    epochs: int = result(200, "epochs to train")
-    start_epoch: int = result(0, "epoch to start counting at")
-    batch_size: int = result(256, "images per step, over all ranks", "-b")
-    no_drop_last: bool = result(False, "train on the short batch at the end of an epoch too (new)")
-    optimizer: str = result("sgd", "optimiser (new)", choices=tuple(OPTIMIZERS))
-    lr: float = result(0.03, "learning rate at the start, for the batch size given", "--learning-rate")
-    schedule: list[int] = result([120, 160], "epochs at which the learning rate drops tenfold", nargs="*")
-    cos: bool = result(False, "cosine schedule instead")
-    warmup_epochs: int = result(0, "epochs of linear warm-up (new)")
-    lr_per_step: bool = result(
-        False, "warm-up and cosine by step, not by epoch: from 0 to --lr, then down to 0 at the end (new)"
-    )
-    momentum: float = result(0.9, "momentum of SGD and LARS")
-    weight_decay: float = result(1e-4, "weight decay", "--wd")
-    grad_clip: float | None = result(None, "largest gradient norm (new)")
-    accum_steps: int = result(1, "parts a batch is split into, one after the other, to save memory (new)")
-    amp: str = result("off", "automatic mixed precision of the encoders (new)", choices=("off", "bf16", "fp16"))
-    max_bad_steps: int = result(0, "steps whose gradient is not finite to leave out before giving up (new)")
-    moco_dim: int = result(128, "feature dimension")
-    keys: str = result(
-        "queue", "where negative keys come from: the queue, or the key encoder's keys of the batch (MoCo v3) (new)",
+    stop_grad_conv1: bool = encoder_option(False, "do not train a ViT's patch projection, as in MoCo v3")
+    init_from: str | None = encoder_option(
+        None, "start from this checkpoint's encoder, with a new projection head; layouts as for --pretrained",
+        metavar="FILE",
+    )  # fmt: skip
+    init_std: float | None = encoder_option(
+        None, "initial weights of all convolutions and linear layers are N(0, X²), their biases 0; default: the"
+        " encoder's own initialisation",
+    )  # fmt: skip
+
+    keys: str = contrast_option(
+        "queue", "where negative keys come from: the queue, or the keys of the whole batch, as in MoCo v3",
         choices=KEYS,
     )  # fmt: skip
-    moco_k: int = result(65536, "queue length: number of negative keys; 0: no queue, the batch itself (SimCLR)")
-    moco_m: float | str = result(0.999, "momentum of the key encoder, or a curve as for --moco-t", type=number_or_curve)
-    moco_m_cos: bool = result(
-        False, "key momentum by step: a half cosine from --moco-m to 1, or between the points of its curve (new)"
+    moco_k: int = contrast_option(65536, "queue length: number of negative keys; 0: no queue, as SimCLR")
+    moco_m: float | str = contrast_option(
+        0.999, "momentum of the key encoder, or a curve as for --moco-t", type=number_or_curve, metavar="X|CURVE"
     )
-    moco_t: float | str | None = result(
-        None, "temperature; a curve over epochs: 0:0.5,100:0.07; default: 0.07, dcl and dclw 0.1, debiased"
-        " and hcl 0.5",
-        "--moco-contr-tau", type=number_or_curve,
+    moco_m_cos: bool = contrast_option(
+        False, "change the key momentum by step, along a half cosine from --moco-m to 1 or between its curve's points"
+        "",
     )  # fmt: skip
-    mlp: bool = result(False, "MLP projection head (MoCo v2)")
-    moco_mlp_layers: int | None = result(
-        None, "linear layers of the projection head, with ReLU between; default: 1, with --mlp 2 (new)"
-    )
-    moco_mlp_dim: int | None = result(
-        None, "width between the layers of --moco-mlp-layers; default: that of the encoder's features (new)"
-    )
-    moco_mlp_bn: bool = result(
-        False, "BatchNorm after each layer of --moco-mlp-layers in place of biases, as in MoCo v3 (new)"
-    )
-    predictor: str | None = result(
-        None, "a predictor on the queries, of two layers, --moco-mlp-dim wide: MoCo v3's for ResNets, or for ViTs, with"
-        " BatchNorm after the last layer too (new)", choices=PREDICTORS,
+    moco_t: float | str | None = contrast_option(
+        None, "temperature, or a curve over epochs such as 0:0.5,100:0.07; default: 0.07; dcl, dclw 0.1; debiased, hcl"
+        " 0.5",
+        "--moco-contr-tau", type=number_or_curve, metavar="X|CURVE",
     )  # fmt: skip
-    stop_grad_conv1: bool = result(False, "keep a ViT's projection of patches as it starts, as in MoCo v3 (new)")
-    aug_plus: bool = result(False, "MoCo v2's augmentations")
-    recipe: str | None = result(
-        None, "augmentations by name; default: the data set's, or v1/v2 (new)", choices=tuple(RECIPES)
-    )
-    crop_min: float | None = result(
-        None, "smallest share of an image's area that a crop takes; default: the augmentations' (new)"
-    )
-    crops: str | None = result(
-        None, "multi-crop: two large and some small crops, as 2x224@.14-1+6x96@.05-.14 (count x pixels @ shares of the"
-        " area); the small ones are queries alone (new)", type=crops_text,
+    symmetric: bool = contrast_option(
+        False, "both views are queries: mean of two losses, and both views' keys are queued; with --keys batch: their"
+        " sum",
     )  # fmt: skip
-    loss: str | None = result(
-        None, "infonce, align-uniform (they preset the three weights to 1/0/0 and 0/3/1), simple, hard, hard-simple,"
-        " debiased, hcl, dcl, dclw, supcon, or your own module:Class (new; default infonce)",
+    queue_per_view: bool = contrast_option(
+        False, "with --symmetric: one queue of --moco-k keys for each view, as in solo-learn"
+    )
+    bn: str | None = contrast_option(
+        None, "how BatchNorm keeps a query's batch from its key's; default: shuffle on several ranks, split on one,"
+        " local for --moco-k 0", choices=BN_MODES,
+    )  # fmt: skip
+    bn_group_size: int = contrast_option(32, "images in each group of --bn split")
+
+    loss: str | None = loss_option(
+        None, "infonce, align-uniform, simple, hard, hard-simple, debiased, hcl, dcl, dclw, supcon, or your own"
+        " module:Class; default: infonce",
         type=known_or_outside("--loss", tuple(LOSSES)), metavar="NAME",
     )  # fmt: skip
-    loss_arg: list[str] = result(
-        [],
-        "argument of a loss of your own; may be repeated (new)",
-        action="append",
-        metavar="NAME=VALUE",
+    loss_arg: list[str] = loss_option(
+        [], "argument of a loss of your own; may be repeated", action="append", metavar="NAME=VALUE"
     )
-    symmetric: bool = result(
-        False, "both views as queries: mean of two losses, both views' keys are queued; --keys batch: their sum (new)"
+    moco_contr_w: float | None = loss_option(
+        None, "weight of the contrastive term; default: infonce 1, align-uniform 0"
     )
-    queue_per_view: bool = result(
-        False, "with --symmetric, a queue of --moco-k keys for each view, as in solo-learn, not one for both (new)"
+    moco_align_w: float | None = loss_option(None, "weight of the alignment term; default: infonce 0, align-uniform 3")
+    moco_align_alpha: float = loss_option(2.0, "exponent α of alignment")
+    moco_unif_w: float | None = loss_option(None, "weight of the uniformity term; default: infonce 0, align-uniform 1")
+    moco_unif_t: float | str = loss_option(
+        3.0, "t of uniformity, or a curve as for --moco-t", type=number_or_curve, metavar="X|CURVE"
     )
-    moco_contr_w: float | None = result(None, "weight of the contrastive term")
-    moco_align_w: float | None = result(None, "weight of the alignment term")
-    moco_align_alpha: float = result(2.0, "exponent α of alignment")
-    moco_unif_w: float | None = result(None, "weight of the uniformity term")
-    moco_unif_t: float | str = result(3.0, "t of uniformity, or a curve as for --moco-t", type=number_or_curve)
-    moco_unif_no_intra_batch: bool = result(False, "uniformity over queue pairs only, without pairs of the batch")
-    in_batch: str = result(
-        "simclr", "negatives of the contrastive term with --moco-k 0: both views', or the other view's alone (new)",
+    moco_unif_no_intra_batch: bool = loss_option(
+        False, "uniformity over pairs of a query and a queue entry, without pairs of two queries"
+    )
+    unif_global: bool = loss_option(
+        False, "one uniformity over the queries of all ranks, in place of the mean over ranks"
+    )
+    in_batch: str = loss_option(
+        "simclr", "with --moco-k 0, negatives of the contrastive term: both views', or only the other view's",
         choices=tuple(CONTRASTIVE),
     )  # fmt: skip
-    unif_global: bool = result(False, "one uniformity over all ranks' queries, not the mean of each rank's (new)")
-    moco_hard_alpha: float = result(0.0819, "share of the negatives that hard and hard-simple keep, the nearest (new)")
-    moco_simple_w: float = result(1.0, "weight of the negatives' mean similarity in simple and hard-simple (new)")
-    moco_tau_plus: float = result(0.1, "τ⁺ of debiased and hcl: share of negatives of the query's own class (new)")
-    moco_beta: float = result(1.0, "β of hcl: how much hard negatives weigh (new)")
-    bn: str | None = result(
-        None, "BatchNorm isolation; default: shuffle on several ranks, split on one, local for --moco-k 0 (new)",
-        choices=BN_MODES,
-    )  # fmt: skip
-    bn_group_size: int = result(32, "samples per virtual group of --bn split, consecutive ones (new)")
+    moco_hard_alpha: float = loss_option(
+        0.0819, "hard, hard-simple: share of the negatives that is kept, the nearest ones"
+    )
+    moco_simple_w: float = loss_option(1.0, "simple, hard-simple: weight of the negatives' mean similarity")
+    moco_tau_plus: float = loss_option(0.1, "τ⁺ of debiased and hcl: share of negatives that have the query's class")
+    moco_beta: float = loss_option(1.0, "β of hcl: weight of hard negatives")
 
-    compile: bool = result(False, "compile the encoders; where that fails, go on without (new)")
-    reference_step: bool = result(False, "MoCo's algorithm the slow way, as its paper writes it: to compare (new)")
+    aug_plus: bool = augmentation_option(False, "MoCo v2's augmentations")
+    recipe: str | None = augmentation_option(
+        None, "augmentations by name; default: the data set's, or v1, or v2 with --aug-plus",
+        choices=tuple(RECIPES),
+    )  # fmt: skip
+    crop_min: float | None = augmentation_option(
+        None, "smallest share of an image's area that a crop takes; default: the recipe's"
+    )
+    crops: str | None = augmentation_option(
+        None, "multi-crop: two large and some small crops, such as 2x224@.14-1+6x96@.05-.14: number x pixels @ shares"
+        " of the area; small crops are only queries", type=crops_text,
+    )  # fmt: skip
+
+    epochs: int = training_option(200, "epochs to train")
+    start_epoch: int = training_option(0, "number of the first epoch")
+    batch_size: int = training_option(256, "images in a step, over all ranks", "-b")
+    no_drop_last: bool = training_option(False, "train on the last batch of an epoch even if it is short")
+    optimizer: str = training_option("sgd", "optimiser", choices=tuple(OPTIMIZERS))
+    lr: float = training_option(0.03, "learning rate at the start; not scaled by the batch size", "--learning-rate")
+    schedule: list[int] = training_option([120, 160], "epochs at which the learning rate drops tenfold", nargs="*")
+    cos: bool = training_option(False, "cosine learning rate in place of --schedule")
+    warmup_epochs: int = training_option(0, "epochs in which the learning rate rises to --lr")
+    lr_per_step: bool = training_option(False, "change the learning rate at each step, not at each epoch")
+    momentum: float = training_option(0.9, "momentum of SGD and LARS")
+    weight_decay: float = training_option(1e-4, "weight decay", "--wd")
+    grad_clip: float | None = training_option(None, "largest gradient norm; default: no limit")
+    accum_steps: int = training_option(1, "split each batch into so many parts, to save memory")
+    amp: str = training_option("off", "automatic mixed precision of the encoders", choices=("off", "bf16", "fp16"))
+    max_bad_steps: int = training_option(0, "steps without a finite gradient that may be skipped before the run ends")
+    compile: bool = training_option(False, "compile the encoders; where that fails, go on without")
+    reference_step: bool = training_option(False, "train by the paper's algorithm as it is written, slowly, to compare")
 
     eval_freq: int | None = evaluation(
-        None, "epochs between two online evaluations, 0 for none; default 10 where there is a val split (new)"
+        None, "epochs between two kNN evaluations, 0: none; default: 10 if there is a val split"
     )
-    knn_k: int = evaluation(200, "neighbours of the online kNN (new)")
-    knn_t: float = evaluation(0.1, "temperature of the online kNN (new)")
+    knn_k: int = evaluation(200, "neighbours of the kNN")
+    knn_t: float = evaluation(0.1, "temperature of the kNN")
     online_probe: bool = evaluation(
-        False, "train a linear classifier beside the encoder, which it leaves as it is; logged with kNN (new)"
+        False, "also train a linear classifier on the features; the encoder gets no gradient from it"
     )
 
-    resume: str | None = running(None, "checkpoint to go on from; 'auto': the newest good one in --output-dir, if any")
-    save_freq: int = running(1, "epochs between two checkpoints; the last epoch is always saved (new)")
-    save_every: str | None = running(None, "save inside epochs too: after so many steps (500) or minutes (30m) (new)")
-    keep_last: int = running(0, "checkpoints to keep; 0: those of all epochs, and the last two of all kinds (new)")
-    keep_every: int = running(0, "with --keep-last, keep also those of every so many epochs (new)")
-    rank_timeout: float = running(1800.0, "seconds after which a rank that does not answer ends the run (new)")
-    channels_last: bool | None = running(
-        None, "NHWC memory format; default: on a GPU (new)", action=argparse.BooleanOptionalAction
+    resume: str | None = running(
+        None, "checkpoint to go on from; auto: the newest good one in --output-dir, if there is one",
+        metavar="FILE|auto",
+    )  # fmt: skip
+    save_freq: int = running(1, "epochs between two checkpoints; the last epoch is always saved")
+    save_every: str | None = running(
+        None, "save inside epochs too: each so many steps (500) or minutes (30m)", metavar="STEPS|MINUTESm"
     )
-    profile: bool = running(False, "write a trace and a table of where the time of a few steps goes (new)")
-    tensorboard: bool = running(True, "write TensorBoard files (new)", action=argparse.BooleanOptionalAction)
-    wandb: str | None = running(None, "log to this Weights & Biases project as well (new)", metavar="PROJECT")
+    keep_last: int = running(0, "checkpoints to keep; 0: every epoch's, and the last two of those inside epochs")
+    keep_every: int = running(0, "with --keep-last: keep also each so many epochs' checkpoint")
+    rank_timeout: float = running(1800.0, "seconds without an answer from a rank after which the run ends")
+    channels_last: bool | None = running(
+        None, "NHWC memory format; default: on a GPU", action=argparse.BooleanOptionalAction
+    )
+    profile: bool = running(False, "write a trace of a few steps, and a table of where their time goes")
+    tensorboard: bool = running(True, "write TensorBoard files; default: yes", action=argparse.BooleanOptionalAction)
+    wandb: str | None = running(None, "log to this Weights & Biases project too", metavar="PROJECT")
 
     @property
     def multi_crop(self) -> MultiCrop | None:

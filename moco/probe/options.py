@@ -1,68 +1,91 @@
 """Defines the options of main_lincls.py.
 
-Names, defaults and meanings are those of facebookresearch/moco; options that it lacks are marked "(new)".
+Options of facebookresearch/moco keep their names, defaults and meanings.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 from moco.data.augment.recipes import RECIPES
 from moco.encoders import check_arch
 from moco.errors import InputError, flag
 from moco.run import flags
-from moco.run.options import CommonOptions, at_least, check_common, check_unread, evaluation, positive, result, running
+from moco.run.options import (
+    CommonOptions,
+    at_least,
+    augmentation_option,
+    check_common,
+    check_unread,
+    encoder_option,
+    evaluation,
+    positive,
+    result,
+    running,
+    training_option,
+)
 
 # MoCo's learning rate is for frozen features; an encoder trained with it diverges
 _LR = 30.0
+
+protocol_option = partial(result, topic="protocol")
 
 
 @dataclass(frozen=True)
 class LinclsOptions(CommonOptions):
     """Holds the options of main_lincls.py."""
 
-    arch: str | None = result(None, "encoder; default: the checkpoint's, else resnet50", "-a")
-    arch_arg: list[str] = result(
-        [], "argument of an encoder of your own; default: the checkpoint's (new)", action="append", metavar="NAME=VALUE"
+    arch: str | None = encoder_option(None, "encoder; default: the checkpoint's, else resnet50", "-a", metavar="NAME")
+    arch_arg: list[str] = encoder_option(
+        [], "argument of an encoder of your own; default: the checkpoint's", action="append", metavar="NAME=VALUE"
     )
-    pretrained: str | None = result(None, "checkpoint of the encoder; without it the encoder is untrained")
-    features_from: str = result(
-        "trunk", "what is classified: trunk, output (the projection head's) or the name of a layer (new)",
+    pretrained: str | None = encoder_option(
+        None, "checkpoint of the encoder; without it the encoder is untrained", metavar="FILE"
+    )
+    features_from: str = encoder_option(
+        "trunk", "features to classify: trunk, output (of the projection head) or the name of a layer",
         metavar="WHICH",
     )  # fmt: skip
-    epochs: int = result(100, "epochs to train")
-    start_epoch: int = result(0, "epoch to start counting at")
-    batch_size: int = result(256, "images per step, over all ranks", "-b")
-    optimizer: str = result("sgd", "optimiser (new)", choices=("sgd", "adam"))
-    lr: float = result(
-        _LR, "learning rate per 256 images: another --batch-size scales it by batch/256", "--learning-rate"
-    )
-    schedule: list[int] = result([60, 80], "epochs at which the learning rate drops", nargs="*")
-    lr_drop: float = result(0.1, "factor of the learning rate at each epoch of --schedule (new)")
-    momentum: float = result(0.9, "momentum of SGD")
-    adam_betas: list[float] = result([0.9, 0.999], "the two decay rates of Adam's means (new)", nargs="*")
-    weight_decay: float = result(0.0, "weight decay", "--wd")
-    recipe: str | None = result(
-        None, "that of the pretraining: for flips and normalisation; default: the checkpoint's or data set's (new)",
+    recipe: str | None = augmentation_option(
+        None, "augmentations of the pretraining, of which the flips and the normalisation are used; default: the"
+        " checkpoint's or data set's",
         choices=tuple(RECIPES),
     )  # fmt: skip
-    train_fraction: float = result(1.0, "share of each class's training images to use, as in 0.01 (new)")
-    sweep: bool = result(False, "many classifiers at once; the best on held-out training images is the result (new)")
-    sweep_lrs: list[float] = result(
-        [0.03, 0.1, 0.3, 1, 3, 10, 30, 100], "their learning rates per 256 images (new)", nargs="*"
+    epochs: int = training_option(100, "epochs to train")
+    start_epoch: int = training_option(0, "number of the first epoch")
+    batch_size: int = training_option(256, "images in a step, over all ranks", "-b")
+    optimizer: str = training_option("sgd", "optimiser", choices=("sgd", "adam"))
+    lr: float = training_option(
+        _LR, "learning rate for 256 images; scaled by batch/256 for another --batch-size", "--learning-rate"
     )
-    sweep_wds: list[float] = result([0, 1e-6, 1e-4], "with each of these weight decays (new)", nargs="*")
-    held_out: float = result(0.1, "share of the training images to choose by (new)")
-    cached: bool = result(
-        False, "no augmentation, features computed once: logistic regression, or with --sweep its SGD (new)"
+    schedule: list[int] = training_option([60, 80], "epochs at which the learning rate drops", nargs="*")
+    lr_drop: float = training_option(0.1, "factor of the learning rate at each epoch of --schedule")
+    momentum: float = training_option(0.9, "momentum of SGD")
+    adam_betas: list[float] = training_option([0.9, 0.999], "the two decay rates of Adam's means", nargs="*")
+    weight_decay: float = training_option(0.0, "weight decay", "--wd")
+    train_fraction: float = training_option(1.0, "share of each class's training images to use, such as 0.01")
+    sweep: bool = protocol_option(
+        False, "train many classifiers at once and choose the best on held-out training images"
     )
-    folds: int = result(5, "parts of the cross-validation of --cached (new)")
-    finetune: bool = result(False, "train the encoder too, from --pretrained (new)")
-    trunk_lr: float = result(0.01, "with --finetune: learning rate of the trunk per 256 images (new)")
-    head_lr: float = result(0.2, "with --finetune: learning rate of the classifier per 256 images (new)")
-    evaluate: bool = evaluation(False, "only measure the classifier of --resume on the validation data", "-e")
-    resume: str | None = running(None, "checkpoint of the linear classifier to go on from")
+    sweep_lrs: list[float] = protocol_option(
+        [0.03, 0.1, 0.3, 1, 3, 10, 30, 100], "with --sweep: learning rates for 256 images", nargs="*"
+    )
+    sweep_wds: list[float] = protocol_option(
+        [0, 1e-6, 1e-4], "with --sweep: weight decays, each with each learning rate", nargs="*"
+    )
+    held_out: float = protocol_option(0.1, "with --sweep: share of the training images to choose by")
+    cached: bool = protocol_option(
+        False, "compute features once, without augmentation, and solve logistic regression; with --sweep: train it by"
+        " SGD",
+    )  # fmt: skip
+    folds: int = protocol_option(5, "with --cached: parts of the cross-validation")
+    finetune: bool = protocol_option(False, "train the encoder of --pretrained too")
+    trunk_lr: float = protocol_option(0.01, "with --finetune: learning rate of the trunk for 256 images")
+    head_lr: float = protocol_option(0.2, "with --finetune: learning rate of the classifier for 256 images")
+    evaluate: bool = evaluation(False, "only measure the classifier of --resume on the validation images", "-e")
+    resume: str | None = running(None, "checkpoint of the linear classifier to go on from", metavar="FILE")
 
     @property
     def solved(self) -> bool:

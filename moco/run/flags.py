@@ -32,15 +32,35 @@ _LAUNCH_FLAGS = {
 }
 
 
-def option(default: Any, help: str, *names: str, group: str, positional: bool = False, **argument: Any) -> Any:
+# how `--help` writes a value of a type
+_METAVARS = {int: "N", float: "X"}
+
+
+def option(
+    default: Any, help: str, *names: str, group: str, topic: str = "", positional: bool = False, **argument: Any
+) -> Any:
     """Makes a dataclass field that is also a flag.
 
-    names: further spellings beside --field-name. positional: no flag; the word is required. argument: for add_argument.
+    names: further spellings beside --field-name. group and topic: the heading in --help.
+    positional: no flag; the word is required. argument: for add_argument.
     """
     make = {"default_factory": lambda: list(default)} if isinstance(default, list) else {"default": default}
     return dataclasses.field(**make, metadata={
-        "names": names, "help": help, "group": group, "positional": positional, "argument": argument
+        "names": names, "help": help, "group": group, "topic": topic, "positional": positional, "argument": argument
     })  # fmt: skip
+
+
+class _Help(argparse.HelpFormatter):
+    """Adds the default to each help text, where it says something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        value = action.default
+        said = "default" in text or action.nargs == 0 or value in (None, "", [], argparse.SUPPRESS)
+        if said:
+            return text
+        words = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+        return f"{text} (default: {words})".replace("%", "%%")
 
 
 def build_parser(options: type, description: str) -> argparse.ArgumentParser:
@@ -48,13 +68,13 @@ def build_parser(options: type, description: str) -> argparse.ArgumentParser:
 
     A field called `data` is the positional argument.
     """
-    parser = Parser(description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(description=description, allow_abbrev=False, formatter_class=_Help)
     hints = typing.get_type_hints(options)
-    groups: dict[str, argparse._ArgumentGroup] = {}
+    topics_first = sorted(dataclasses.fields(options), key=lambda field: not field.metadata["topic"])
+    groups = {title: parser.add_argument_group(title) for title in dict.fromkeys(map(_heading, topics_first))}
     for f in sorted(dataclasses.fields(options), key=lambda field: field.name == "data"):  # the last positional
         argument = dict(f.metadata["argument"], help=f.metadata["help"])
-        title = f.metadata["group"]
-        group = groups[title] if title in groups else groups.setdefault(title, parser.add_argument_group(title))
+        group = groups[_heading(f)]
         if f.name == "data":
             group.add_argument("data", **{"nargs": "?", **argument})
             continue
@@ -65,9 +85,17 @@ def build_parser(options: type, description: str) -> argparse.ArgumentParser:
         if hints[f.name] is bool:
             argument.setdefault("action", "store_true")
         else:
-            argument.setdefault("type", _scalar_type(hints[f.name]))
+            scalar = argument.setdefault("type", _scalar_type(hints[f.name]))
+            if scalar in _METAVARS and "choices" not in argument:
+                argument.setdefault("metavar", _METAVARS[scalar])
         group.add_argument(flag(f.name), *f.metadata["names"], dest=f.name, **argument)
     return parser
+
+
+def _heading(field: dataclasses.Field[Any]) -> str:
+    topic = field.metadata["topic"]
+    group = field.metadata["group"]
+    return f"{topic} ({group})" if topic else group
 
 
 def _scalar_type(hint: Any) -> type:

@@ -28,51 +28,61 @@ EVALUATION = "evaluation"
 RUNNING = "does not change results"
 
 
-# titles of the groups in `--help`; a resumed run is warned about changes in the first
+# the groups of `--help`; a resumed run is warned about changes in the first
 result, evaluation, running = (partial(flags.option, group=title) for title in (RESULTS, EVALUATION, RUNNING))
+# parts of the first group
+data_option = partial(result, topic="data")
+encoder_option = partial(result, topic="encoder")
+augmentation_option = partial(result, topic="augmentation")
+training_option = partial(result, topic="training")
 
 
 @dataclass(frozen=True)
 class DataOptions:
     """Holds the options of every command that reads images."""
 
-    data: str | None = result(None, "folder with train/ and val/, a .beton file, or where a --dataset lies or goes")
-    dataset: str = result(
+    data: str | None = data_option(
+        None, "folder with train/ and val/, or .beton file; with --dataset: where it lies, or where to download it to"
+    )
+    dataset: str = data_option(
         "folder", f"{', '.join(DATASETS)}, hf:NAME[:SPLIT] (of the Hugging Face hub, or a folder of parquet files or"
-        " WebDataset tars), or your own module:factory (new)",
+        " WebDataset tars), or your own module:factory",
         type=known_or_outside("--dataset", DATASETS), metavar="NAME",
     )  # fmt: skip
-    dataset_arg: list[str] = result(
+    dataset_arg: list[str] = data_option(
         [],
-        "argument of a data set of your own, or image=COLUMN, label=COLUMN of hf:NAME; may be repeated (new)",
+        "argument of a data set of your own, or image=COLUMN, label=COLUMN of hf:NAME; may be repeated",
         action="append",
         metavar="NAME=VALUE",
     )
-    image_size: int | None = result(None, "side of the square crops in pixels; default: the data set's usual one (new)")
-    channels: int | None = result(
-        None, "channels of the images: grey 1, RGB 3, bands of a satellite; default: the checkpoint's, else 3 (new)"
+    image_size: int | None = data_option(
+        None, "side of the square crops in pixels; default: the usual one of the data set"
     )
-    not_rgb: bool = result(
-        False, "the three channels are no colours: leave out hue, saturation and grey; default: the checkpoint's (new)"
+    channels: int | None = data_option(
+        None, "channels of the images, such as 1 for grey; default: the checkpoint's, else 3"
     )
-    value_range: str | None = result(
-        None, "values of more than 8 bits that become black and white, with = if LOW is negative; default: each file's"
-        " own (new)",
+    not_rgb: bool = data_option(
+        False, "the three channels are not colours: no hue, saturation or grey; default: the checkpoint's"
+    )
+    value_range: str | None = data_option(
+        None, "values of more than 8 bits that become black and white; --value-range=-5,9 if LOW is negative;"
+        " default: each file's own",
         metavar="LOW,HIGH",
     )  # fmt: skip
-    mean: str | None = result(
-        None, "mean of each channel, for values of 0 to 1; default: the recipe's (new)", metavar="M,M,..."
+    mean: str | None = data_option(
+        None, "mean of each channel, of values from 0 to 1; default: the recipe's", metavar="M,M,..."
     )
-    std: str | None = result(None, "standard deviation of each channel; default: the recipe's (new)", metavar="S,S,...")
-    skip_bad_images: bool = result(False, "leave out images that cannot be read, and count them (new)")
+    std: str | None = data_option(None, "standard deviation of each channel; default: the recipe's", metavar="S,S,...")
+    skip_bad_images: bool = data_option(False, "skip images that cannot be read, and count them")
     workers: int | None = running(
-        None, "decoding threads of a node, capped to the CPUs it may use; default: as many as these", "-j"
+        None, "decoding threads on a node; default and maximum: the CPUs that the node's ranks may use", "-j"
     )
-    loader: str = running("auto", "insist on a way to read the data (new)", choices=LOADERS)
+    loader: str = running("auto", "read only in this way; auto: by the kind of data", choices=LOADERS)
     cache: str = running(
-        "os", "a .beton file's pages: all held in memory, left to the system, or let go after use (new)", choices=CACHES
-    )
-    device: str = running("auto", "where to compute: cuda if there is one (new)", choices=("auto", "cuda", "cpu"))
+        "os", "pages of a .beton file: ram: all in memory; os: as the system does; none: freed after use",
+        choices=CACHES,
+    )  # fmt: skip
+    device: str = running("auto", "where to compute; auto: cuda if there is one", choices=("auto", "cuda", "cpu"))
 
     def open(self, split: str, labels_required: bool = True) -> Source:
         """Opens the source of 'train' or 'val'. InputError as `open_split`."""
@@ -127,14 +137,18 @@ def check_data(o: DataOptions) -> None:
 class CommonOptions(DataOptions):
     """Holds the options of both mains."""
 
-    seed: int | None = result(None, "seed of everything random; default: drawn at the start, and saved")
-    deterministic: bool = result(
-        False, "only deterministic kernels: bit-identical runs on a GPU too, at some cost (new)"
+    seed: int | None = training_option(None, "seed of everything random; default: drawn at the start, and saved")
+    deterministic: bool = training_option(
+        False, "only deterministic kernels: bit-identical runs on a GPU too, but slower"
     )
     print_freq: int = running(10, "steps between two log lines", "-p")
-    output_dir: str = running("", "where checkpoints, logs and options go; default: a name under runs/ (new)")
-    config: str | None = running(None, "YAML file with defaults: option name: value. Flags override it (new)")
-    dry_run: bool = running(False, "print the resolved options and stop (new)")
+    output_dir: str = running(
+        "", "folder of checkpoints, logs and options; default: a name under runs/", metavar="FOLDER"
+    )
+    config: str | None = running(
+        None, "YAML file with lines of the form option: value; flags override them", metavar="FILE"
+    )
+    dry_run: bool = running(False, "print the resolved options and stop")
 
 
 def check_common(o: Any) -> None:

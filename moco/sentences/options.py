@@ -42,20 +42,22 @@ class SentenceOptions:
     held_out: int | None = result(
         None, "sentences at the end of the text that are not trained on; default: a tenth, at most 5000"
     )
-    vocabulary: str | None = result(None, "use the words of this vocabulary.txt of a run, not those of the text")
-    vocabulary_size: int = result(50000, "number of words in the vocabulary: the most frequent ones of the text")
-    longest: int = result(30, "largest number of words read of a sentence; the rest is cut")
+    vocabulary: str | None = result(
+        None, "words of another run: its vocabulary.txt; default: the words of the text", metavar="FILE"
+    )
+    vocabulary_size: int = result(50000, "number of words in the vocabulary: the most frequent ones")
+    longest: int = result(30, "words read of a sentence; the rest is cut")
 
     embedding: int = result(620, "width of the word embeddings")
-    hidden: int = result(600, "width of the GRU in each of its two directions; features have twice as many numbers")
-    init: float = result(0.1, "all parameters start uniform in ± this")
+    hidden: int = result(600, "width of the GRU in each of its two directions; a feature has twice as many numbers")
+    init: float = result(0.1, "initial parameters are uniform in ± X")
 
     epochs: int = result(1, "epochs to train")
-    batch_size: int = result(400, "consecutive sentences a step, over all ranks", "-b")
-    lr: float = result(5e-4, "learning rate of Adam, constant", "--learning-rate")
+    batch_size: int = result(400, "consecutive sentences in a step, over all ranks", "-b")
+    lr: float = result(5e-4, "constant learning rate of Adam", "--learning-rate")
     grad_clip: float | None = result(0.5, "largest gradient norm; 0 for none")
     loss: str = result(
-        "infonce", "infonce and align-uniform preset the three weights to 1/0/0 and 0/.9/.1",
+        "infonce", "sets the defaults of the three weights: infonce 1, 0, 0; align-uniform 0, .9, .1",
         choices=tuple(NEIGHBOUR_WEIGHTS),
     )  # fmt: skip
     moco_t: float = result(0.075, "temperature of the contrastive term", "--moco-contr-tau")
@@ -65,27 +67,37 @@ class SentenceOptions:
     moco_unif_w: float | None = result(None, "weight of the uniformity term")
     moco_unif_t: float = result(5.0, "t of uniformity")
     seed: int | None = result(None, "seed of everything random; default: drawn at the start, and saved")
-    deterministic: bool = result(False, "only deterministic kernels: bit-identical runs on a GPU too, at some cost")
+    deterministic: bool = result(False, "only deterministic kernels: bit-identical runs on a GPU too, but slower")
 
     classify: list[str] = evaluation(
-        [], "folders such as MR/ and CR/ to classify after training, as python -m moco.sentences.evaluate does",
+        [], "folders such as MR/ and CR/, classified after training as by python -m moco.sentences.evaluate",
         nargs="*",
     )  # fmt: skip
     folds: int = evaluation(10, "folds of the nested cross-validation of --classify")
 
-    device: str = running("auto", "where to train: cuda if there is one", choices=("auto", "cuda", "cpu"))
+    device: str = running("auto", "where to train; auto: cuda if there is one", choices=("auto", "cuda", "cpu"))
     print_freq: int = running(10, "steps between two log lines", "-p")
-    output_dir: str = running("", "where text, checkpoints, logs and options go; default: a name under runs/")
-    config: str | None = running(None, "YAML file with defaults: option name: value. Flags override it")
+    output_dir: str = running(
+        "", "folder of text, checkpoints, logs and options; default: a name under runs/", metavar="FOLDER"
+    )
+    config: str | None = running(
+        None, "YAML file with lines of the form option: value; flags override them", metavar="FILE"
+    )
     dry_run: bool = running(False, "print the resolved options and stop")
-    resume: str | None = running(None, "checkpoint to go on from; 'auto': the newest good one in --output-dir, if any")
+    resume: str | None = running(
+        None,
+        "checkpoint to go on from; auto: the newest good one in --output-dir, if there is one",
+        metavar="FILE|auto",
+    )
     save_freq: int = running(1, "epochs between two checkpoints; the last epoch is always saved")
-    save_every: str | None = running(None, "save inside epochs too: after so many steps (500) or minutes (30m)")
-    keep_last: int = running(0, "checkpoints to keep; 0: those of all epochs, and the last two of all kinds")
-    keep_every: int = running(0, "with --keep-last, keep also those of every so many epochs")
-    rank_timeout: float = running(1800.0, "seconds after which a rank that does not answer ends the run")
-    tensorboard: bool = running(True, "write TensorBoard files", action=argparse.BooleanOptionalAction)
-    wandb: str | None = running(None, "log to this Weights & Biases project as well", metavar="PROJECT")
+    save_every: str | None = running(
+        None, "save inside epochs too: each so many steps (500) or minutes (30m)", metavar="STEPS|MINUTESm"
+    )
+    keep_last: int = running(0, "checkpoints to keep; 0: every epoch's, and the last two of those inside epochs")
+    keep_every: int = running(0, "with --keep-last: keep also each so many epochs' checkpoint")
+    rank_timeout: float = running(1800.0, "seconds without an answer from a rank after which the run ends")
+    tensorboard: bool = running(True, "write TensorBoard files; default: yes", action=argparse.BooleanOptionalAction)
+    wandb: str | None = running(None, "log to this Weights & Biases project too", metavar="PROJECT")
 
 
 def parse_sentences(argv: list[str] | None = None, world_size: int | None = None) -> SentenceOptions:

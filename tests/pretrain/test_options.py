@@ -23,7 +23,7 @@ from moco.pretrain.options import PretrainOptions, parse_pretrain
 from moco.probe.depth.options import DepthOptions
 from moco.probe.options import LinclsOptions, parse_lincls
 from moco.run.flags import build_parser
-from moco.run.options import as_dict, as_json, result_options
+from moco.run.options import RUNNING, as_dict, as_json, result_options
 
 TABLE = Path(__file__).with_name("cli_flags.txt")
 PARSERS: dict[str, Callable[[list[str]], Any]] = {"main_moco.py": parse_pretrain, "main_lincls.py": parse_lincls}
@@ -115,6 +115,25 @@ def test_mocos_flags(main: str, spellings: str, default: Any, words: str, value:
 def test_main_lincls_falls_back_to_mocos_arch() -> None:
     assert parse_lincls(["folder"]).arch is None
     assert "else resnet50" in build_parser(LinclsOptions, "").format_help()
+
+
+@pytest.mark.parametrize("options", [PretrainOptions, LinclsOptions, DepthOptions])
+def test_help_says_each_default_once(options: type) -> None:
+    text = build_parser(options, "").format_help()
+    entries = [" ".join(entry.split()) for entry in re.split(r"\n  (?=-)", text)]
+    twice = [entry for entry in entries if entry.count("default:") > 1 or "None" in entry or "default: )" in entry]
+    assert len(entries) > 20 and not twice
+    lr = next(entry for entry in entries if entry.startswith("--lr X"))
+    assert f"(default: {build_parser(options, '').get_default('lr')})" in lr
+    schedule = next(entry for entry in entries if entry.startswith("--schedule ["))
+    assert re.search(r"\(default: [\d ]+\)", schedule)
+
+
+def test_help_has_a_heading_for_each_topic() -> None:
+    text = build_parser(PretrainOptions, "").format_help()
+    headings = re.findall(r"^(\S.*):$", text, flags=re.MULTILINE)
+    topics = ["data", "training", "encoder", "keys, queue and temperature", "loss", "augmentation"]
+    assert headings == ["options", *(f"{topic} (changes results)" for topic in topics), RUNNING, "evaluation"]
 
 
 # -- commands of others ------------------------------------------------------------------------------------------------

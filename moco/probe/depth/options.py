@@ -34,24 +34,29 @@ class DepthOptions(CommonOptions):
     dataset: str = dataclasses.field(
         default="nyu-depth", metadata=CommonOptions.__dataclass_fields__["dataset"].metadata
     )
-    arch: str | None = result(None, "encoder; default: the checkpoint's, else smallalexnet", "-a")
+    arch: str | None = result(None, "encoder; default: the checkpoint's, else smallalexnet", "-a", metavar="NAME")
     arch_arg: list[str] = result(
         [], "argument of an encoder of your own; default: the checkpoint's", action="append", metavar="NAME=VALUE"
     )
-    pretrained: str | None = result(None, "checkpoint of the encoder; without it the encoder is untrained")
-    features_from: str = result("conv5", "the layer that is read: conv4, conv5, layer3, ...", metavar="LAYER")
+    pretrained: str | None = result(
+        None, "checkpoint of the encoder; without it the encoder is untrained", metavar="FILE"
+    )
+    features_from: str = result("conv5", "layer to read: conv4, conv5, layer3, ...", metavar="LAYER")
     epochs: int = result(120, "epochs to train")
-    batch_size: int = result(128, "images per step", "-b")
+    batch_size: int = result(128, "images in a step", "-b")
     lr: float = result(0.003, "learning rate of Adam at the start", "--learning-rate")
     schedule: list[int] = result([70, 90, 100, 110], "epochs at which the learning rate drops", nargs="*")
-    lr_drop: float = result(0.2, "what it is multiplied by there")
+    lr_drop: float = result(0.2, "factor of the learning rate at each epoch of --schedule")
     adam_betas: list[float] = result([0.5, 0.999], "the two decay rates of Adam's means", nargs="*")
     recipe: str | None = result(
-        None, "augmentations of the pretraining: for flips and normalisation; default: the checkpoint's or data set's",
+        None, "augmentations of the pretraining, of which the flips and the normalisation are used; default: the"
+        " checkpoint's or data set's",
         choices=tuple(RECIPES),
     )  # fmt: skip
     evaluate: bool = evaluation(False, "only measure the predictor of --resume on the validation images", "-e")
-    resume: str | None = running(None, "checkpoint of the predictor to go on from, or 'auto': that in --output-dir")
+    resume: str | None = running(
+        None, "checkpoint of the predictor to go on from; auto: the one in --output-dir", metavar="FILE|auto"
+    )
 
 
 _UNREAD = ("epochs", "batch_size", "lr", "schedule", "lr_drop", "adam_betas", "features_from", "pretrained")
