@@ -211,7 +211,10 @@ def placed(results: dict[str, Any], ranges: dict[str, Any]) -> list[str]:
     lines = [f"beside {len(ranges['seeds'])} seeds measured before ({RANGES.relative_to(ROOT)}):"]
     for name, values in ranges["results"].items():
         for measure, title in MEASURES.items():
-            own, lowest, highest = results[name][measure], min(values[measure]), max(values[measure])
+            # compared as printed, so that a line never says 90.1 is above 90.1
+            own, lowest, highest = (
+                round(x, 1) for x in (results[name][measure], min(values[measure]), max(values[measure]))
+            )
             where = "below the range" if own < lowest else "above the range" if own > highest else "in the range"
             lines.append(f"{name:<16} {title:<19} {own:5.1f}  {where} {lowest:.1f} to {highest:.1f}")
     return lines
