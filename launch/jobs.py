@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from launch import journal
-from moco.commands import Parser, end_with, number, run_command
+from moco.commands import Number, Parser, end_with, run_command
 from moco.errors import EXIT_OK, InputError
 from moco.run.log import read_log
 
@@ -106,9 +106,12 @@ def shown(path: str) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--index", type=Path, default=INDEX)
+    parser.add_argument("--index", type=Path, default=INDEX, help="file that lists the submitted jobs")
     parser.add_argument(
-        "--watch", type=number(float, 0.1, 86400), metavar="SECONDS", help="again and again, until interrupted"
+        "--watch",
+        type=Number(float, 0.1, 86400),
+        metavar="SECONDS",
+        help="list them again each so many seconds, until interrupted",
     )
 
     def run() -> int:

@@ -28,7 +28,7 @@ from submitit.slurm.slurm import _make_sbatch_string
 
 from launch import jobs, options_file, snapshot
 from launch.job import Job, JobFailed, Step
-from moco.commands import Parser, end_with, number, run_command
+from moco.commands import Number, Parser, end_with, run_command
 from moco.errors import EXIT_INPUT, EXIT_OK, InputError
 from moco.run.files import write_text
 from moco.run.provenance import git_state
@@ -38,62 +38,30 @@ AS_OFTEN_AS_NEEDED = 10**6
 
 
 def build_parser(description: str) -> argparse.ArgumentParser:
-    parser = Parser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+    parser = Parser(description=description, allow_abbrev=False)
     add = parser.add_argument
-    add(
-        "--cluster",
-        choices=("slurm", "local", "debug"),
-        default="slurm",
-        help="local: here, without Slurm; debug: in this process",
-    )
-    add(
-        "--dry-run",
-        action="store_true",
-        help="print the batch script and the resolved options; submit and write nothing",
-    )
-    add("--nodes", type=number(int, 1), default=1, help="of the job")
-    add("--gpus-per-node", type=number(int, 0), default=0, help="0: the ranks train on processors")
-    add("--tasks-per-node", type=number(int, 1), help="ranks on each node; default: one for each GPU, else one")
-    add("--cpus-per-task", type=number(int, 1), help="processors for each rank: its decoding threads")
-    add(
-        "--time",
-        type=number(int, 1),
-        default=1440,
-        metavar="MINUTES",
-        help="time limit of one start; the job is requeued as often as needed",
-    )
-    add(
-        "--signal-delay",
-        type=number(int, 0),
-        default=120,
-        metavar="SECONDS",
-        help="how long before the limit the job saves and is requeued",
-    )
-    add("--mem-gb", type=number(float, 0.001, 1e6), help="memory of each node")
+    where = "local: on this machine, without Slurm; debug: in this process"
+    add("--cluster", choices=("slurm", "local", "debug"), default="slurm", help=where)
+    add("--dry-run", action="store_true", help="print the batch script and the resolved options; submit nothing")
+    add("--nodes", type=Number(int, 1), default=1, help="number of nodes")
+    add("--gpus-per-node", type=Number(int, 0), default=0, help="GPUs of each node; 0: the ranks train on CPUs")
+    add("--tasks-per-node", type=Number(int, 1), help="ranks on each node; default: one for each GPU, else one")
+    add("--cpus-per-task", type=Number(int, 1), help="CPUs of each rank: its decoding threads")
+    limit = "time limit of one start; the job is requeued as often as needed"
+    add("--time", type=Number(int, 1), default=1440, metavar="MINUTES", help=limit)
+    delay = "time before the limit at which the job saves and is requeued"
+    add("--signal-delay", type=Number(int, 0), default=120, metavar="SECONDS", help=delay)
+    add("--mem-gb", type=Number(float, 0.001, 1e6), help="memory of each node in GB")
     for name in ("partition", "account", "qos", "constraint", "exclude", "nodelist", "dependency"):
-        add(f"--{name}", help="as sbatch takes it")
-    add(
-        "--sbatch",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="any other option of sbatch; may be repeated",
-    )
-    add(
-        "--setup",
-        action="append",
-        default=[],
-        metavar="COMMAND",
-        help="shell line before the ranks start; may be repeated",
-    )
-    add("--name", help="of the job; default: that of the output folder")
-    add(
-        "--stalled-restarts",
-        type=number(int, 0),
-        default=5,
-        help="give up after so many restarts in a row that saved nothing",
-    )
-    add("--index", type=Path, default=jobs.INDEX, help="the job index: see launch/jobs.py")
+        add(f"--{name}", help=f"sbatch's --{name}")
+    other = "another option of sbatch; may be repeated"
+    add("--sbatch", action="append", default=[], metavar="NAME=VALUE", help=other)
+    setup = "shell line to run before the ranks start; may be repeated"
+    add("--setup", action="append", default=[], metavar="COMMAND", help=setup)
+    add("--name", help="name of the job; default: that of the output folder")
+    stalled = "give up after so many restarts in a row that saved nothing"
+    add("--stalled-restarts", type=Number(int, 0), default=5, help=stalled)
+    add("--index", type=Path, default=jobs.INDEX, help="file that lists the submitted jobs, for launch.jobs")
     return parser
 
 

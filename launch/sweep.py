@@ -27,7 +27,7 @@ from typing import Any
 
 from launch import jobs, options_file, snapshot, spec, submitit_job
 from launch.element import DESCRIPTION, FAILED, ROW, Element, gather
-from moco.commands import Parser, end_with, number, run_command
+from moco.commands import Number, Parser, end_with, run_command
 from moco.errors import EXIT_PREEMPTED, InputError
 from moco.run.files import write_json
 from moco.run.log import read_log
@@ -185,10 +185,15 @@ def sweep_folder(o: argparse.Namespace) -> Path:
 
 def show_status(argv: list[str]) -> int:
     parser = Parser(prog="sweep.py status", description="How far each element is.")
-    parser.add_argument("spec", type=Path)
-    parser.add_argument("--output-dir", type=Path)
+    parser.add_argument("spec", type=Path, help="YAML file of the sweep")
     parser.add_argument(
-        "--watch", type=number(float, 0.1, 86400), metavar="SECONDS", help="again and again, until interrupted"
+        "--output-dir", type=Path, metavar="FOLDER", help="folder of the sweep; default: runs/sweeps/NAME"
+    )
+    parser.add_argument(
+        "--watch",
+        type=Number(float, 0.1, 86400),
+        metavar="SECONDS",
+        help="say it again each so many seconds, until interrupted",
     )
     o = parser.parse_args(argv)
     folder = sweep_folder(o)
@@ -210,9 +215,13 @@ def main(argv: list[str] | None = None) -> int:
             return show_status(argv[1:])
         mine, words, _ = submitit_job.split_at_dashes(argv)
         parser = submitit_job.build_parser((__doc__ or "").splitlines()[0])
-        parser.add_argument("spec", type=Path, help="the sweep, as launch/spec.py describes it")
-        parser.add_argument("--parallel", type=number(int, 1), default=2, help="elements at a time")
-        parser.add_argument("--output-dir", type=Path, help="of the sweep; default: runs/sweeps/NAME")
+        parser.add_argument("spec", type=Path, help="YAML file of the sweep; launch/spec.py describes it")
+        parser.add_argument(
+            "--parallel", type=Number(int, 1), default=2, help="with --cluster local: number of encoders at a time"
+        )
+        parser.add_argument(
+            "--output-dir", type=Path, metavar="FOLDER", help="folder of the sweep; default: runs/sweeps/NAME"
+        )
         o = parser.parse_args(mine)
         if o.cluster == "debug":
             raise InputError("a sweep takes --cluster slurm or --cluster local; pass one of them")

@@ -11,6 +11,8 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 from moco.errors import (
@@ -28,8 +30,27 @@ from moco.errors import (
 from moco.world import World
 
 
+class _Help(argparse.HelpFormatter):
+    """Writes N for a whole number, X for a number, and each default that says something."""
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        kinds: dict[Any, str] = {int: "N", float: "X", Path: "PATH"}
+        return kinds.get(getattr(action.type, "kind", action.type), action.dest.upper())
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        value = action.default
+        if "default" in text or action.nargs == 0 or value in (None, "", [], argparse.SUPPRESS):
+            return text
+        words = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+        return f"{text} (default: {words})".replace("%", "%%")
+
+
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one sentence, instead of the usage of sixty flags."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **{"formatter_class": _Help, **settings})
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (see --help)")
@@ -41,20 +62,23 @@ class Parser(argparse.ArgumentParser):
         return super()._get_values(action, arg_strings)
 
 
-def number(kind: type[int] | type[float], least: float, most: float = 2**31 - 1) -> Callable[[str], float]:
+@dataclass(frozen=True)
+class Number:
     """The type of an option that takes a finite number from `least` to `most`."""
 
-    def parse(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            wanted = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}") from None
-        if not (math.isfinite(value) and least <= value <= most):
-            raise argparse.ArgumentTypeError(f"{text} must be at least {least:g}, and at most {most:g}")
-        return value
+    kind: type[int] | type[float]
+    least: float
+    most: float = 2**31 - 1
 
-    return parse
+    def __call__(self, text: str) -> float:
+        try:
+            value = self.kind(text)
+        except ValueError:
+            wanted = "a whole number" if self.kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}") from None
+        if not (math.isfinite(value) and self.least <= value <= self.most):
+            raise argparse.ArgumentTypeError(f"{text} must be at least {self.least:g}, and at most {self.most:g}")
+        return value
 
 
 # Of the libraries that read images. Commands alone are quiet about them: an import of this package changes no filter.

@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from moco.commands import Parser, end_with, number, run_command
+from moco.commands import Number, Parser, end_with, run_command
 from moco.data.channels import MOST_CHANNELS, PixelFormat, pixel_format
 from moco.data.datasets import DATASETS, open_split
 from moco.data.decode import BadImage
@@ -93,16 +93,14 @@ def flags(pixels: PixelFormat, value_range: str | None, mean: np.ndarray, std: n
 def parser() -> argparse.ArgumentParser:
     made = Parser(prog="python -m moco.data.stats", description=__doc__.split("\n")[0])
     made.add_argument("data", nargs="?", help="folder with train/ and val/, a folder of images, or a .beton file")
-    made.add_argument("--dataset", choices=DATASETS, default="folder", help="what DATA is (default: folder)")
-    made.add_argument("--split", choices=SPLITS, default="train", help="images to measure (default: train)")
+    made.add_argument("--dataset", choices=DATASETS, default="folder", help="kind of data")
+    made.add_argument("--split", choices=SPLITS, default="train", help="images to measure")
+    made.add_argument("--channels", type=Number(int, 1, MOST_CHANNELS), default=3, help="channels of the images")
     made.add_argument(
-        "--channels", type=number(int, 1, MOST_CHANNELS), default=3, help="channels of the images (default: 3)"
+        "--value-range", metavar="LOW,HIGH", help="values that become black and white; default: each file's own"
     )
-    made.add_argument(
-        "--value-range", metavar="LOW,HIGH", help="values that become black and white (default: each file's own)"
-    )
-    made.add_argument("--skip-bad-images", action="store_true", help="leave out images that cannot be read")
-    made.add_argument("-j", "--workers", type=number(int, 1), help="threads (default: one per core)")
+    made.add_argument("--skip-bad-images", action="store_true", help="skip images that cannot be read")
+    made.add_argument("-j", "--workers", type=Number(int, 1), help="threads; default: one for each core")
     return made
 
 

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moco.commands import Parser, end_with, number, run_command
+from moco.commands import Number, Parser, end_with, run_command
 from moco.encoders import build_encoder, classifier_name, feature_dim
 from moco.encoders.containers import METADATA
 from moco.encoders.files import EncoderFile, load_trunk, network_of, read_encoder
@@ -188,21 +188,29 @@ def compare(x: Exported, other: Any, images: Tensor) -> float:
 
 def _parser() -> Parser:
     parser = Parser(prog="moco-export", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("checkpoint", help="file of any layout that main_lincls.py --pretrained reads")
+    parser.add_argument("checkpoint", help="file in any layout that main_lincls.py --pretrained reads")
     parser.add_argument("--to", choices=tuple(FORMATS), help="format; default with --push-to-hub: huggingface")
-    parser.add_argument("--output-dir", help="new folder; default: one beside the checkpoint")
-    parser.add_argument("-a", "--arch", help="the network, where the checkpoint does not say")
-    parser.add_argument("--arch-arg", action="append", default=[], metavar="NAME=VALUE", help="of your own --arch")
+    parser.add_argument("--output-dir", metavar="FOLDER", help="new folder; default: one beside the checkpoint")
+    parser.add_argument("-a", "--arch", metavar="NAME", help="encoder, if the checkpoint does not name it")
     parser.add_argument(
-        "--image-size", type=number(int, 1, 65_500), help="side of its images in pixels; default: the run's, else 224"
+        "--arch-arg", action="append", default=[], metavar="NAME=VALUE", help="argument of an encoder of your own"
     )
-    parser.add_argument("--recipe", help="recipe whose mean and std it was trained with; default: the run's")
+    parser.add_argument(
+        "--image-size",
+        type=Number(int, 1, 65_500),
+        help="side of the images in pixels; default: the checkpoint's, else 224",
+    )
+    parser.add_argument(
+        "--recipe",
+        metavar="NAME",
+        help="augmentations whose mean and std it was trained with; default: the checkpoint's",
+    )
     parser.add_argument("--no-classifier", action="store_true", help="leave out the classifier of main_lincls.py")
-    parser.add_argument("--licence", default="other", help="of the weights, in the hub's spelling (%(default)s)")
+    parser.add_argument("--licence", default="other", help="licence of the weights, in the hub's spelling")
 
-    parser.add_argument("--push-to-hub", metavar="USER/NAME", help="then send the folder to the Hugging Face hub")
-    parser.add_argument("--private", action="store_true", help="of a new repository of --push-to-hub")
-    parser.add_argument("--dry-run", action="store_true", help="write the folder of --push-to-hub, and send nothing")
+    parser.add_argument("--push-to-hub", metavar="USER/NAME", help="send the folder to the Hugging Face hub")
+    parser.add_argument("--private", action="store_true", help="with --push-to-hub: a new repository is private")
+    parser.add_argument("--dry-run", action="store_true", help="with --push-to-hub: write the folder, and send nothing")
     return parser
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from moco.commands import Parser, end_with, number, run_command
+from moco.commands import Number, Parser, end_with, run_command
 from moco.errors import EXIT_OK, InputError
 from moco.report.comparison import correlations
 from moco.report.correlation import FEWEST
@@ -64,18 +64,18 @@ def said(encoders: Sequence[Encoder]) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="moco-report", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_OR_SWEEP", help="folders of runs and of sweeps")
-    parser.add_argument("--output", type=Path, default=Path("report"), help="folder for page and figures (%(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("report"), help="folder for the page and its figures")
     parser.add_argument(
         "--neighbours",
-        type=number(int, 0, 10_000),
+        type=Number(int, 0, 10_000),
         default=0,
         metavar="N",
-        help="show N images and their nearest others (%(default)s)",
+        help="show N images and their nearest others",
     )
 
     parser.add_argument(
         "--watch",
-        type=number(float, 0.1, 86_400),
+        type=Number(float, 0.1, 86_400),
         metavar="SECONDS",
         help="look for changes this often and write the page again, until every run is done; Ctrl-C ends it earlier",
     )

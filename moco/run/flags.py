@@ -32,10 +32,6 @@ _LAUNCH_FLAGS = {
 }
 
 
-# how `--help` writes a value of a type
-_METAVARS = {int: "N", float: "X"}
-
-
 def option(
     default: Any, help: str, *names: str, group: str, topic: str = "", positional: bool = False, **argument: Any
 ) -> Any:
@@ -50,25 +46,12 @@ def option(
     })  # fmt: skip
 
 
-class _Help(argparse.HelpFormatter):
-    """Adds the default to each help text, where it says something."""
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        text = action.help or ""
-        value = action.default
-        said = "default" in text or action.nargs == 0 or value in (None, "", [], argparse.SUPPRESS)
-        if said:
-            return text
-        words = " ".join(map(str, value)) if isinstance(value, list) else str(value)
-        return f"{text} (default: {words})".replace("%", "%%")
-
-
 def build_parser(options: type, description: str) -> argparse.ArgumentParser:
     """Builds the parser of a dataclass of `option` fields.
 
     A field called `data` is the positional argument.
     """
-    parser = Parser(description=description, allow_abbrev=False, formatter_class=_Help)
+    parser = Parser(description=description, allow_abbrev=False)
     hints = typing.get_type_hints(options)
     topics_first = sorted(dataclasses.fields(options), key=lambda field: not field.metadata["topic"])
     groups = {title: parser.add_argument_group(title) for title in dict.fromkeys(map(_heading, topics_first))}
@@ -85,9 +68,7 @@ def build_parser(options: type, description: str) -> argparse.ArgumentParser:
         if hints[f.name] is bool:
             argument.setdefault("action", "store_true")
         else:
-            scalar = argument.setdefault("type", _scalar_type(hints[f.name]))
-            if scalar in _METAVARS and "choices" not in argument:
-                argument.setdefault("metavar", _METAVARS[scalar])
+            argument.setdefault("type", _scalar_type(hints[f.name]))
         group.add_argument(flag(f.name), *f.metadata["names"], dest=f.name, **argument)
     return parser
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from moco import distributed
-from moco.commands import Parser, end_with, number, run_command
+from moco.commands import Number, Parser, end_with, run_command
 from moco.distributed.session import pick_device
 from moco.errors import EXIT_OK, InputError
 from moco.run import checkpoint
@@ -147,16 +147,20 @@ def table(found: dict[str, Any]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="moco.sentences.evaluate", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("checkpoint", type=Path, help="of python -m moco.sentences.train")
+    parser.add_argument("checkpoint", type=Path, help="file written by python -m moco.sentences.train")
     parser.add_argument("data", nargs="*", help="folders such as MR/ and CR/, with a .txt file for each class")
     parser.add_argument("--text", nargs="+", help="text to measure alignment and uniformity on")
-    parser.add_argument("--encoding", default="auto", help="of data and --text; auto: UTF-8, else Windows-1252")
     parser.add_argument(
-        "--folds", type=number(int, 2), default=10, help="of the outer and the inner cross-validation (%(default)s)"
+        "--encoding", default="auto", help="encoding of data and --text; auto: UTF-8, else Windows-1252"
     )
-    parser.add_argument("--seed", type=number(int, 0), default=0, help="of the shuffle before the folds (%(default)s)")
-    parser.add_argument("--json", metavar="FILE", help="write everything measured there")
-    parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"), help="(%(default)s)")
+    parser.add_argument(
+        "--folds", type=Number(int, 2), default=10, help="folds of the outer and the inner cross-validation"
+    )
+    parser.add_argument("--seed", type=Number(int, 0), default=0, help="seed of the shuffle before the folds")
+    parser.add_argument("--json", metavar="FILE", help="write everything measured to this file")
+    parser.add_argument(
+        "--device", default="auto", choices=("auto", "cuda", "cpu"), help="where to compute; auto: cuda if there is one"
+    )
 
     def run() -> int:
         options = parser.parse_args(argv)

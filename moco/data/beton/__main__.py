@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from moco.commands import Parser, end_with, number, run_command
+from moco.commands import Number, Parser, end_with, run_command
 from moco.data.arrays import channels_of_array, is_array
 from moco.data.beton.file import JPEG, BetonFile, BetonSource, require_ffcv
 from moco.data.beton.writer import MODES, progress_bar, write_beton
@@ -209,21 +209,25 @@ def parser() -> argparse.ArgumentParser:
         "src", metavar="SRC", help="folder with train/ and val/, a folder of images, or a data set's folder"
     )
     one.add_argument("out", metavar="OUT.beton", help="file of the train split; val goes to OUT.val.beton")
-    one.add_argument("--dataset", choices=DATASETS, default="folder", help="what SRC is (default: folder)")
-    one.add_argument("--subset", help="imagenet100, or a file of class names: only these, labelled in this order")
-    one.add_argument("--split", choices=SPLITS, help="this split alone, to OUT.beton itself (default: all there are)")
-    one.add_argument("--mode", choices=MODES, default="jpg", help="raw pixels, JPEG, or a share of JPEG (default: jpg)")
-    one.add_argument("--quality", type=number(int, 1, 100), default=90, help="of the JPEGs, 1 to 100 (default: 90)")
+    one.add_argument("--dataset", choices=DATASETS, default="folder", help="kind of data in SRC")
     one.add_argument(
-        "--proportion", type=number(float, 0, 1), default=0.5, help="share of JPEGs in mode proportion (default: 0.5)"
+        "--subset",
+        metavar="FILE",
+        help="imagenet100, or a file of class names: write only these classes, labelled in this order",
+    )
+    one.add_argument("--split", choices=SPLITS, help="write only this split, to OUT.beton itself; default: both")
+    one.add_argument("--mode", choices=MODES, default="jpg", help="raw pixels, JPEG, or a share of JPEG")
+    one.add_argument("--quality", type=Number(int, 1, 100), default=90, help="quality of the JPEGs, 1 to 100")
+    one.add_argument("--proportion", type=Number(float, 0, 1), default=0.5, help="share of JPEGs in mode proportion")
+    one.add_argument(
+        "--max-resolution", type=Number(int, 1), help="shrink images so that the longer side is at most N pixels"
     )
     one.add_argument(
-        "--max-resolution", type=number(int, 1), help="shrink so that the longer side is at most this (256, 400, 500)"
+        "--value-range",
+        metavar="LOW,HIGH",
+        help="values of more than 8 bits that become black and white; default: each file's own",
     )
-    one.add_argument(
-        "--value-range", metavar="LOW,HIGH", help="values of more than 8 bits that become black and white (each file's)"
-    )
-    one.add_argument("--skip-bad-images", action="store_true", help="leave out images that cannot be read; count them")
+    one.add_argument("--skip-bad-images", action="store_true", help="skip images that cannot be read, and count them")
     one.add_argument("--force", action="store_true", help="replace files that exist")
     for name, run, text in (
         ("info", info, "say what is in a file"),
@@ -234,7 +238,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("file", metavar="FILE.beton")
     for command in (one, commands.choices["verify"]):
         command.add_argument(
-            "-j", "--workers", type=number(int, 1), help="processes or threads (default: one per core)"
+            "-j", "--workers", type=Number(int, 1), help="processes or threads; default: one for each core"
         )
     return top
 
