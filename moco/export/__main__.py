@@ -188,29 +188,22 @@ def compare(x: Exported, other: Any, images: Tensor) -> float:
 
 def _parser() -> Parser:
     parser = Parser(prog="moco-export", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("checkpoint", help="file in any layout that main_lincls.py --pretrained reads")
-    parser.add_argument("--to", choices=tuple(FORMATS), help="format; default with --push-to-hub: huggingface")
-    parser.add_argument("--output-dir", metavar="FOLDER", help="new folder; default: one beside the checkpoint")
-    parser.add_argument("-a", "--arch", metavar="NAME", help="encoder, if the checkpoint does not name it")
-    parser.add_argument(
-        "--arch-arg", action="append", default=[], metavar="NAME=VALUE", help="argument of an encoder of your own"
-    )
-    parser.add_argument(
-        "--image-size",
-        type=Number(int, 1, 65_500),
-        help="side of the images in pixels; default: the checkpoint's, else 224",
-    )
-    parser.add_argument(
-        "--recipe",
-        metavar="NAME",
-        help="augmentations whose mean and std it was trained with; default: the checkpoint's",
-    )
-    parser.add_argument("--no-classifier", action="store_true", help="leave out the classifier of main_lincls.py")
-    parser.add_argument("--licence", default="other", help="licence of the weights, in the hub's spelling")
-
-    parser.add_argument("--push-to-hub", metavar="USER/NAME", help="send the folder to the Hugging Face hub")
-    parser.add_argument("--private", action="store_true", help="with --push-to-hub: a new repository is private")
-    parser.add_argument("--dry-run", action="store_true", help="with --push-to-hub: write the folder, and send nothing")
+    add = parser.add_argument
+    add("checkpoint", help="file in any layout that main_lincls.py --pretrained reads")
+    add("--to", choices=tuple(FORMATS), help="format; default with --push-to-hub: huggingface")
+    add("--output-dir", metavar="FOLDER", help="new folder; default: one beside the checkpoint")
+    add("-a", "--arch", metavar="NAME", help="encoder, if the checkpoint does not name it")
+    argument = "argument of an encoder of your own"
+    add("--arch-arg", action="append", default=[], metavar="NAME=VALUE", help=argument)
+    size = "side of the images in pixels; default: the checkpoint's, else 224"
+    add("--image-size", type=Number(int, 1, 65_500), help=size)
+    recipe = "augmentations whose mean and std it was trained with; default: the checkpoint's"
+    add("--recipe", metavar="NAME", help=recipe)
+    add("--no-classifier", action="store_true", help="leave out the classifier of main_lincls.py")
+    add("--licence", default="other", help="licence of the weights, in the hub's spelling")
+    add("--push-to-hub", metavar="USER/NAME", help="send the folder to the Hugging Face hub")
+    add("--private", action="store_true", help="with --push-to-hub: a new repository is private")
+    add("--dry-run", action="store_true", help="with --push-to-hub: write the folder, and send nothing")
     return parser
 
 
