@@ -10,6 +10,7 @@
 The real validation images stay unseen.
 `choose` takes for each loss the setting of the highest linear accuracy.
 It writes the recipe of the second sweep: those settings with five seeds.
+It adds the encoders that have ended to benchmarks/results/cifar10_tuning.json, so the first sweep may be run in parts.
 `report` writes benchmarks/results/cifar10_tuned.json and the table between its two marks.
 """
 
@@ -23,9 +24,11 @@ from typing import Any
 
 import yaml
 
+from benchmarks import kept_encoders
 from benchmarks.results_page import COLUMNS, PAGE, RESULTS, heads_table, measured_where, paired, put
 from moco.commands import run_command
 from moco.errors import InputError
+from moco.report.comparison import DEFAULTS
 from moco.report.runs import DONE, KNN, PROBE, Encoder, read
 from moco.run.files import write_json
 
@@ -48,7 +51,7 @@ def main() -> int:
     if o.command == "split":
         hold_out(o.images, o.folder)
     elif o.command == "choose":
-        TUNED.write_text(tuned_recipe([best(read([o.sweep]), loss) for loss in LOSSES]))
+        choose(o.sweep)
         print(f"wrote {TUNED}")
     else:
         report(read([o.sweep]))
@@ -67,23 +70,43 @@ def hold_out(images: Path, folder: Path) -> None:
             target.symlink_to(image.resolve())
 
 
+def choose(sweep: Path) -> None:
+    """Writes the second sweep's recipe and the table of what was tried. InputError if encoders are missing."""
+    encoders, about = kept_encoders.add(RESULTS / "cifar10_tuning.json", sweep, [PROBE], DEFAULTS)
+    if about[1:]:
+        raise InputError(f"{about[1]} Run the sweep to its end, then choose again; what has ended is kept")
+    TUNED.write_text(tuned_recipe([best(encoders, loss) for loss in LOSSES]))
+    PAGE.write_text(put(PAGE.read_text(), "cifar10-tuning", [*tried(encoders), "", *about]))
+
+
 def best(encoders: Sequence[Encoder], loss: str) -> Encoder:
     """The encoder of that loss with the highest linear accuracy on the held-out training images."""
-    its = [one for one in encoders if one.options["loss"] == loss]
-    unfinished = [one.name for one in its if not one.measured]
-    if unfinished or not its:
-        raise InputError(f"the sweep has not ended for {loss}: {len(unfinished)} of {len(its)} encoders are missing")
-    return max(its, key=lambda one: one.measured[PROBE])
+    return max((one for one in encoders if one.options["loss"] == loss), key=lambda one: one.measured[PROBE])
+
+
+def tried(encoders: Sequence[Encoder]) -> list[str]:
+    """A table: how many settings each loss had, how far they lie apart, and the chosen one."""
+    lines = ["| loss | settings | linear top-1 on held-out training images | chosen |", "|---|---:|---:|---|"]
+    for loss, grid in grids().items():
+        accuracies = [one.measured[PROBE] for one in encoders if one.options["loss"] == loss]
+        chosen = best(encoders, loss).options
+        words = ", ".join(f"{name.removeprefix('moco_')} {chosen[name]:g}" for name in grid)
+        lines.append(f"| {loss} | {len(accuracies)} | {min(accuracies):.1f} to {max(accuracies):.1f} | {words} |")
+    return lines
+
+
+def grids() -> dict[str, dict[str, list[float]]]:
+    """The grid of each loss in the first sweep's recipe."""
+    return {part["set"]["loss"]: part["grid"] for part in yaml.safe_load(TUNING.read_text())["parts"]}
 
 
 def tuned_recipe(chosen: Sequence[Encoder]) -> str:
     """The recipe of the second sweep: the tuning's own text, with the chosen settings and five seeds as its parts."""
     spec = yaml.safe_load(TUNING.read_text())
-    grids = {part["set"]["loss"]: part["grid"] for part in spec["parts"]}
     parts = []
     for one in chosen:
         loss = one.options["loss"]
-        settings = {name: one.options[name] for name in grids[loss]}
+        settings = {name: one.options[name] for name in grids()[loss]}
         parts.append({"set": {"loss": loss, **settings}, "grid": {"seed": list(range(SEEDS))}})
     spec["name"] = "cifar10-tuned"
     del spec["set"]["seed"]

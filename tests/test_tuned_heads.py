@@ -21,11 +21,11 @@ class Measured:
     name: str = "one"
 
 
-def encoders(*linear: float | None) -> list[Encoder]:
+def encoders(*linear: float) -> list[Encoder]:
     found = []
     for i, accuracy in enumerate(linear):
         options = {"loss": "infonce", "lr": 0.06 * (i + 1), "moco_t": 0.1, "moco_k": 1024, "moco_m": 0.9}
-        found.append(Measured(options, {} if accuracy is None else {"lincls_top1": accuracy}))
+        found.append(Measured(options, {"lincls_top1": accuracy}))
     return cast("list[Encoder]", found)
 
 
@@ -45,11 +45,21 @@ def test_the_highest_linear_accuracy_is_chosen() -> None:
     assert tuned_heads.best(encoders(40, 45, 44), "infonce").options["lr"] == 0.12
 
 
-def test_an_unfinished_sweep_is_refused() -> None:
-    with pytest.raises(InputError, match="1 of 2 encoders are missing"):
-        tuned_heads.best(encoders(40, None), "infonce")
-    with pytest.raises(InputError, match="has not ended for align-uniform"):
-        tuned_heads.best(encoders(40), "align-uniform")
+def test_an_unfinished_sweep_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    about = ["measured", "1 of 2 encoders have not been measured."]
+    monkeypatch.setattr(tuned_heads.kept_encoders, "add", lambda *rest: (encoders(40), about))
+    with pytest.raises(InputError, match=r"1 of 2 encoders have not been measured. Run the sweep to its end"):
+        tuned_heads.choose(tmp_path)
+
+
+def test_the_table_says_what_was_tried_and_chosen() -> None:
+    uniform = encoders(43.26)
+    uniform[0].options.update(loss="align-uniform", moco_unif_t=3, lr=0.12)
+    lines = tuned_heads.tried([*encoders(40, 45.04, 44), *uniform])
+    assert lines[2:] == [
+        "| infonce | 3 | 40.0 to 45.0 | lr 0.12, t 0.1, k 1024, m 0.9 |",
+        "| align-uniform | 1 | 43.3 to 43.3 | lr 0.12, unif_t 3, k 1024, m 0.9 |",
+    ]
 
 
 def test_the_second_sweep_has_the_chosen_settings_and_five_seeds(tmp_path: Path) -> None:
