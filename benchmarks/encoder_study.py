@@ -6,7 +6,7 @@
 Adds the encoders that have ended to benchmarks/results/cifar10_encoders.json; one with the same name is replaced.
 So the sweep may be run in parts, on several machines.
 All parts must be of one commit.
-Draws docs/cifar10_encoders.png, and writes the table between its two marks from all encoders of the file.
+Draws docs/cifar10_encoders.png, and writes the tables between their two marks, in README.md too, from all encoders of the file.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from benchmarks import kept_encoders
-from benchmarks.results_page import PAGE, RESULTS, ROOT, put, verdict
+from benchmarks.results_page import PAGE, README, RESULTS, ROOT, SUM, put, verdict
 from moco.commands import run_command
 from moco.report import sweep_figures
 from moco.report.comparison import DEFAULTS
@@ -33,6 +33,7 @@ def main() -> int:
     encoders, about = kept_encoders.add(FILE, parser.parse_args().sweep, [PROBE], DEFAULTS)
     write_figure(sweep_figures.plane(encoders, PROBE).figure, FIGURE)
     PAGE.write_text(put(PAGE.read_text(), "cifar10-encoders", [*verdict(encoders), "", *about]))
+    README.write_text(put(README.read_text(), "cifar10-encoders", verdict(encoders, SUM)))
     print(f"{len(encoders)} encoders")
     return 0
 

@@ -56,12 +56,16 @@ def test_parts_of_two_commits_are_refused(parts: Path) -> None:
 
 def test_page_file_and_figure_of_a_part(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = tmp_path / "page.md"
-    page.write_text("<!-- cifar10-encoders -->\n<!-- end -->\n")
-    monkeypatch.setattr(encoder_study, "PAGE", page)
+    readme = tmp_path / "readme.md"
+    for path, name in ((page, "PAGE"), (readme, "README")):
+        path.write_text("<!-- cifar10-encoders -->\n<!-- end -->\n")
+        monkeypatch.setattr(encoder_study, name, path)
     monkeypatch.setattr(encoder_study, "FILE", tmp_path / "rows.json")
     monkeypatch.setattr(encoder_study, "FIGURE", tmp_path / "figure.png")
     monkeypatch.setattr("sys.argv", ["encoder_study", str(parts)])
     ended = [one for one in read([parts]) if one.state == DONE]
     assert encoder_study.main() == 0
-    assert f"| without the collapsed | {len(ended)} | alignment + uniformity |" in page.read_text()
+    line = f"| without the collapsed | {len(ended)} | alignment + uniformity |"
+    assert line in page.read_text()
+    assert line in readme.read_text()
     assert (tmp_path / "figure.png").stat().st_size > 1000
