@@ -6,7 +6,8 @@
 Adds the encoders that have ended to benchmarks/results/cifar10_encoders.json; one with the same name is replaced.
 So the sweep may be run in parts, on several machines.
 All parts must be of one commit.
-Draws docs/cifar10_encoders.png, and writes the tables between their two marks, in README.md too, from all encoders of the file.
+Draws docs/cifar10_encoders.png from all encoders of the file.
+Writes the tables between their two marks in docs/results.md and README.md.
 """
 
 from __future__ import annotations
