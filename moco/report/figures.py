@@ -77,8 +77,8 @@ def project(features: np.ndarray, seed: int = 0) -> np.ndarray:
 def training(encoders: Sequence[Encoder]) -> tuple[list[Plot], list[Plot]]:
     """Draws training curves: (kNN and alignment-uniformity of all runs, losses).
 
-    A figure of losses shows six runs. Figures without points are left out. With more than six runs in a figure, colours
-    show the last kNN accuracies.
+    A figure of losses shows six runs. A figure of evaluations is left out if no run has two. With more than six runs in
+    a figure, colours show the last kNN accuracies.
     """
     shown = [one for one in encoders if one.trained]
     names = [one.name if one.state == DONE else f"{one.name} ({one.state})" for one in shown]
@@ -95,7 +95,7 @@ def training(encoders: Sequence[Encoder]) -> tuple[list[Plot], list[Plot]]:
         draw(axes, runs, colours)
         if len(runs) <= AT_ONCE:
             legend(axes)
-        if axes.lines:
+        if any(len(np.atleast_1d(line.get_xdata())) > 1 for line in axes.lines):
             together.append(Plot(name, drawn, label, marks))
     finished = [one for one in runs if len(series(one.records, "epoch", "loss")[0])]
     for start in range(0, len(finished), AT_ONCE):

@@ -99,6 +99,16 @@ def test_many_runs_have_the_colours_of_their_accuracy() -> None:
     assert losses[0].figure.axes[3].get_title(loc="left") == "_3 (unfinished)"
 
 
+def test_single_evaluations_make_no_curves() -> None:
+    """Each run is one point in the table and in the plane already."""
+    some = runs(2)
+    for one in some:
+        last = [record for record in one.records if record["kind"] == "eval"][-1]
+        one.records = [record for record in one.records if record["kind"] != "eval"] + [last]
+    together, losses = training(some)
+    assert together == [] and len(losses) == 1
+
+
 def test_runs_without_evaluations() -> None:
     (one,) = runs(1)
     one.records = [record for record in one.records if record["kind"] != "eval"]
