@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -110,10 +111,9 @@ def findings(encoders: Sequence[Encoder]) -> list[str]:
     collapsed = sum(one.state == COLLAPSE for one in encoders)
     measure = accuracy_measure(encoders)
     lines = [f"{len(compared)} of {len(encoders)} runs are measured and comparable; {collapsed} collapsed."]
-    rated = [one for one in compared if measure in one.measured]
+    rated = best_first([one for one in compared if measure in one.measured], measure)
     if measure and rated:
         row = LOGGED[measure]
-        rated.sort(key=lambda one: one.measured[measure], reverse=row.better == "higher")
         best = rated[0]
         worst = rated[-1]
         first, last = ("Highest", "lowest") if row.better == "higher" else ("Lowest", "highest")
@@ -132,6 +132,14 @@ def findings(encoders: Sequence[Encoder]) -> list[str]:
     return lines
 
 
+def best_first(encoders: Sequence[Encoder], measure: str | None) -> list[Encoder]:
+    """Sorts encoders by a measure; those without it are last, in the order given."""
+    if measure is None:
+        return list(encoders)
+    sign = -1 if LOGGED[measure].better == "higher" else 1
+    return sorted(encoders, key=lambda one: sign * one.measured[measure] if measure in one.measured else math.inf)
+
+
 def verdict(encoders: Sequence[Encoder]) -> dict[str, Any]:
     """Returns the rank correlation with and without collapsed encoders.
 
@@ -148,7 +156,7 @@ def verdict(encoders: Sequence[Encoder]) -> dict[str, Any]:
 
 
 def table(encoders: Sequence[Encoder]) -> dict[str, Any]:
-    """Makes the table: a row for each encoder.
+    """Makes the table: a row for each encoder, the most accurate first.
 
     A cell is (text, its number as text). The second is "" if the value is missing, None if it is not a number.
     """
@@ -160,7 +168,7 @@ def table(encoders: Sequence[Encoder]) -> dict[str, Any]:
     heads += [(f"published {row.heading}", row.direction) for row in printed.values()]
     heads += [(name, "") for name in options]
     rows = []
-    for one in encoders:
+    for one in best_first(encoders, accuracy_measure(encoders)):
         cells = [_cell(one.measured.get(name), row.digits) for name, row in metrics.items()]
         total = _cell(sum_of(one.measured) if one.measured else None, 3)
         theirs = [_cell(one.published.get(name), row.digits) for name, row in printed.items()]

@@ -83,6 +83,18 @@ def test_a_click_on_a_header_sorts(shown: Browser) -> None:
     assert shown.run("document.querySelectorAll('[aria-sort=ascending], [aria-sort=descending]').length") == 1
 
 
+def test_the_most_accurate_run_is_first(shown: Browser) -> None:
+    """By kNN, which most of these runs have; the linear probe measured fewer."""
+    column = (
+        "[...document.querySelectorAll('#encoders thead th')].findIndex(head => head.textContent.startsWith('kNN'))"
+    )
+    cells = f"[...document.querySelectorAll('#encoders tbody tr')].map(row => row.cells[{column}].textContent)"
+    values = [float(text) for text in shown.run(cells) if text != "–"]
+    assert len(values) > 3 and len(set(values)) > 1
+    assert values == sorted(values, reverse=True)
+    assert shown.run(cells)[len(values) :] == ["–"] * (len(shown.run(cells)) - len(values))
+
+
 def test_the_keyboard_sorts_too(shown: Browser) -> None:
     shown.run(f"document.querySelector({head(shown, 'alignment')!r}).focus()")
     shown.press("Enter")
