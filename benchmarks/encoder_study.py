@@ -19,11 +19,12 @@ from pathlib import Path
 from benchmarks import kept_encoders
 from benchmarks.results_page import PAGE, README, RESULTS, ROOT, SUM, put, verdict
 from moco.commands import run_command
+from moco.pretrain.options import PretrainOptions
 from moco.report import sweep_figures
-from moco.report.comparison import DEFAULTS
 from moco.report.plots import write_figure
 from moco.report.runs import PROBE
 
+DEFAULTS = kept_encoders.result_defaults(PretrainOptions)
 FILE = RESULTS / "cifar10_encoders.json"
 FIGURE = ROOT / "docs" / "cifar10_encoders.png"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from benchmarks.results_page import measured_where
 from moco.errors import InputError
 from moco.report.runs import MEASURED, Encoder, read
 from moco.run.files import write_json
+from moco.run.options import result_options
 
 
 def add(file: Path, sweep: Path, needed: Sequence[str], defaults: Mapping[str, Any]) -> tuple[list[Encoder], list[str]]:
@@ -31,6 +33,15 @@ def add(file: Path, sweep: Path, needed: Sequence[str], defaults: Mapping[str, A
     if missing:
         lines.append(f"{len(missing)} of {len(swept)} encoders have not been measured.")
     return encoders, lines
+
+
+def result_defaults(options: type) -> dict[str, Any]:
+    """Defaults of the options that change results, without the place of the data.
+
+    The others, such as a run's folder, are of one machine, and differ between seeds of a setting.
+    """
+    fields = {field.name: field.default for field in dataclasses.fields(options)}
+    return {name: fields[name] for name in result_options(options) if name != "data"}
 
 
 def row(one: Encoder, defaults: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,6 @@ Writes the tables between their two marks, with the figures of the paper beside 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -32,11 +31,7 @@ from moco.sentences.options import SentenceOptions
 FILE = RESULTS / "novels.json"
 SEEDS = 3
 COLUMNS = {name: LOGGED[name].title for name in (MR, CR, "val_alignment", "val_uniformity")}
-DEFAULTS = {
-    field.name: field.default
-    for field in dataclasses.fields(SentenceOptions)
-    if isinstance(field.default, (int, float, str, type(None)))
-}
+DEFAULTS = kept_encoders.result_defaults(SentenceOptions)
 # Wang & Isola, table of BookCorpus: contrastive with τ .075; .9 alignment + .1 uniformity with t 5
 PUBLISHED = {MR: (77.51, 73.76), CR: (83.86, 80.95)}
 

@@ -28,12 +28,13 @@ from benchmarks import kept_encoders
 from benchmarks.results_page import COLUMNS, PAGE, RESULTS, heads_table, measured_where, paired, put
 from moco.commands import run_command
 from moco.errors import InputError
-from moco.report.comparison import DEFAULTS
+from moco.pretrain.options import PretrainOptions
 from moco.report.runs import DONE, KNN, PROBE, Encoder, read
 from moco.run.files import write_json
 
 RECIPES = Path(__file__).resolve().parent.parent / "launch" / "recipes"
 TUNING, TUNED = RECIPES / "sweep_cifar10_tuning.yaml", RECIPES / "sweep_cifar10_tuned.yaml"
+DEFAULTS = kept_encoders.result_defaults(PretrainOptions)
 LOSSES = ("infonce", "align-uniform")
 SEEDS = 5
 HELD_OUT = 10  # one of so many images of a class

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,13 @@ def test_parts_add_up_and_a_newer_row_replaces(parts: Path) -> None:
     found = kept_encoders.merged(rows[:4], [newer, *rows[4:]])
     assert [kept["name"] for kept in found] == sorted(kept["name"] for kept in rows)
     assert [kept["measured"] for kept in found if kept["name"] == newer["name"]] == [{PROBE: 1.0}]
+
+
+def test_a_row_holds_nothing_of_the_machine_that_trained(parts: Path) -> None:
+    for one in read([parts]):
+        options = one.options | {"output_dir": "/home/me/run", "config": "/home/me/run.yaml", "data": "/home/me/photos"}
+        row = kept_encoders.row(dataclasses.replace(one, options=options), encoder_study.DEFAULTS)
+        assert row["options"] and "/home/me" not in json.dumps(row)
 
 
 def test_parts_of_two_commits_are_refused(parts: Path) -> None:

@@ -18,9 +18,8 @@ UNIFORM = {"loss": "align-uniform", "moco_contr_w": 0.0, "moco_align_w": 0.9, "m
 def encoder(options: dict[str, Any], seed: int, mr: float, cr: float = 70.0) -> Encoder:
     measured = {MR: mr, CR: cr, "val_alignment": 0.5, "val_uniformity": -2.0}
     defaults = sentence_study.DEFAULTS
-    return Encoder(
-        f"{options['loss']}-{seed}", Path(), options={**defaults, **options, "seed": seed}, measured=measured
-    )
+    own = {"seed": seed, "output_dir": f"runs/{seed}", "config": f"runs/{seed}.yaml"}
+    return Encoder(f"{options['loss']}-{seed}", Path(), options={**defaults, **options, **own}, measured=measured)
 
 
 @pytest.fixture
