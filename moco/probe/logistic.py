@@ -65,19 +65,23 @@ def logistic_regression(
     by default. The problem is convex and the batch is full, so the result is the same from each start up to rounding,
     and has the same bits each time on one machine.
     """
-    # L-BFGS needs few steps where curvature is near 1 in all directions. At zero, the curvature is XᵀX / classes +
-    # penalty for a class's weight, and n / classes for its bias. So the variables are scaled by the inverse roots.
-    curvature = x.T @ x / classes + penalty * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    # L-BFGS needs few steps where curvature is near 1 in all directions. At zero, the curvature of a class's weight and
+    # bias is [X 1]ᵀ[X 1] / classes + penalty for the weight. So the variables are scaled by its root's inverse.
+    n, d = x.shape
+    curvature = x.new_full((d + 1, d + 1), n)
+    curvature[:d, :d] = x.T @ x
+    curvature[d, :d] = curvature[:d, d] = x.sum(dim=0)
+    curvature /= classes
+    curvature.diagonal()[:d] += penalty
     root = torch.linalg.cholesky(curvature)
-    bias_root = math.sqrt(len(x) / classes)
-    weight, bias = start or (x.new_zeros((classes, x.shape[1])), x.new_zeros(classes))
-    scaled_weight = (weight @ root).requires_grad_()
-    scaled_bias = (bias * bias_root).requires_grad_()
-    inverse = torch.linalg.solve_triangular(root, torch.eye(len(root), dtype=x.dtype, device=x.device), upper=False)
+    identity = torch.eye(d + 1, dtype=x.dtype, device=x.device)
+    unscale = torch.linalg.solve_triangular(root.T, identity, upper=True)
+    weight, bias = start or (x.new_zeros((classes, d)), x.new_zeros(classes))
+    scaled = (root.T @ torch.cat([weight.T, bias[None]])).requires_grad_()
     solver = torch.optim.LBFGS(
-        [scaled_weight, scaled_bias],
+        [scaled],
         max_iter=500,
-        tolerance_grad=1e-5,  # of scaled variables: the loss is within ½‖gradient‖² of its minimum
+        tolerance_grad=1e-5,  # the loss is within ½‖gradient‖² of its minimum
         tolerance_change=0,
         history_size=20,
         line_search_fn="strong_wolfe",
@@ -85,15 +89,15 @@ def logistic_regression(
 
     def objective() -> Tensor:
         solver.zero_grad()
-        weight = scaled_weight @ inverse
-        logits = x @ weight.T + scaled_bias / bias_root
-        loss = F.cross_entropy(logits, y, reduction="sum") + penalty / 2 * weight.square().sum()
+        both = unscale @ scaled
+        loss = F.cross_entropy(x @ both[:d] + both[d], y, reduction="sum") + penalty / 2 * both[:d].square().sum()
         loss.backward()
         return loss
 
     with torch.enable_grad():
         solver.step(objective)  # type: ignore[arg-type, unused-ignore]
-    return scaled_weight.detach() @ inverse, scaled_bias.detach() / bias_root
+    both = unscale @ scaled.detach()
+    return both[:d].T, both[d]
 
 
 PENALTIES = (1000.0, 100.0, 10.0, 1.0, 0.1)
