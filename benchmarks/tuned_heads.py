@@ -104,10 +104,11 @@ def grids() -> dict[str, dict[str, list[float]]]:
 def tuned_recipe(chosen: Sequence[Encoder]) -> str:
     """The recipe of the second sweep: the tuning's own text, with the chosen settings and five seeds as its parts."""
     spec = yaml.safe_load(TUNING.read_text())
+    grid_of = grids()
     parts = []
     for one in chosen:
         loss = one.options["loss"]
-        settings = {name: one.options[name] for name in grids()[loss]}
+        settings = {name: one.options[name] for name in grid_of[loss]}
         parts.append({"set": {"loss": loss, **settings}, "grid": {"seed": list(range(SEEDS))}})
     spec["name"] = "cifar10-tuned"
     del spec["set"]["seed"]

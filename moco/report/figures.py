@@ -95,7 +95,7 @@ def training(encoders: Sequence[Encoder]) -> tuple[list[Plot], list[Plot]]:
         draw(axes, runs, colours)
         if len(runs) <= AT_ONCE:
             legend(axes)
-        if any(len(np.atleast_1d(line.get_xdata())) > 1 for line in axes.lines):
+        if any(np.size(line.get_xdata()) > 1 for line in axes.lines):
             together.append(Plot(name, drawn, label, marks))
     finished = [one for one in runs if len(series(one.records, "epoch", "loss")[0])]
     for start in range(0, len(finished), AT_ONCE):
