@@ -12,8 +12,7 @@ from moco.encoders import check_arch
 from moco.errors import InputError, flag
 from moco.losses import PRESET_WEIGHTS
 from moco.losses.table import LOSSES, check_loss
-from moco.run.options import at_least, check_common, check_unread, positive, unread_saves
-from moco.run.saver import Every
+from moco.run.options import at_least, check_common, check_saving, check_unread, positive, unread_saves
 from moco.schedules import values_of
 
 
@@ -45,14 +44,14 @@ def check(o: Any, typed: set[str], bn: str | None, world_size: int) -> None:
         raise InputError("--queue-per-view needs --symmetric: without it only the keys of one view enter the queue")
     if o.online_probe and o.compile:
         raise InputError("--online-probe reads features inside the encoder, and --compile hides them: leave one out")
-    Every(o.save_every)
+    check_saving(o)
 
 
 def _check_ranges(o: Any) -> None:
     at_least(o, 1, "moco_dim", "moco_mlp_layers", "moco_mlp_dim")
-    at_least(o, 1, "accum_steps", "save_freq", "knn_k", "bn_group_size")
-    at_least(o, 0, "warmup_epochs", "moco_k", "eval_freq", "max_bad_steps", "keep_last", "keep_every")
-    positive(o, "moco_t", "moco_align_alpha", "moco_unif_t", "grad_clip", "knn_t", "rank_timeout")
+    at_least(o, 1, "accum_steps", "knn_k", "bn_group_size")
+    at_least(o, 0, "warmup_epochs", "moco_k", "eval_freq", "max_bad_steps")
+    positive(o, "moco_t", "moco_align_alpha", "moco_unif_t", "grad_clip", "knn_t")
     positive(o, "crop_min", "init_std")
     if o.crop_min is not None and o.crop_min > 1:
         raise InputError(f"--crop-min, a share of the image, must be at most 1, not {o.crop_min:g}")
@@ -89,7 +88,7 @@ def _unread(o: Any, bn: str | None) -> dict[str, str]:
     unread |= _unread_of_projector(o)
     if o.eval_freq == 0:
         unread |= dict.fromkeys(("knn_k", "knn_t"), "--eval-freq 0")
-    return unread | unread_saves(o.keep_last)
+    return unread | unread_saves(o)
 
 
 def _unread_of_projector(o: Any) -> dict[str, str]:

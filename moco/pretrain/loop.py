@@ -171,4 +171,4 @@ class Training:
             online = self.step.online_probe
             measures = dict(self.evaluate(self.step.moco.encoder_q, online.classifier if online else None))
             self.log.eval(measures, epoch=epoch, global_step=self.position.global_step)
-        self.saves.after_epoch(epoch)
+        self.saves.after_epoch(epoch, last)

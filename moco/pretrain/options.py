@@ -29,6 +29,7 @@ from moco.pretrain.optimiser import OPTIMIZERS
 from moco.run import flags
 from moco.run.options import (
     CommonOptions,
+    SavingOptions,
     augmentation_option,
     encoder_option,
     evaluation,
@@ -46,7 +47,7 @@ loss_option = partial(result, topic="loss")
 
 
 @dataclass(frozen=True)
-class PretrainOptions(CommonOptions):
+class PretrainOptions(SavingOptions, CommonOptions):
     """Holds the options of main_moco.py."""
 
     arch: str = encoder_option(
@@ -186,23 +187,10 @@ class PretrainOptions(CommonOptions):
         False, "also train a linear classifier on the features; the encoder gets no gradient from it"
     )
 
-    resume: str | None = running(
-        None, "checkpoint to go on from; auto: the newest good one in --output-dir, if there is one",
-        metavar="FILE|auto",
-    )  # fmt: skip
-    save_freq: int = running(1, "epochs between two checkpoints; the last epoch is always saved")
-    save_every: str | None = running(
-        None, "save inside epochs too: each so many steps (500) or minutes (30m)", metavar="STEPS|MINUTESm"
-    )
-    keep_last: int = running(0, "checkpoints to keep; 0: every epoch's, and the last two of those inside epochs")
-    keep_every: int = running(0, "with --keep-last: keep also each so many epochs' checkpoint")
-    rank_timeout: float = running(1800.0, "seconds without an answer from a rank after which the run ends")
     channels_last: bool | None = running(
         None, "NHWC memory format; default: on a GPU", action=argparse.BooleanOptionalAction
     )
     profile: bool = running(False, "write a trace of a few steps, and a table of where their time goes")
-    tensorboard: bool = running(True, "write TensorBoard files; default: yes", action=argparse.BooleanOptionalAction)
-    wandb: str | None = running(None, "log to this Weights & Biases project too", metavar="PROJECT")
 
     @property
     def multi_crop(self) -> MultiCrop | None:

@@ -5,6 +5,7 @@ Each field of a dataclass is an option. moco/run/flags.py makes the parser from 
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import math
@@ -21,6 +22,7 @@ from moco.data.source import CACHES, Source
 from moco.errors import InputError, flag
 from moco.plugins import check_unused, find, is_outside, known_or_outside
 from moco.run import flags
+from moco.run.saver import Every
 from moco.schedules import values_of
 
 RESULTS = "changes results"
@@ -134,8 +136,8 @@ def check_data(o: DataOptions) -> None:
 
 
 @dataclass(frozen=True)
-class CommonOptions(DataOptions):
-    """Holds the options of both mains."""
+class RunOptions:
+    """Holds the options of every command that makes a run's folder."""
 
     seed: int | None = training_option(None, "seed of everything random; default: drawn at the start, and saved")
     deterministic: bool = training_option(
@@ -151,6 +153,31 @@ class CommonOptions(DataOptions):
     dry_run: bool = running(False, "print the resolved options and stop")
 
 
+@dataclass(frozen=True)
+class SavingOptions(RunOptions):
+    """Holds the options of every command that trains encoders."""
+
+    resume: str | None = running(
+        None,
+        "checkpoint to go on from; auto: the newest good one in --output-dir, if there is one",
+        metavar="FILE|auto",
+    )
+    save_freq: int = running(1, "epochs between two checkpoints; the last epoch is always saved")
+    save_every: str | None = running(
+        None, "save inside epochs too: each so many steps (500) or minutes (30m)", metavar="STEPS|MINUTESm"
+    )
+    keep_last: int = running(0, "checkpoints to keep; 0: every epoch's, and the last two of those inside epochs")
+    keep_every: int = running(0, "with --keep-last: keep also each so many epochs' checkpoint")
+    rank_timeout: float = running(1800.0, "seconds without an answer from a rank after which the run ends")
+    tensorboard: bool = running(True, "write TensorBoard files; default: yes", action=argparse.BooleanOptionalAction)
+    wandb: str | None = running(None, "log to this Weights & Biases project too", metavar="PROJECT")
+
+
+@dataclass(frozen=True)
+class CommonOptions(RunOptions, DataOptions):
+    """Holds the options of both mains."""
+
+
 def check_common(o: Any) -> None:
     """Raises InputError for a bad value of the mains' common options."""
     check_data(o)
@@ -161,6 +188,14 @@ def check_common(o: Any) -> None:
     if o.start_epoch >= o.epochs:
         raise InputError(f"--start-epoch {o.start_epoch} is past the last of {o.epochs} epochs; raise --epochs")
     check_schedule(o.schedule)
+
+
+def check_saving(o: SavingOptions) -> None:
+    """Raises InputError for a bad value of the options that say how a run is saved."""
+    at_least(o, 1, "save_freq")
+    at_least(o, 0, "keep_last", "keep_every")
+    positive(o, "rank_timeout")
+    Every(o.save_every)
 
 
 def check_schedule(schedule: list[int]) -> None:
@@ -183,9 +218,9 @@ def check_unread(typed: set[str], unread: Mapping[str, str]) -> None:
         raise InputError(f"{flag(name)} is not read with {unread[name]}; leave it out")
 
 
-def unread_saves(keep_last: int) -> dict[str, str]:
-    """Returns saving options without effect under `keep_last`, for `check_unread`."""
-    return {} if keep_last else {"keep_every": "--keep-last 0, which keeps every epoch's checkpoint"}
+def unread_saves(o: SavingOptions) -> dict[str, str]:
+    """Returns saving options without effect, for `check_unread`."""
+    return {} if o.keep_last else {"keep_every": "--keep-last 0, which keeps every epoch's checkpoint"}
 
 
 MOST = 2**31  # limit of counts and sizes; no run comes near it

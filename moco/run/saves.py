@@ -3,31 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from moco import distributed
 from moco.run.checkpoint import checkpoint_name
 from moco.run.log import RunLog
+from moco.run.options import SavingOptions
 from moco.run.preemption import Preemption
 from moco.run.resume import Position
 from moco.run.saver import Every, Saver
-
-
-class SaveOptions(Protocol):
-    """Declares the options that say when to save and what to keep."""
-
-    @property
-    def output_dir(self) -> str: ...
-    @property
-    def epochs(self) -> int: ...
-    @property
-    def save_freq(self) -> int: ...
-    @property
-    def save_every(self) -> str | None: ...
-    @property
-    def keep_last(self) -> int: ...
-    @property
-    def keep_every(self) -> int: ...
 
 
 class Saves:
@@ -40,7 +24,7 @@ class Saves:
 
     def __init__(
         self,
-        options: SaveOptions,
+        options: SavingOptions,
         log: RunLog,
         preemption: Preemption,
         snapshot: Callable[[], dict[str, Any]],
@@ -79,12 +63,11 @@ class Saves:
             )
         return preempted
 
-    def after_epoch(self, epoch: int) -> None:
+    def after_epoch(self, epoch: int, last: bool) -> None:
         """Saves after every --save-freq epochs, and after the last.
 
         epoch: 0-based.
         """
-        last = epoch + 1 == self.options.epochs
         if (epoch + 1) % self.options.save_freq == 0 or last:
             self._save(checkpoint_name(epoch))
 

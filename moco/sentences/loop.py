@@ -50,10 +50,11 @@ class Training:
                 return EXIT_PREEMPTED
             epoch = self.position.epoch
             self.position = Position(epoch + 1, 0, self.position.global_step)
-            found = self.evaluate(last=epoch + 1 == options.epochs)
+            last = epoch + 1 == options.epochs
+            found = self.evaluate(last)
             if found:
                 self.log.eval(found, epoch=epoch, global_step=self.position.global_step)
-            self.saves.after_epoch(epoch)
+            self.saves.after_epoch(epoch, last)
         self.saves.wait()
         return EXIT_OK
 
