@@ -7,7 +7,8 @@ Every run is the shortest there is: the digits, one epoch, a small encoder. It i
 by torchrun, by submitit on this machine; from the beginning and resumed. A run is bad if it ends with another code than
 0. The runs take place in a copy of the code. With --ordinary-end, `end_process` of the copy is sys.exit.
 
-build/ends.json holds the last result with and without the ordered end; docs/reliability.md shows both.
+benchmarks/results/ends.json holds every soak, with and without the ordered end. A thousand ends take hours on a small
+machine, so they may be counted in parts: docs/reliability.md shows the sums, and each part below them.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from typing import Any
 from moco.run.provenance import git_state, processor
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-PAGE, RESULTS = ROOT / "docs" / "reliability.md", ROOT / "build" / "ends.json"
+PAGE, RESULTS = ROOT / "docs" / "reliability.md", ROOT / "benchmarks" / "results" / "ends.json"
 BEGIN, END = "<!-- written by tests/reliability/ends.py: begin -->", "<!-- ends: end -->"
 COPIED = ("moco", "launch", "tests", "main_moco.py", "main_lincls.py")
 TINY = ["-a", "smallcnn", "--moco-k", "64", "--moco-dim", "16", "-b", "512", "--eval-freq", "0", "--seed", "1"]
@@ -161,7 +162,7 @@ def count(soak: Soak, ends: int, minutes: float, together: int) -> list[dict[str
 
 
 def summary(records: list[dict[str, Any]], together: int, minutes: float) -> dict[str, Any]:
-    """What build/ends.json holds of one soak."""
+    """What the file of results holds of one soak."""
     rows = []
     for way in WAYS:
         own = [record for record in records if record["way"] == way.name]
@@ -183,31 +184,47 @@ def summary(records: list[dict[str, Any]], together: int, minutes: float) -> dic
     }
 
 
-def table(results: dict[str, dict[str, Any]]) -> str:
-    """The tables of docs/reliability.md, with the ordered end and without."""
+def table(results: dict[str, list[dict[str, Any]]]) -> str:
+    """The tables of docs/reliability.md, with the ordered end and without: the sums over soaks, and the soaks."""
     parts = []
     for name, title in (("ordered", "As it is"), ("ordinary", "With `sys.exit` in its place")):
-        if (found := results.get(name)) is None:
+        soaks = results.get(name, [])
+        if not soaks:
             parts += [f"{title}: not measured.", ""]
             continue
-        ends, bad = (sum(row[key] for row in found["rows"]) for key in ("ends", "bad runs"))
+        rows = [row for soak in soaks for row in soak["rows"]]
         flag = " --ordinary-end" if name == "ordinary" else ""
         parts += [
-            f"{title}: {ends} ends of ranks, **{bad} bad**. `python -m tests.reliability.ends{flag}` on"
-            f" {found['date']} at commit {found['commit'][:12]}, {found['minutes']:g} minutes on {found['cores']} cores"
-            f" of {found['machine']}; {found['together']} runs at a time, load {found['load'][0]:g}.",
+            f"{title}: {total(rows, 'ends')} ends of ranks, **{total(rows, 'bad runs')} bad**."
+            f" `python -m tests.reliability.ends{flag}`:",
             "",
             "| started as | runs | ends of ranks | bad runs | their exit codes |",
             "|---|---:|---:|---:|---|",
         ]
-        for row in found["rows"]:
-            codes = ", ".join(f"{code} ({times} ×)" for code, times in row["codes"].items()) or "–"
-            parts.append(f"| {row['way']} | {row['runs']} | {row['ends']} | {row['bad runs']} | {codes} |")
-        parts.append("")
+        for way in dict.fromkeys(row["way"] for row in rows):
+            its = [row for row in rows if row["way"] == way]
+            counted = sum((Counter(row["codes"]) for row in its), Counter())
+            codes = ", ".join(f"{code} ({times} ×)" for code, times in counted.items()) or "–"
+            numbers = " | ".join(str(total(its, key)) for key in ("runs", "ends", "bad runs"))
+            parts.append(f"| {way} | {numbers} | {codes} |")
+        parts += ["", *map(about, soaks), ""]
     return "\n".join(parts).rstrip()
 
 
-def write_page(results: dict[str, dict[str, Any]]) -> None:
+def total(rows: list[dict[str, Any]], key: str) -> int:
+    return sum(row[key] for row in rows)
+
+
+def about(soak: dict[str, Any]) -> str:
+    """One soak in a line."""
+    return (
+        f"- {total(soak['rows'], 'ends')} ends, {total(soak['rows'], 'bad runs')} bad: {soak['date']}, commit"
+        f" {soak['commit'][:12]}, {soak['minutes']:g} minutes on {soak['cores']} cores of {soak['machine']};"
+        f" {soak['together']} runs at a time, load {soak['load'][0]:g}"
+    )
+
+
+def write_page(results: dict[str, list[dict[str, Any]]]) -> None:
     before, begin, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
     assert begin and end, f"{PAGE} has lost the marks between which the table stands"
@@ -230,14 +247,13 @@ def main(argv: list[str] | None = None) -> int:
         records = count(soak, o.ends, o.minutes, o.together)
     result = summary(records, o.together, (time.monotonic() - started) / 60)
     results = json.loads(o.results.read_text()) if o.results.exists() else {}
-    results["ordinary" if o.ordinary_end else "ordered"] = result
+    results.setdefault("ordinary" if o.ordinary_end else "ordered", []).append(result)
     o.results.parent.mkdir(parents=True, exist_ok=True)
     o.results.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if o.results == RESULTS:
         write_page(results)
-    bad = sum(row["bad runs"] for row in result["rows"])
-    print(json.dumps({key: value for key, value in result.items() if key != "tails"}, ensure_ascii=False))
-    print(f"{sum(row['ends'] for row in result['rows'])} ends of ranks, {bad} bad runs")
+    bad = total(result["rows"], "bad runs")
+    print("\n".join([about(result), *result["tails"]]))
     return 0 if o.ordinary_end or bad == 0 else 1
 
 
