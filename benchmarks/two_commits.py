@@ -1,0 +1,116 @@
+"""Start-up, training step and loader of two commits: how much slower is a run since the older one?
+
+    python -m benchmarks.two_commits OLD [NEW]        # NEW: HEAD, if it is not given
+
+Both commits are checked out beside each other, and the same commands of `main_moco.py` run from each in turns:
+  start-up  `--dry-run`: imports, options and their checks; processor seconds of the process
+  step      the digits with a small encoder; seconds of an image, as the run's log has them
+  loader    crops of 32 px from JPEG files of 500×375, decoded by one thread; the same
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.data_loading import made_up_photos
+from benchmarks.measuring import Row, device_of, parser, report
+from moco.commands import run_command
+from moco.errors import InputError
+
+ROOT = Path(__file__).resolve().parent.parent
+MOST = 1.03  # times the older commit's cost
+SMALL = ["--device", "cpu", "--seed", "0", "-j", "1", "--moco-dim", "32", "-b", "64", "--eval-freq", "0"]
+DIGITS = ["--dataset", "digits", *SMALL, "-a", "smallcnn", "--moco-k", "1024"]
+PHOTOS = [*SMALL, "-a", "smallcnn", "--image-size", "32", "--moco-k", "64"]
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = parser(__doc__)
+    options.add_argument("old", help="the commit to compare with")
+    options.add_argument("new", nargs="?", default="HEAD")
+    with tempfile.TemporaryDirectory() as scratch:
+        run(options.parse_args(argv), Path(scratch))
+    return 0
+
+
+def run(options: Any, scratch: Path) -> None:
+    device_of(options)
+    trees = {name: checked_out(getattr(options, name), scratch / name) for name in ("old", "new")}
+    epochs = 1 if options.trial else 3
+    photos = scratch / "photos" / "train"
+    made_up_photos(photos, 128 if options.trial else 512)
+    works: dict[str, Callable[[Path], float]] = {
+        "start-up": start_up,
+        "training step": partial(seconds_of_an_image, [*DIGITS, "--epochs", str(epochs)]),
+        "loader": partial(seconds_of_an_image, [*PHOTOS, "--epochs", str(epochs), str(photos.parent)]),
+    }
+    costs: dict[str, dict[str, list[float]]] = {what: {name: [] for name in trees} for what in works}
+    for turn in range(1 + options.rounds):
+        for what, work in works.items():
+            for name, tree in trees.items():
+                cost = work(tree)
+                if turn:  # the first reads the files from the disk
+                    costs[what][name].append(cost)
+    rows = [
+        Row(what, f"commit {commit_of(options.old)[:10]}", statistics.median(ratios), at_most=MOST)
+        for what, of in costs.items()
+        for ratios in [[new / old for new, old in zip(of["new"], of["old"], strict=True)]]
+    ]
+    report("two_commits", options, rows, seconds=costs, compared=[commit_of(options.old), commit_of(options.new)])
+
+
+def commit_of(name: str) -> str:
+    found = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--verify", "-q", f"{name}^{{commit}}"],
+                           capture_output=True, text=True)  # fmt: skip
+    if found.returncode:
+        raise InputError(f"{name} is no commit of this repository; git log lists them")
+    return found.stdout.strip()
+
+
+def checked_out(name: str, folder: Path) -> Path:
+    """The files of a commit, in `folder`."""
+    folder.mkdir(parents=True)
+    packed = subprocess.run(["git", "-C", str(ROOT), "archive", commit_of(name)], capture_output=True, check=True)
+    subprocess.run(["tar", "-x", "-C", str(folder)], input=packed.stdout, check=True)
+    return folder
+
+
+def start_up(tree: Path) -> float:
+    """Processor seconds of a run that stops after its options."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    start(tree, [*DIGITS, "--dry-run"])
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def seconds_of_an_image(words: list[str], tree: Path) -> float:
+    """Median over the printed lines, without the first, which holds the start of the threads."""
+    output = tree / "run"
+    start(tree, [*words, "--no-tensorboard", "--print-freq", "1", "--output-dir", str(output)])
+    records = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    shutil.rmtree(output)
+    lines = [record for record in records if record.get("kind") == "train"]
+    return statistics.median(1 / record["timing"]["images_per_s"] for record in lines[1:])
+
+
+def start(tree: Path, words: list[str]) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+    done = subprocess.run([sys.executable, "main_moco.py", *words], cwd=tree, env=environment,
+                          capture_output=True, text=True)  # fmt: skip
+    if done.returncode:
+        raise SystemExit(f"error: in {tree.name}, main_moco.py {' '.join(words)}:\n{done.stderr[-2000:]}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
