@@ -11,7 +11,7 @@ The real validation images stay unseen.
 `choose` takes for each loss the setting of the highest linear accuracy.
 It writes the recipe of the second sweep: those settings with five seeds.
 It adds the encoders that have ended to benchmarks/results/cifar10_tuning.json, so the first sweep may be run in parts.
-`report` writes benchmarks/results/cifar10_tuned.json and the table between its two marks.
+`report` writes benchmarks/results/cifar10_tuned.json, and the table between its two marks in docs/results.md and README.md.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 import yaml
 
 from benchmarks import kept_encoders
-from benchmarks.results_page import COLUMNS, PAGE, RESULTS, heads_table, measured_where, paired, put
+from benchmarks.results_page import COLUMNS, PAGE, README, RESULTS, heads_table, measured_where, paired, put
 from moco.commands import run_command
 from moco.errors import InputError
 from moco.pretrain.options import PretrainOptions
@@ -131,18 +131,20 @@ def report(encoders: Sequence[Encoder]) -> None:
     seeds = [[one.options["seed"] for one in its] for its in runs.values()]
     if seeds[0] != seeds[1] or len(seeds[0]) < 2:
         raise InputError(f"the losses have the seeds {seeds[0]} and {seeds[1]}: a paired test needs the same ones")
-    lines = heads_table([one for its in runs.values() for one in its])
-    lines += ["", "| accuracy | align + uniform less InfoNCE, over seeds | paired t-test, p |", "|---|---:|---:|"]
+    tests = ["| accuracy | align + uniform less InfoNCE, over seeds | paired t-test, p |", "|---|---:|---:|"]
     found: dict[str, Any] = {}
     for measure in (KNN, PROBE):
         infonce, uniform = ([one.measured[measure] for one in runs[loss]] for loss in LOSSES)
         differences, told, p = paired(uniform, infonce)
         found[measure] = {"differences": differences, "p": p}
-        lines.append(f"| {COLUMNS[measure]} | {told} | {p:.2g} |")
+        tests.append(f"| {COLUMNS[measure]} | {told} | {p:.2g} |")
     where = measured_where(encoders)
     rows = {loss: [{name: one.measured[name] for name in COLUMNS} for one in its] for loss, its in runs.items()}
     write_json(RESULTS / "cifar10_tuned.json", {"measured": where, "tests": found, "encoders": rows})
-    PAGE.write_text(put(PAGE.read_text(), "cifar10-tuned", [*lines, "", where]))
+    both = [one for its in runs.values() for one in its]
+    PAGE.write_text(put(PAGE.read_text(), "cifar10-tuned", [*heads_table(both), "", *tests, "", where]))
+    accuracies = {measure: COLUMNS[measure] for measure in (KNN, PROBE)}
+    README.write_text(put(README.read_text(), "cifar10-tuned", [*heads_table(both, accuracies), "", *tests]))
 
 
 def by_loss(encoders: Sequence[Encoder], loss: str) -> list[Encoder]:
