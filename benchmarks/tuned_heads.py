@@ -116,7 +116,7 @@ def tuned_recipe(chosen: Sequence[Encoder]) -> str:
         "# InfoNCE and align + uniform on CIFAR-10, each as tuned by sweep_cifar10_tuning.yaml, with five seeds.",
         "#",
         "# paper      Wang & Isola, ICML 2020 (https://arxiv.org/abs/2005.10242), table of ImageNet-100",
-        "# command    python -m launch.sweep launch/recipes/sweep_cifar10_tuned.yaml --cluster local -- CIFAR",
+        "# command    python -m launch.sweep launch/recipes/sweep_cifar10_tuned.yaml --cluster local --parallel 2 -- CIFAR",
         "# hardware   two CPU cores, one thread for each encoder",
         "# hours      not measured",
         "# accuracy   docs/results.md",

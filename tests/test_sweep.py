@@ -49,6 +49,7 @@ def test_recipes(path: Path) -> None:
         ("sweep_imagenette_hard", 8, ["photos"]),
         ("sweep_cifar10_encoders", 48, ["photos"]),
         ("sweep_cifar10_tuning", 32, ["photos"]),
+        ("sweep_cifar10_tuned", 10, ["photos"]),
         ("sweep_cifar10_methods", 12, ["photos"]),
         ("sweep_novels", 24, ["text.txt", "--classify", "MR", "CR"]),
     ],
