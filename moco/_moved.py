@@ -1,4 +1,4 @@
-"""Old module names, which go on to work for one release with a DeprecationWarning."""
+"""Makes old module names work for one release, with a DeprecationWarning."""
 
 from __future__ import annotations
 
@@ -86,7 +86,10 @@ _FOLDERS = ("moco.interop", "moco.page")  # gone, but their files are in the tab
 
 
 class _OldNames(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds a module under its old name: a module with the names of the new one."""
+    """Finds a module under its old name.
+
+    It gives a module with the names of the new one.
+    """
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -104,4 +107,4 @@ class _OldNames(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         vars(module).update(names)
 
 
-sys.meta_path.insert(0, _OldNames())  # first: an old folder with nothing but __pycache__ would count as a package
+sys.meta_path.insert(0, _OldNames())  # first: an old folder with only __pycache__ would count as a package

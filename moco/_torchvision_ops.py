@@ -1,12 +1,12 @@
-"""Lets `import torchvision` succeed beside a PyTorch that its compiled operators do not fit.
+"""Makes torchvision importable beside a PyTorch that its operators do not fit.
 
-The index has no torchvision for a CPU-only PyTorch on Linux: its file is compiled against the CUDA build.
+The package index has no torchvision for a CPU-only PyTorch on Linux: its file is compiled against the CUDA build.
 Beside a CPU-only PyTorch that file cannot be loaded, so `torchvision::nms` and `torchvision::qnms` are never defined.
 torchvision registers shape functions for both while it is imported.
 It then ends with "operator torchvision::nms does not exist", and so does timm, which imports torchvision.
 
-pip reaches that pair wherever PyTorch is there first, from a site or from PyTorch's own index.
-It then takes only torchvision from the index, and the version numbers fit each other.
+pip installs such a pair if PyTorch is there first, from a site or from PyTorch's own index.
+pip then takes only torchvision from the package index, and the version numbers fit each other.
 This project's tests run on such a pair.
 
 This project uses no compiled operator of torchvision: models, transforms and data sets are Python.
@@ -31,7 +31,10 @@ _placeholders: torch.library.Library | None = None
 
 
 def _compiled_operators() -> Path | None:
-    """The file of torchvision's operators, or None if there is none. Does not import torchvision."""
+    """Returns the file of torchvision's operators, or None without one.
+
+    It does not import torchvision.
+    """
     spec = importlib.util.find_spec("torchvision")
     if spec is None or not spec.submodule_search_locations:
         return None
@@ -48,7 +51,10 @@ def _defined(name: str) -> bool:
 
 
 def ensure() -> bool:
-    """Define the missing operator names, once. True if placeholders are in place, False if torchvision needs none."""
+    """Defines the missing operator names, once.
+
+    Returns True if placeholders are in place, False if torchvision needs none.
+    """
     global _placeholders
     if _placeholders is not None:
         return True

@@ -1,8 +1,8 @@
 """MoCo's model: query encoder, key encoder, queue.
 
 The key encoder is a moving average of the query encoder. The queue holds keys of past batches.
-He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR 2020, Algorithm 1. One training
-step is
+Source: He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR 2020, Algorithm 1.
+One training step is
 
     model.update_key_encoder()               # k follows q: once per optimiser step, before the keys
     q, k = model(im_q, im_k)                 # unit-norm features
@@ -51,17 +51,18 @@ def choose_bn(bn: str | None, K: int, world_size: int, keys: str = "queue") -> s
 
 
 class MoCo(nn.Module):
-    """Query encoder, key encoder and queue of one training.
+    """Holds the query encoder, key encoder and queue of one training.
 
     encoder: images [N, 3, H, W] -> features [N, dim]; its copy becomes the key encoder.
-    K: queue length; with 0 there is no queue, and both views are queries. m: momentum of the key encoder.
-    keys: 'batch' for MoCo v3, whose negatives are the batch's own keys: no queue, whatever K.
+    K: queue length; with 0 there is no queue, and both views are queries.
+    m: momentum of the key encoder.
+    keys: 'batch' for MoCo v3, whose negatives are the batch's own keys; there is then no queue, for any K.
     predictor: [N, dim] -> [N, dim], applied to the queries alone.
     bn: how BatchNorm statistics are isolated (`moco.encoders.batchnorm`); None: `choose_bn` decides.
     seed: of the initial queue and of the shuffles.
     queue_per_view: keys of view 0 go to a second queue, `queue_of_view_0`, with the same pointer and labels.
-    `state_dict` has the keys of facebookresearch/moco; `queue_state` has the rest. InputError for K < 0 or m outside
-    [0, 1].
+    `state_dict` has the keys of facebookresearch/moco; `queue_state` has the rest.
+    InputError for K < 0 or m outside [0, 1].
     """
 
     queue: Tensor
@@ -110,14 +111,17 @@ class MoCo(nn.Module):
         self.register_buffer("queue_labels", torch.full((K,), -1), persistent=False)  # -1: no label, or never filled
         # entries that hold a key; the others still hold the random start
         self.register_buffer("filled", torch.zeros(1, dtype=torch.long), persistent=False)
-        self.step = 0  # optimiser steps begun: keys the shuffle
-        self._pairs: tuple[list[nn.Parameter], list[nn.Parameter]] | None = None  # of keys and queries
+        self.step = 0  # optimiser steps begun; part of the shuffle's key
+        self._pairs: tuple[list[nn.Parameter], list[nn.Parameter]] | None = None  # key encoder, query encoder
         self.to(device)
 
     @torch.no_grad()
     def update_key_encoder(self) -> None:
-        """k ← m·k + (1 - m)·q over parameters (not BatchNorm buffers), Eq 2, in a few fused kernels."""
-        if self._pairs is None:  # once: to walk through the modules takes longer than to start the kernels
+        """Moves the key encoder's parameters towards the query encoder's (Eq 2).
+
+        k ← m·k + (1 - m)·q, in a few fused kernels. BatchNorm buffers are not averaged.
+        """
+        if self._pairs is None:  # once: a walk through the modules takes longer than the start of the kernels
             self._pairs = list(self.encoder_k.parameters()), list(self.encoder_q.parameters())
         keys, queries = self._pairs
         torch._foreach_lerp_(keys, queries, 1 - self.m)  # type: ignore[arg-type]
@@ -130,13 +134,13 @@ class MoCo(nn.Module):
         prepare_k: Callable[..., Tensor] | None = None,
         sizes: list[int] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Two views of the same images -> q, k [N, dim], fp32, unit norm.
+        """Returns q, k of two views of the same images.
 
-        k has no gradient. Without im_k, k is empty. Without a queue both views go through the query encoder at once,
-        and k has a gradient.
-        im_k: images, or a tuple of per-sample tensors that `prepare_k` turns into images after the shuffle. So uint8
-        crops cross the network, a quarter of the bytes, and are augmented on the rank that encodes them.
-        sizes: samples per rank, if uneven.
+        Both are fp32 [N, dim] of unit norm. k has no gradient. Without im_k, k is empty.
+        Without a queue both views go through the query encoder at once, and k has a gradient.
+        im_k: images, or a tuple of per-sample tensors that `prepare_k` turns into images after the shuffle.
+        So the ranks can exchange uint8 crops, a quarter of the bytes. The rank that encodes a crop augments it.
+        sizes: samples per rank, if they differ.
         """
         if im_k is None:
             return self.queries(im_q), im_q.new_empty(0)
@@ -158,7 +162,7 @@ class MoCo(nn.Module):
         return q, k
 
     def queries(self, images: Tensor) -> Tensor:
-        """Images [N, 3, H, W] -> unit-norm fp32 queries [N, dim]."""
+        """Returns unit-norm fp32 queries [N, dim] of images [N, 3, H, W]."""
         with stage("query"):
             q = self.encoder_q(images)
             return F.normalize((q if self.predictor is None else self.predictor(q)).float(), dim=1)
@@ -172,16 +176,18 @@ class MoCo(nn.Module):
         return RowShuffle(key, sizes or [n] * distributed.world_size())
 
     def queue_for(self, key_view: int) -> Tensor:
-        """The queue for queries whose own keys are of view `key_view`."""
+        """Returns the queue for queries whose keys are of view `key_view`."""
         return self.queue_of_view_0 if key_view == 0 and self.queue_of_view_0 is not None else self.queue
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor, labels: Tensor | None = None, keys_of_view_0: Tensor | None = None) -> None:
-        """Replaces the n oldest entries by the keys of all ranks [n, dim].
+        """Replaces the n oldest entries by the keys of all ranks.
 
-        If n > K, the last K keys stay. labels: int64 [n], or None. keys_of_view_0: keys of the same images, for the
-        second queue. A batch with a key that is not finite changes nothing.
-        Positions are computed on the device: no host-device synchronisation, and n need not divide K.
+        keys: [n, dim]. If n > K, the last K keys stay; n need not divide K.
+        labels: int64 [n], or None.
+        keys_of_view_0: keys of the same images, for the second queue.
+        A batch with a key that is not finite changes nothing.
+        Positions are computed on the device, so the host does not wait for it.
         """
         if not self.K:
             return
@@ -204,7 +210,7 @@ class MoCo(nn.Module):
         self.filled.copy_((self.filled + n * good).clamp_max(self.K))
 
     def queue_state(self) -> dict[str, Any]:
-        """State for a resume that MoCo's `state_dict` has no key for."""
+        """Returns the state for a resume that `state_dict` has no key for."""
         state = {"labels": self.queue_labels, "filled": self.filled, "step": self.step}
         return state if self.queue_of_view_0 is None else {**state, "queue_of_view_0": self.queue_of_view_0}
 

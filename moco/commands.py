@@ -1,4 +1,4 @@
-"""The way every command reads its numbers and ends."""
+"""Parses options, reports errors and ends the process of every command."""
 
 from __future__ import annotations
 
@@ -31,7 +31,11 @@ from moco.world import World
 
 
 class _Help(argparse.HelpFormatter):
-    """Writes N for a whole number, X for a number, and each default that says something."""
+    """Formats the help text of options.
+
+    The value of an option is shown as N for a whole number, X for a number and PATH for a path. The default is added,
+    unless it is empty or the text already has it.
+    """
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
         kinds: dict[Any, str] = {int: "N", float: "X", Path: "PATH"}
@@ -47,7 +51,10 @@ class _Help(argparse.HelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence, instead of the usage of sixty flags."""
+    """Raises an InputError of one sentence for a wrong command line.
+
+    argparse itself would print the usage of about sixty flags.
+    """
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **{"formatter_class": _Help, **settings})
@@ -64,7 +71,10 @@ class Parser(argparse.ArgumentParser):
 
 @dataclass(frozen=True)
 class Number:
-    """The type of an option that takes a finite number from `least` to `most`."""
+    """Converts the text of an option to a finite number.
+
+    kind: int or float. least, most: the smallest and the largest allowed number. ArgumentTypeError for any other text.
+    """
 
     kind: type[int] | type[float]
     least: float
@@ -81,7 +91,7 @@ class Number:
         return value
 
 
-# Of the libraries that read images. Commands alone are quiet about them: an import of this package changes no filter.
+# Warnings of the libraries that read images. Only a command hides them; an import of this package changes no filter.
 _SAYS_NOTHING = (
     "The given (NumPy array|buffer) is not writable",  # pixels are only read
     "Palette images with Transparency",  # Pillow advises RGBA; alpha is dropped here anyway
@@ -90,13 +100,15 @@ _SAYS_NOTHING = (
 
 
 def run_command(work: Callable[[], int]) -> int:
-    """Calls `work`; returns its exit code, or that of the error it ended with, which becomes one line on stderr.
+    """Calls `work` and returns the exit code of the command.
 
-    Every rank meets the same bad input, so rank 0 speaks for all. A rank that lost another one speaks for itself.
+    An expected error becomes one line on stderr, and its exit code is returned. Every rank finds the same bad input, so
+    only rank 0 prints it. A rank that lost another one prints the error itself. So does a rank that cannot read an
+    image. Unforeseen errors are raised.
     """
     rank = World.launched().rank
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a name in no known encoding is no reason to end a run
+        if hasattr(stream, "reconfigure"):  # a file's name in an unknown encoding must not end a run
             stream.reconfigure(errors=ESCAPED)
     for message in _SAYS_NOTHING:
         warnings.filterwarnings("ignore", message=message)
@@ -124,14 +136,17 @@ def run_command(work: Callable[[], int]) -> int:
 
 
 def end_with(main: Callable[[], int]) -> NoReturn:
-    """Calls `main` and ends the process with its exit code; after an unforeseen error with 1."""
+    """Calls `main` and ends the process with its exit code.
+
+    The code is 1 after an unforeseen error.
+    """
     end_process(code_of(main))
 
 
 def code_of(main: Callable[[], int]) -> int:
-    """The exit code that Python gives a process that calls `main`; what it would print is printed.
+    """Returns the exit code that Python gives a process that calls `main`.
 
-    `--help` and foreign code end by SystemExit, a bug by its traceback.
+    It also prints what Python would print. `--help` and other libraries end by SystemExit, a bug by its traceback.
     """
     try:
         return main()
@@ -146,11 +161,13 @@ def code_of(main: Callable[[], int]) -> int:
 
 
 def end_process(code: int) -> NoReturn:
-    """Ends the process with `code`, after Python's threads, its atexit functions and its output.
+    """Ends the process with `code`, and does not finalise the interpreter.
 
-    A daemon thread that comes out of torch while the interpreter is taken down is ended by Python (`pthread_exit`).
-    That unwinds C++ functions that must not be left so: "terminate called without an active exception", signal 6, and a
-    run that ended well would be reported as failed. So the interpreter is not taken down.
+    First it waits for Python's threads, calls the atexit functions and flushes the output.
+
+    While the interpreter is finalised, Python ends a daemon thread that returns from torch (`pthread_exit`). That
+    unwinds C++ functions that must not be unwound: "terminate called without an active exception", signal 6. A run that
+    ended well would then be reported as failed.
     """
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()

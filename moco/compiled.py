@@ -15,8 +15,10 @@ from moco.world import own_cores
 def compiled(plain: Callable[..., Any], part: str, **how: Any) -> Callable[..., Any]:
     """Compiles `plain`; after the first failure it calls `plain` itself.
 
-    A warning gives the reason once and names the `part`. torch.OutOfMemoryError is raised: the plain part needs more
-    memory, not less. No setting of torch is changed. how: arguments of torch.compile.
+    part: its name in the warning, which gives the reason once.
+    how: arguments of torch.compile.
+    torch.OutOfMemoryError is raised: the plain part needs more memory, not less. No setting of torch is changed.
+    Only the variable TORCHINDUCTOR_COMPILE_THREADS is set, if it is not set yet.
     """
     # Inductor starts up to 32 worker processes in each rank, and reads this when it is first imported.
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(own_cores()))

@@ -1,4 +1,7 @@
-"""Exceptions that end a run, and the exit codes for shell, Slurm and scripts."""
+"""Defines the exceptions that end a run, and the exit codes.
+
+Shells, Slurm and scripts read the exit codes.
+"""
 
 from __future__ import annotations
 
@@ -11,27 +14,42 @@ EXIT_RANK = 1  # a rank was lost, as with any uncaught error: starting again wit
 EXIT_INPUT = 2  # the command line or the data: starting again without a change cannot help
 EXIT_NUMERICS = 3  # a loss or a gradient that is not finite
 EXIT_INTERRUPTED = 130  # Ctrl-C, as a shell reports it
-EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: everything is saved, start me again
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: everything is saved; start the same command again
 
 
 class InputError(Exception):
-    """Bad input: the message is one sentence that names the fix. The mains print it and exit with 2."""
+    """Reports bad input.
+
+    The message is one sentence that names the fix. The mains print it and exit with 2.
+    """
 
 
 class SampleError(InputError):
-    """An image that cannot be read: only the rank it was dealt to knows, so that rank prints it."""
+    """Reports an image that cannot be read.
+
+    Only the rank that read the image has this error, so that rank prints it.
+    """
 
 
 class NumericsError(Exception):
-    """Numbers gone wrong: the message names the step. The mains print it and exit with 3."""
+    """Reports wrong numbers, such as a loss that is not finite.
+
+    The message names the step, if there is one. The mains print it and exit with 3.
+    """
 
 
 class RankError(Exception):
-    """A rank was killed, hangs or has failed: the message names it. The mains print it and exit with 1."""
+    """Reports that a rank was killed, hangs or has failed.
+
+    The message names the rank. The mains print it and exit with 1.
+    """
 
 
 def _escape(problem: UnicodeError) -> tuple[str, int]:
-    """The bytes of a file's name that are not UTF-8 as \\xe9, other characters that an encoding lacks as \\u00e9."""
+    """Escapes the characters that an encoding lacks.
+
+    For example, a byte of a file's name that is not UTF-8 becomes \\xe9, and a euro sign becomes \\u20ac.
+    """
     if not isinstance(problem, UnicodeEncodeError):
         raise problem
     wrong = problem.object[problem.start : problem.end]
@@ -44,11 +62,14 @@ codecs.register_error(ESCAPED, _escape)
 
 
 def flag(option: str) -> str:
-    """The spelling of an option on the command line: moco_t -> --moco-t."""
+    """Returns an option's spelling on the command line: moco_t -> --moco-t."""
     return "--" + option.replace("_", "-")
 
 
 def did_you_mean(name: str, known: Iterable[str], most: int = 3) -> str:
-    """'; did you mean A, B?' with the nearest of `known`; empty if none is near."""
+    """Returns '; did you mean A, B?' with the nearest names.
+
+    The result is empty if no name of `known` is near.
+    """
     near = difflib.get_close_matches(name, list(known), most)
     return f"; did you mean {', '.join(near)}?" if near else ""

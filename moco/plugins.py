@@ -22,12 +22,18 @@ from moco.errors import InputError, did_you_mean
 
 
 def is_outside(name: str | None) -> bool:
-    """Whether `name` has the form module:Name; timm:NAME is no such name."""
+    """Returns True if `name` has the form module:Name.
+
+    timm:NAME does not count as this form.
+    """
     return name is not None and ":" in name and not name.startswith("timm:")
 
 
 def known_or_outside(flag: str, known: Sequence[str]) -> Callable[[str], str]:
-    """The type of an option that takes one of `known` or module:Name."""
+    """Returns the type of an option that takes `known` or module:Name.
+
+    `known` are the allowed names. The type raises InputError for any other name.
+    """
 
     def check(name: str) -> str:
         if name not in known and not is_outside(name):
@@ -42,8 +48,8 @@ def known_or_outside(flag: str, known: Sequence[str]) -> Callable[[str], str]:
 def find(flag: str, name: str, words: Sequence[str], *given: Any) -> Callable[[], Any]:
     """Imports module:Name; returns it with its arguments bound, not called yet.
 
-    Arguments are `given` and those in `words`, each argument=value as typed after `flag`-arg. InputError if the module
-    or the name does not exist, or if the arguments do not fit the signature.
+    Arguments are `given` and those in `words`, each argument=value as typed after `flag`-arg.
+    InputError if the module or the name does not exist, or if the arguments do not fit the signature.
     """
     module_name, _, attribute = name.partition(":")
     module = _import(flag, name, module_name)
@@ -66,7 +72,7 @@ def find(flag: str, name: str, words: Sequence[str], *given: Any) -> Callable[[]
 
 
 def check_unused(flag: str, name: str | None, words: Sequence[str]) -> None:
-    """InputError if a built-in name is given arguments."""
+    """Raises InputError if a built-in name is given arguments."""
     if words and not is_outside(name):
         raise InputError(
             f"{flag}-arg {words[0]} works only with {flag} module:Name, not with the built-in {name}; leave it out"
@@ -100,7 +106,10 @@ def _file(module: ModuleType) -> str:
 
 
 def _argument(flag: str, word: str) -> tuple[str, Any]:
-    """(argument, value) of `argument=value`: a Python literal, true, false or text."""
+    """Returns (argument, value) of the text `argument=value`.
+
+    The value is a Python literal, true, false or text.
+    """
     argument, equals, text = word.partition("=")
     if not equals or not argument.isidentifier():
         raise InputError(f"{flag}-arg {word} must have the form name=value")

@@ -23,9 +23,9 @@ _MIX2 = 0x94D049BB133111EB
 
 
 class Purpose(IntEnum):
-    """One member per use, so that no two uses share numbers.
+    """Lists the uses of random numbers, so that no two share numbers.
 
-    Values are part of the stream: append, never renumber.
+    The values are part of the stream: append, never renumber.
     """
 
     ORDER = 0
@@ -50,7 +50,7 @@ def _mix(x: int) -> int:
 
 
 def stream_key(seed: int, epoch: int, purpose: Purpose, view: int = 0) -> int:
-    """The 64-bit key of one stream of numbers.
+    """Returns the 64-bit key of one stream of numbers.
 
     The four arguments are hashed one after the other; their order matters.
     """
@@ -85,12 +85,15 @@ def _hash_torch(key: int | Tensor, counter: Tensor) -> Tensor:
 
 
 def key_tensor(keys: list[int]) -> Tensor:
-    """Keys as int64, for `uniform` in a compiled graph, which an int would bind to one epoch."""
+    """Returns keys as an int64 tensor, for `uniform` in a compiled graph.
+
+    A Python int would bind the graph to one epoch.
+    """
     return torch.tensor([_signed(key) for key in keys])
 
 
 def column_steps(draws: int) -> Tensor:
-    """int64 [draws]: what `uniform` adds for each of its columns."""
+    """Returns the numbers that `uniform` adds to its columns: int64 [draws]."""
     return torch.arange(draws) * _signed(_GOLDEN)
 
 
@@ -101,11 +104,13 @@ def uniform(key: int | Tensor, index: Tensor, draws: int, steps: Tensor | None =
 def uniform(
     key: int | Tensor, index: np.ndarray | Tensor, draws: int, steps: Tensor | None = None
 ) -> np.ndarray | Tensor:
-    """`draws` numbers in [0, 1) for each sample index: float32 [n, draws].
+    """Returns `draws` numbers in [0, 1) for each sample index.
 
-    index: int64 [n]. An array gives an array, a tensor gives a tensor on its device, with equal bits. Row i depends
-    only on `key` and `index[i]`; its first columns do not change with `draws`. Each number has 24 random bits, which
-    float32 holds exactly. steps: `column_steps` on that device, at least `draws` of them.
+    index: int64 [n]; the result is float32 [n, draws].
+    An array gives an array, a tensor gives a tensor on its device, with equal bits.
+    steps: `column_steps` on that device, at least `draws` of them.
+    Row i depends only on `key` and `index[i]`; its first columns do not change with `draws`.
+    Each number has 24 random bits, which float32 holds exactly.
     """
     scale = 2.0**-24
     if isinstance(index, Tensor):
@@ -120,7 +125,7 @@ def uniform(
 
 
 def permutation(key: int, n: int) -> np.ndarray:
-    """A permutation of range(n): int64 [n], the order of n hashes.
+    """Returns a permutation of range(n): int64 [n], the order of n hashes.
 
     Ties, with probability n²/2⁶⁵, go to the lower index.
     """

@@ -1,4 +1,7 @@
-"""Learning rate, key momentum and curves as functions of the epoch, or of the step within it."""
+"""Learning rate, key momentum and curves as functions of the epoch.
+
+Some are functions of the step within the epoch.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,10 @@ def learning_rate(
     warmup_epochs: int = 0,
     drop: float = 0.1,
 ) -> float:
-    """MoCo's learning rate of a 0-based epoch.
+    """Returns MoCo's learning rate of an epoch, counted from 0.
 
-    × `drop` at each milestone of `schedule` that is reached, or with `cos` lr · ½(1 + cos(π·epoch/epochs)).
+    It is lr × `drop` for each milestone of `schedule` that is reached.
+    With `cos` it is lr · ½(1 + cos(π·epoch/epochs)) instead.
     warmup_epochs (not in MoCo): epoch e of them gets (e+1)/(warmup_epochs+1) of that value.
     """
     if cos:
@@ -39,10 +43,11 @@ def learning_rate_by_step(
     cos: bool = False,
     warmup_epochs: int = 0,
 ) -> float:
-    """moco-v3's learning rate of a step: linear warm-up, then half a cosine.
+    """Returns moco-v3's learning rate of a step.
 
-    It rises from 0 to lr over the warm-up and falls to 0 over the other epochs. Without `cos` it drops tenfold at each
-    milestone of `schedule` instead. position: epochs done before the step, with their fraction.
+    It rises linearly from 0 to lr over the warm-up, then falls to 0 over the other epochs, as half a cosine.
+    Without `cos` it drops tenfold at each milestone of `schedule` instead of the cosine.
+    position: epochs done before the step, with their fraction.
     """
     if position < warmup_epochs:
         return lr * position / warmup_epochs
@@ -52,11 +57,12 @@ def learning_rate_by_step(
 
 
 def key_momentum(setting: float | str, position: float, epochs: int, cos: bool = False) -> float:
-    """The key encoder's momentum for a step.
+    """Returns the key encoder's momentum for a step.
 
-    position: epochs done before the step, with their fraction. Without `cos` it is the setting's value in that epoch.
-    With `cos` a number m rises to 1 as 1 - (1 - m)·½(1 + cos(π·position/epochs)) (BYOL, moco-v3). A curve follows half
-    a cosine between its points.
+    position: epochs done before the step, with their fraction.
+    Without `cos` it is the setting's value in that epoch.
+    With `cos` a number m rises to 1 as 1 - (1 - m)·½(1 + cos(π·position/epochs)) (BYOL, moco-v3).
+    A curve with `cos` follows half a cosine between its points.
     """
     if not cos:
         return value_at(setting, int(position))
@@ -68,14 +74,17 @@ def key_momentum(setting: float | str, position: float, epochs: int, cos: bool =
 
 
 def _half_cosine(start: float, end: float, share: float) -> float:
-    """From start (share 0) to end (share 1), with slope 0 at both."""
+    """Returns half a cosine from `start` to `end`.
+
+    share: 0 at `start`, 1 at `end`. The slope is 0 at both.
+    """
     return end - (end - start) * 0.5 * (1 + math.cos(math.pi * share))
 
 
 def number_or_curve(text: str) -> float | str:
-    """Parses a number, or checks a curve `epoch:value,epoch:value,...`, which stays text.
+    """Returns the number in a text, or the text of a curve.
 
-    ArgumentTypeError for any other text.
+    A curve is `epoch:value,epoch:value,...`. ArgumentTypeError for any other text.
     """
     try:
         return float(text)
@@ -94,17 +103,17 @@ def number_or_curve(text: str) -> float | str:
 
 
 def values_of(setting: float | str) -> list[float]:
-    """The number, or the values at a curve's points."""
+    """Returns a list of the number, or of a curve's values."""
     return [value for _, value in curve_points(setting)] if isinstance(setting, str) else [setting]
 
 
 def curve_points(curve: str) -> list[tuple[int, float]]:
-    """(epoch, value) of `epoch:value,epoch:value,...`."""
+    """Returns the (epoch, value) points of `epoch:value,epoch:value,...`."""
     return [(int(epoch), float(value)) for epoch, value in (point.split(":") for point in curve.split(","))]
 
 
 def value_at(setting: float | str, epoch: int) -> float:
-    """A setting's value in a 0-based epoch.
+    """Returns a setting's value in an epoch, counted from 0.
 
     A curve is linear between its points and constant before the first and after the last.
     """

@@ -1,12 +1,12 @@
-"""Time of a step by stage, on the device's own clock, without waiting.
+"""Measures a step's time by stage on the device's clock, without waiting.
 
     with stage("key"):
-        with stage("augmentation"): ...      # counted there, not to "key" as well
+        with stage("augmentation"): ...      # counted there, not also in "key"
 
-On a CPU the clock is the processor's. On a GPU an event goes into the stream at each change of stage. `finished` reads
-those that have passed; `totals` reads all, at the end of an epoch, where the host waits for the device anyway. Inside
-torch.profiler the stages are ranges of the trace. There is one timeline per process, as there is one training, in the
-thread that trains.
+On a CPU the clock is the processor's. On a GPU an event goes into the stream at each change of stage.
+`finished` reads the events that have passed. `totals` reads all of them. It is called at the end of an epoch, where
+the host waits for the device anyway. Inside torch.profiler the stages are ranges of the trace.
+There is one timeline per process, for its one training, in the thread that trains.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ OTHER = "other"
 class Timeline:
     """Measures seconds per stage.
 
-    tracing: whether the stages are also ranges of the profiler's trace.
+    tracing: True if the stages are also ranges of the profiler's trace.
     """
 
     def __init__(self) -> None:
@@ -74,7 +74,10 @@ class Timeline:
             self._stack.pop()
 
     def totals(self) -> Seconds:
-        """Seconds per stage since the start; the rest is "other". Waits for the device."""
+        """Returns the seconds per stage since the process began.
+
+        Time outside of the stages is "other". It waits for the device.
+        """
         self._change()
         if self._unread:
             self._last.synchronize()
@@ -84,7 +87,10 @@ class Timeline:
         return dict(self._seconds)
 
     def finished(self) -> Seconds:
-        """Seconds per stage since the process began, of what the device has done by now. Does not wait."""
+        """Returns the seconds per stage that the device has finished by now.
+
+        They count since the process began. It does not wait for the device.
+        """
         self._change()
         passed = 0
         for name, begin, end in self._unread:
@@ -128,9 +134,9 @@ def waited_for(items: Iterable[T]) -> Iterator[T]:
 
 
 def shares(before: Seconds, after: Seconds) -> dict[str, float]:
-    """Each stage's share of the time between two readings of `totals`.
+    """Returns each stage's share of the time between two readings.
 
-    Stages that took no time are left out.
+    The readings are from `totals`. Stages that took no time are left out.
     """
     seconds = {name: after[name] - before[name] for name in after}
     whole = sum(seconds.values())
@@ -146,9 +152,11 @@ STEPS = 8
 
 
 class Profile:
-    """Writes profile/trace.json (for chrome://tracing or Perfetto) and profile/table.txt in `folder`, once.
+    """Writes profile/trace.json and profile/table.txt in `folder`, once.
 
-    wanted: if False, nothing is profiled. say: prints the place of the files. Call `step` after each training step.
+    chrome://tracing and Perfetto show the trace. Call `step` after each training step.
+    wanted: if False, nothing is profiled.
+    say: prints the place of the files.
     """
 
     def __init__(self, folder: Path, device: torch.device, wanted: bool, say: Callable[[str], Any]) -> None:

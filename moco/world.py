@@ -1,4 +1,7 @@
-"""The place of this process among the ranks of a run. Imports no torch: every command reads it."""
+"""The place of this process among the ranks of a run.
+
+Imports no torch, because every command imports it.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class World:
-    """The ranks of a run and which of them this process is; one rank by default.
+    """Holds the rank of this process and the number of ranks.
 
+    The default is one rank.
     local_rank, local_size: the same among the ranks of this node.
     """
 
@@ -22,7 +26,10 @@ class World:
 
     @classmethod
     def launched(cls) -> World:
-        """Reads the variables that torchrun sets, or srun with torchrun's names; one rank without them."""
+        """Reads the variables that torchrun sets; one rank without them.
+
+        Tasks of srun may have variables of the same names.
+        """
         if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
             return cls()
         size = int(os.environ["WORLD_SIZE"])
@@ -38,12 +45,18 @@ _current = World()
 
 
 def current() -> World:
-    """Returns the world of the running session; one rank outside of a session."""
+    """Returns the world of the running session.
+
+    Outside of a session it is one rank.
+    """
     return _current
 
 
 def own_cores() -> int:
-    """Returns this process's part of the cores that it may run on, which the ranks of a node share; at least 1."""
+    """Returns this process's share of the CPU cores, at least 1.
+
+    The ranks of a node share the cores that the process may run on.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // _current.local_size)
 

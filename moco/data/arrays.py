@@ -41,14 +41,17 @@ class ValuesPicture:
 def read_array(data: bytes, wanted: PixelFormat) -> np.ndarray:
     """Reads an image [H, W, C] from a .npy file. Raises BadImage.
 
-    The file holds [H, W], [H, W, C] or [C, H, W]. Of three axes the last is the channels' if it has as many entries as
-    are wanted, else the first.
+    The file holds [H, W], [H, W, C] or [C, H, W]. Of three axes, the last has the channels if its length is the wanted
+    number, otherwise the first.
     """
     return _image(_read(data), wanted)
 
 
 def channels_of_array(data: bytes) -> int:
-    """The channels of a .npy file; 1 or 3 where its shape can be read so. Raises BadImage."""
+    """Returns the number of channels of a .npy file. Raises BadImage.
+
+    1 without three axes. Otherwise 3 or 1 if the first or the last axis has that length, else the shorter of the two.
+    """
     shape = _read(data).shape
     if len(shape) != 3:
         return 1

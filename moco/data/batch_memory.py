@@ -1,4 +1,4 @@
-"""Uses the host memory of batches again."""
+"""Reuses the host memory of batches."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import Tensor
 
 
 class BatchMemory:
-    """Gives out host memory for batches, and uses it again.
+    """Gives out host memory for batches, and reuses it.
 
-    Fresh pages cost a raw image 30 of 300 µs. A block comes back when the array that was given out is collected. Every
-    tensor that shares its memory holds that array, so no such tensor is left then.
+    Fresh pages take 30 of the 300 µs of a raw image. A block comes back when the array that was given out is collected.
+    Every tensor that shares its memory holds that array, so no such tensor is left then.
     """
 
     def __init__(self, most: int, pinned: bool) -> None:
@@ -23,7 +23,7 @@ class BatchMemory:
         self.free: deque[np.ndarray] = deque(maxlen=most)  # any thread may collect an array and append here
 
     def take(self, shape: tuple[int, ...]) -> Tensor:
-        if self.pinned:  # torch itself uses pinned memory again, after the copies from it have ended
+        if self.pinned:  # torch itself reuses pinned memory, after the copies from it have ended
             return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
         size = math.prod(shape)
         try:

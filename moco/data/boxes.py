@@ -24,8 +24,9 @@ REDUCING_GAP = 2.0
 def random_box(draws: Sequence[float], size: Size, scale: tuple[float, float], ratio: tuple[float, float]) -> Box:
     """Draws a box as torchvision's RandomResizedCrop does, from given numbers.
 
-    draws: `DRAWS` numbers in [0, 1). A share of the area uniform in `scale`, an aspect ratio log-uniform in `ratio`, a
-    uniform position. After ten attempts it takes the largest central box whose aspect ratio is allowed.
+    draws: `DRAWS` numbers in [0, 1). The share of the area is uniform in `scale`, the aspect ratio is log-uniform in
+    `ratio`, and the position is uniform. After ten failed attempts it returns the largest central box whose aspect
+    ratio is allowed.
     """
     height, width = size
     low = math.log(ratio[0])
@@ -55,7 +56,7 @@ def centre_box(size: Size, fraction: float) -> Box:
 def reduction(boxes: Sequence[Box], output: int) -> int:
     """Returns the largest k of 1, 2, 4, 8 without visible loss.
 
-    At 1/k of the size, crops of `output` pixels look the same.
+    If an image is decoded at 1/k of its size, its crops of `output` pixels look the same.
     """
     smallest = min(min(h, w) for _, _, h, w in boxes)
     for k in (8, 4, 2):

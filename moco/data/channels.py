@@ -1,6 +1,6 @@
-"""Images of any number of channels and of any depth: which values of a file become which bytes.
+"""Converts the values of images to bytes, for any channels and depth.
 
-Everything after this, from the crops to the normalisation, works on uint8 [H, W, C].
+All later steps, from the crops to the normalisation, work on uint8 [H, W, C].
 """
 
 from __future__ import annotations
@@ -14,21 +14,24 @@ import numpy as np
 from moco.errors import InputError
 
 MOST_CHANNELS = 1024
-MEASUREMENT_SUFFIXES = (".tif", ".tiff", ".npy")  # what microscopes and satellites write
-_LARGEST = 1e30  # of a number that is typed: differences of such numbers are still finite
-_TABLE_BITS = 16  # integers of this size are looked up
+MEASUREMENT_SUFFIXES = (".tif", ".tiff", ".npy")  # formats of microscopes and satellites
+_LARGEST = 1e30  # limit of typed numbers: differences of such numbers are still finite
+_TABLE_BITS = 16  # integers of at most this size are looked up in a table
 
 
 class BadImage(InputError):
-    """One sample that cannot be read: named and fatal, or skipped and counted with --skip-bad-images."""
+    """Says that a sample cannot be read.
+
+    The run ends with the sample's name, or skips and counts it with --skip-bad-images.
+    """
 
 
 @dataclass(frozen=True)
 class PixelFormat:
-    """The pixels that every image of a run has: uint8 [H, W, channels].
+    """Holds the format of a run's images: uint8 [H, W, channels].
 
-    ranges: (low, high), the values that become 0 and 255; one pair, or one for each channel. Without it each channel
-    of each file has its own smallest and largest value there. Files of 8 bits are taken as they are.
+    ranges: (low, high), the values that become 0 and 255; one pair for all channels, or one for each. Without ranges
+    each channel of each file is scaled from its own smallest and largest value. Files of 8 bits are not scaled.
     """
 
     channels: int = 3
@@ -39,7 +42,10 @@ RGB = PixelFormat()
 
 
 def pixel_format(channels: int | None, value_range: str | None) -> PixelFormat:
-    """Of --channels (None: not known yet, 3 so far) and --value-range. InputError if they have no meaning."""
+    """Returns the format for --channels and --value-range.
+
+    channels: None if not known yet; the format then has 3. Raises InputError if a value has no meaning.
+    """
     known = channels is not None
     channels = 3 if channels is None else channels
     if not 1 <= channels <= MOST_CHANNELS:
@@ -55,9 +61,9 @@ def pixel_format(channels: int | None, value_range: str | None) -> PixelFormat:
 
 
 def statistics(channels: int | None, mean: str | None, std: str | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The numbers of --mean and --std, both empty where none are given. InputError unless there is one a channel.
+    """Returns the numbers of --mean and --std, empty without the options.
 
-    channels None: not known yet.
+    channels: None if not known yet. Raises InputError unless there is one number for each channel.
     """
     found = numbers("--mean", mean), numbers("--std", std)
     if (mean is None) != (std is None):
@@ -71,7 +77,10 @@ def statistics(channels: int | None, mean: str | None, std: str | None) -> tuple
 
 
 def numbers(option: str, text: str | None) -> tuple[float, ...]:
-    """The numbers in a list such as "0.1,0.2"; none for None. InputError, naming the option."""
+    """Reads the numbers in a list such as "0.1,0.2".
+
+    Empty for None. Raises InputError with the name of the option.
+    """
     if text is None:
         return ()
     try:
@@ -84,7 +93,10 @@ def numbers(option: str, text: str | None) -> tuple[float, ...]:
 
 
 def to_format(values: np.ndarray, wanted: PixelFormat) -> np.ndarray:
-    """uint8 [H, W, C] of values [H, W, C]; grey is repeated where three channels are wanted. Raises BadImage."""
+    """Converts values [H, W, C] to uint8 [H, W, C]. Raises BadImage.
+
+    Grey is repeated if three channels are wanted.
+    """
     there = values.shape[2]
     grey = there == 1 and wanted.channels == 3
     if there != wanted.channels and not grey:
@@ -95,15 +107,16 @@ def to_format(values: np.ndarray, wanted: PixelFormat) -> np.ndarray:
 
 
 def other_count(there: int, wanted: PixelFormat) -> BadImage:
-    """The error for a file of another number of channels."""
+    """Returns the error for a file with another number of channels."""
     return BadImage(f"it has {there} channel{'s' * (there != 1)}, and --channels is {wanted.channels}")
 
 
 def to_bytes(values: np.ndarray, ranges: Sequence[tuple[float, float]] = ()) -> np.ndarray:
-    """uint8 of values [H, W, C]: each channel's (low, high) becomes 0 ... 255, rounded; what lies outside is clipped.
+    """Converts values [H, W, C] to uint8.
 
-    ranges: see `PixelFormat`. uint8 stays as it is, False and True become 0 and 255. Raises BadImage for numbers that
-    are not finite or not real, and for floating-point numbers without a range.
+    Each channel's (low, high) becomes 0 and 255. Values between are scaled and rounded, others clipped. ranges: see
+    `PixelFormat`. uint8 stays as it is, False and True become 0 and 255. Raises BadImage for numbers that are not
+    finite or not real, and for floating-point numbers without a range.
     """
     kind = values.dtype.kind
     if values.dtype == np.uint8:
@@ -132,7 +145,7 @@ def to_bytes(values: np.ndarray, ranges: Sequence[tuple[float, float]] = ()) -> 
 
 
 def _scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """uint8 [H, W]; all 0 where low = high."""
+    """Returns uint8 [H, W], all 0 if low = high."""
     if values.dtype.kind in "iu" and values.dtype.itemsize * 8 <= _TABLE_BITS:
         least = int(values.min())
         most = int(values.max())

@@ -1,4 +1,7 @@
-"""Multi-crop: two large crops of an image, and several small ones (Caron et al. 2020, SwAV, §3.2)."""
+"""Reads the sizes of multi-crop from the command line.
+
+Multi-crop takes two large crops of an image, and several small ones (Caron et al. 2020, SwAV, §3.2).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,10 @@ from typing import NamedTuple
 
 
 class SmallCrops(NamedTuple):
-    """`number` crops of `size` px, each of a share of the image's area in `scale`."""
+    """Holds the number, size and scale of the small crops.
+
+    size: in px. scale: smallest and largest share of the image's area.
+    """
 
     number: int
     size: int
@@ -16,7 +22,7 @@ class SmallCrops(NamedTuple):
 
 
 class MultiCrop(NamedTuple):
-    """The two large crops' size and scale, and the small ones."""
+    """Holds the two large crops' size and scale, and the small crops."""
 
     size: int
     scale: tuple[float, float]
@@ -27,7 +33,10 @@ _GROUP = re.compile(r"(\d+)x(\d+)@(\d*\.?\d+)-(\d*\.?\d+)")
 
 
 def multi_crop(text: str) -> MultiCrop:
-    """The crops of `2x224@.14-1+6x96@.05-.14`: count x pixels @ smallest-largest share of the area. ValueError else."""
+    """Reads crops such as `2x224@.14-1+6x96@.05-.14`. Raises ValueError.
+
+    Each part is count x pixels @ smallest-largest share of the area.
+    """
     groups = []
     for part in text.split("+"):
         match = _GROUP.fullmatch(part)
@@ -46,7 +55,7 @@ def multi_crop(text: str) -> MultiCrop:
 
 
 def crops_text(text: str) -> str:
-    """`text` itself, checked: the type of --crops."""
+    """Returns `text` if it is valid; the argparse type of --crops."""
     try:
         multi_crop(text)
     except ValueError as error:

@@ -33,7 +33,7 @@ DATASETS = tuple(DATASET_DEFAULTS)
 def defaults_of(dataset: str) -> tuple[int, str]:
     """Returns the default (image size in px, augmentations) of a data set.
 
-    module:factory has the defaults of photographs.
+    A data set module:factory has the defaults of photographs.
     """
     return DATASET_DEFAULTS["folder" if is_outside(dataset) else dataset]
 
@@ -56,12 +56,14 @@ def open_split(
 ) -> Source:
     """Opens the source of one split.
 
-    InputError with the fix if it is missing. data: a folder with train/ and val/, a .beton file, a folder with
-    train.beton and val.beton, or for torchvision's data sets their folder, into which they are downloaded if missing.
+    Raises InputError, with the fix, if it is missing.
+    data: a folder with train/ and val/, a .beton file, or a folder with train.beton and val.beton. For torchvision's
+    data sets it is their folder, into which they are downloaded if missing.
+    dataset: a name of DATASETS, or module:factory from outside, whose --dataset-arg words are `arguments`.
+    loader: "ffcv" requires a .beton file, "folder" refuses one. cache: ram, os or none, for .beton files.
     subset: "imagenet100" or a file of class names, one a line, which also gives the order of the labels.
-    labels_required: False for pretraining; then images may be unlabelled, and STL-10 gives train + unlabeled. loader:
-    insists on FFCV or on a folder. cache: ram, os or none, for .beton files. dataset: module:factory comes from
-    outside; `arguments` are its --dataset-arg words. pixels: the format of every image.
+    labels_required: False for pretraining. Then images may be unlabelled, and STL-10 gives train + unlabeled.
+    pixels: the format of every image.
     """
     if is_outside(dataset):
         found = open_outside(data, dataset, split, arguments, labels_required, pixels)
@@ -111,7 +113,12 @@ def _of_beton(file: Path, cache: str, labels_required: bool, pixels: PixelFormat
 def _of_memory(dataset: str, data: str | None, split: str, labels_required: bool, pixels: PixelFormat) -> Source:
     source = IN_MEMORY[dataset](data or DOWNLOADS, split, labels_required)
     if dataset == "digits" and pixels.channels == 1:
-        source = ArraySource(source.images[..., :1], source.labels, source.classes, source.title)  # type: ignore[call-overload]
+        source = ArraySource(
+            source.images[..., :1],  # type: ignore[call-overload]
+            source.labels,
+            source.classes,
+            source.title,
+        )
     return _in_eight_bits(_checked(source, dataset, pixels), f"--dataset {dataset}", pixels)
 
 
@@ -132,7 +139,7 @@ def _in_eight_bits(source: Source, name: str, pixels: PixelFormat) -> Source:
 def find_beton(data: str, split: str) -> Path | None:
     """Returns the .beton file of a split, or None.
 
-    It is `data` itself (val: NAME.val.beton beside it), or train.beton in the folder.
+    It is `data` itself for train, NAME.val.beton beside it for val, or train.beton or val.beton in the folder.
     """
     path = Path(data)
     if path.suffix == ".beton":

@@ -1,10 +1,10 @@
-"""From a file's bytes to upright pixels, and from a box to the crop.
+"""Decodes files to upright pixels, and resamples boxes to crops.
 
 These two steps must not differ between sources.
 
-The resampler is torch's antialiased bilinear one on uint8: always installed, equal to Pillow's (the one in MoCo's
-recipe) to 1/255, three to four times its speed, and it releases the interpreter lock. FFCV's own (OpenCV's area
-average) would give other pixels wherever FFCV is not installed.
+The resampler is torch's antialiased bilinear one on uint8. It is always installed, and releases the interpreter lock.
+It equals Pillow's, the one in MoCo's recipe, to 1/255, and is three to four times as fast. FFCV's own
+(OpenCV's area average) would make the pixels depend on whether FFCV is installed.
 """
 
 from __future__ import annotations
@@ -46,7 +46,10 @@ _BANDS = {"1": 1, "L": 1, "LA": 2, "RGB": 3, "RGBA": 4, **dict.fromkeys(_VALUES,
 
 
 def open_image(data: bytes) -> Image.Image:
-    """The image in `data`, header read and pixels not yet decoded. Raises BadImage."""
+    """Opens the image in `data`. Raises BadImage.
+
+    Its header is read, its pixels are not decoded yet.
+    """
     if not data:
         raise BadImage("the file is empty")
     if data.startswith(SIGNATURE):
@@ -64,10 +67,10 @@ def open_image(data: bytes) -> Image.Image:
 
 
 def is_image(path: str | Path) -> bool:
-    """Whether the content of a file, whatever its name, is a picture that can be decoded.
+    """Returns True if a file holds a picture that can be decoded.
 
-    Pillow recognises some formats that it cannot decode (HDF5, GRIB, EMF, MPEG; EPS without Ghostscript), so only its
-    common ones are taken by their header.
+    The name does not count. Pillow recognises some formats that it cannot decode (HDF5, GRIB, EMF, MPEG; EPS without
+    Ghostscript). So the header is enough only for its common formats, and images of other formats are decoded.
     """
     try:
         with open(path, "rb") as file:
@@ -79,17 +82,23 @@ def is_image(path: str | Path) -> bool:
             if image.format not in _SIZE_IN_HEADER:
                 image.load()
             return True
-    except Exception:  # whatever Pillow makes of a file that never claimed to be an image
+    except Exception:  # any error of Pillow: the file is no image
         return False
 
 
 def _reason(problem: Exception) -> str:
-    """One line about an exception of Pillow; some of them have no message."""
+    """Returns one line about an exception of Pillow.
+
+    Some of these have no message.
+    """
     return " ".join(str(problem).split()) or f"Pillow cannot read it ({type(problem).__name__})"
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """(height, width) of the pixels that `decode` gives, from the header where it can be trusted. Raises BadImage."""
+    """Returns (height, width) of the pixels of `decode`. Raises BadImage.
+
+    They come from the header, if the header of the format can be trusted.
+    """
     try:
         if image.format not in _SIZE_IN_HEADER:
             image.load()
@@ -105,9 +114,12 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def _orientation(image: Image.Image) -> int:
-    """1 to 8; of a TIFF 1 once it is loaded, because Pillow turns it then."""
+    """Returns the EXIF orientation, 1 to 8.
+
+    It is 1 for a loaded TIFF, because Pillow turns it while loading.
+    """
     value = None
-    for _ in range(2):  # a second call gives what was read before the damage in the EXIF block; many kinds are raised
+    for _ in range(2):  # if the EXIF block is damaged, a second call gives the part before the damage
         with contextlib.suppress(Exception):
             value = image.getexif().get(_ORIENTATION)
             break
@@ -115,11 +127,11 @@ def _orientation(image: Image.Image) -> int:
 
 
 def decode(image: Image.Image, reduction: int = 1, wanted: PixelFormat = RGB) -> np.ndarray:
-    """uint8 [ceil(H/k), ceil(W/k), C], upright, at 1/k of the size (k = `reduction`), of 1 or 3 channels.
+    """Decodes to upright uint8 [ceil(H/k), ceil(W/k), C]. Raises BadImage.
 
-    A JPEG is decoded at 1/k right away (libjpeg computes only the low frequencies); other formats in full and then
-    averaged. For RGB alpha is dropped, palettes, grey and CMYK are converted. Values of more than 8 bits are scaled as
-    `wanted` says. Raises BadImage.
+    k: `reduction`; the result is at 1/k of the size. C: 1 or 3. libjpeg decodes a JPEG directly at 1/k, from the low
+    frequencies only. Other formats are decoded in full and then averaged. For RGB alpha is dropped; palettes, grey and
+    CMYK are converted. Values of more than 8 bits are scaled as `wanted` says.
     """
     size = upright_size(image)
     whole = image.size
@@ -143,12 +155,12 @@ def decode(image: Image.Image, reduction: int = 1, wanted: PixelFormat = RGB) ->
 
 
 def _check_size(there: tuple[int, int], expected: tuple[int, int]) -> None:
-    if there != expected:  # the boxes were drawn in the size of the header
+    if there != expected:  # the boxes were drawn in the header's size
         raise BadImage(f"it has {there[0]}×{there[1]} pixels where its header says {expected[0]}×{expected[1]}")
 
 
 def _in_bytes(image: Image.Image, wanted: PixelFormat) -> Image.Image:
-    """The loaded image in mode RGB, or L for one channel."""
+    """Returns the loaded image in mode RGB, or L for one channel."""
     if image.mode in _VALUES:  # convert() would clip these to white
         found = to_format(np.asarray(image)[..., None], wanted)
         return Image.fromarray(found if wanted.channels == 3 else found[..., 0])
@@ -160,10 +172,11 @@ def _in_bytes(image: Image.Image, wanted: PixelFormat) -> Image.Image:
 
 
 def decode_whole(image: Image.Image, wanted: PixelFormat) -> np.ndarray | None:
-    """uint8 [H, W, C], upright, in full; None for what `decode` reads: one picture of 1 or 3 channels.
+    """Decodes to upright uint8 [H, W, C], in full. Raises BadImage.
 
-    The channels are the pages of a TIFF file, if these are grey and of one size, else those of the picture: grey, grey
-    with alpha, RGB, RGB with alpha. Raises BadImage.
+    Returns None for images that `decode` reads: one picture of 1 or 3 channels. The channels are the pages of a
+    TIFF file if these are grey and of one size. Otherwise they are those of the picture: grey, grey with alpha,
+    RGB, RGB with alpha.
     """
     if wanted.channels in (1, 3) and not isinstance(image, TiffImagePlugin.TiffImageFile):
         return None
@@ -187,9 +200,9 @@ def decode_whole(image: Image.Image, wanted: PixelFormat) -> np.ndarray | None:
 
 
 def decode_deep(data: bytes, wanted: PixelFormat) -> np.ndarray:
-    """uint8 [H, W, C], upright and in full, of a `deep_colour_file`. Raises BadImage.
+    """Decodes a `deep_colour_file` to upright uint8 [H, W, C]. Raises BadImage.
 
-    For RGB alpha is dropped, and without a range in `wanted` one range for all three channels keeps the colours.
+    For RGB alpha is dropped. Without a range in `wanted`, one range for all three channels keeps the colours.
     """
     image = open_image(data)
     size = upright_size(image)
@@ -206,7 +219,10 @@ def decode_deep(data: bytes, wanted: PixelFormat) -> np.ndarray:
 
 
 def _grey_pages(image: Image.Image) -> int:
-    """Number of pages of a TIFF file, all of one channel, one depth and one size; 1 for all other images."""
+    """Returns the number of grey pages of a TIFF file.
+
+    All must have one channel, one depth and one size. 1 for all other images.
+    """
     if not isinstance(image, TiffImagePlugin.TiffImageFile) or _BANDS.get(image.mode) != 1:
         return 1
     first = image.mode, image.size
@@ -217,7 +233,7 @@ def _grey_pages(image: Image.Image) -> int:
             if (image.mode, image.size) != first:
                 return 1
         return count
-    except Exception:  # damage behind the first page
+    except Exception:  # damage after the first page
         return 1
     finally:
         image.seek(0)
@@ -240,7 +256,10 @@ def _bands(image: Image.Image) -> np.ndarray:
 
 
 def resample(pixels: np.ndarray, box: Box, out: Tensor) -> None:
-    """Writes `box` of `pixels` (uint8 [H, W, C]) into `out` (uint8 [S, S, C]): antialiased bilinear, edges repeated."""
+    """Resamples `box` of `pixels` into `out`.
+
+    pixels: uint8 [H, W, C]. out: uint8 [S, S, C]. Antialiased bilinear; edges are repeated.
+    """
     top, left, h, w = box
     source = torch.from_numpy(pixels)[top : top + h, left : left + w]
     size = [out.shape[0], out.shape[1]]

@@ -1,6 +1,6 @@
 """Reads 16-bit colour from PNG and TIFF files.
 
-Pillow gives only the upper byte of each value. With the two bytes declared in the opposite order it gives the lower
+Pillow gives only the upper byte of each value. If the two bytes are declared in the opposite order, it gives the lower
 byte. So each file is decoded twice.
 """
 
@@ -21,10 +21,10 @@ _OTHER = {"B": "L", "L": "B"}
 
 
 def deep_colour_file(image: Image.Image) -> bytes | None:
-    """The file's bytes, if it has several channels of 16 bits; None for others.
+    """Returns the file's bytes if it has several channels of 16 bits.
 
-    Call it before the image is loaded; for a loaded image it returns None. Pillow may load an image to find its
-    orientation.
+    None for other files. Call it before the image is loaded: for a loaded image it returns None. Pillow may load an
+    image to find its orientation.
     """
     file = getattr(image, "fp", None)
     deep = image.format in ("PNG", "TIFF") and any(_DEEP.fullmatch(_raw_mode(tile)) for tile in _tiles(image))
@@ -38,9 +38,9 @@ def deep_colour_file(image: Image.Image) -> bytes | None:
 
 
 def read_deep_colour(data: bytes, turn: Image.Transpose | None) -> np.ndarray:
-    """uint16 [H, W, C] of the bytes of such a file; C: 2, 3 or 4. turn: what makes it upright.
+    """Returns uint16 [H, W, C] from the bytes of such a file.
 
-    Raises what Pillow raises for a damaged file.
+    C: 2, 3 or 4. turn: makes the image upright. Raises the errors of Pillow for a damaged file.
     """
     image = Image.open(io.BytesIO(data))
     grey = _raw_mode(_tiles(image)[0]) == _GREY_AND_ALPHA
@@ -57,7 +57,10 @@ def _values(image: Image.Image, turn: Image.Transpose | None) -> np.ndarray:
 
 
 def _tiles(image: Image.Image) -> list[Any]:
-    """The parts that Pillow will decode: named tuples; none of a loaded image."""
+    """Returns the parts that Pillow will decode, as named tuples.
+
+    Empty for a loaded image.
+    """
     return list(getattr(image, "tile", []))
 
 

@@ -1,6 +1,6 @@
 """Reads colour images with their depth: NYU-Depth-V2, or folders of pairs.
 
-Depth is in whole millimetres, 0 where it is missing, as cameras write it.
+Depth is in whole millimetres, and 0 if it is missing, as cameras write it.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class DepthSource(Source, Protocol):
     """A source whose images have a depth."""
 
     def depth(self, index: int) -> np.ndarray:
-        """Returns uint16 [H, W] in millimetres, 0 where missing. Raises BadImage."""
+        """Returns uint16 [H, W] in millimetres, 0 if missing. Raises BadImage."""
 
 
 class _Unlabelled:
-    """Has the common parts of sources without labels."""
+    """Holds the common parts of sources without labels."""
 
     classes: list[str]
     notes: list[str]
@@ -55,8 +55,8 @@ class _Unlabelled:
 class NyuDepth(_Unlabelled):
     """Reads frames of NYU-Depth-V2's labelled file, one at a time.
 
-    The file is MATLAB v7.3 = HDF5 (Silberman et al., ECCV 2012): images [n, 3, W, H] uint8 and depths [n, W, H] in
-    metres, as h5py shows them. index: frames of the split, from 0.
+    The file is HDF5, as MATLAB v7.3 writes it (Silberman et al., ECCV 2012). h5py shows images uint8 [n, 3, W, H] and
+    depths [n, W, H] in metres. index: frames of the split, counted from 0.
     """
 
     def __init__(self, path: Path, index: np.ndarray) -> None:
@@ -108,7 +108,7 @@ class NyuDepth(_Unlabelled):
 class PairFolder(_Unlabelled):
     """Reads pairs NAME.color.jpg (or .png) and NAME.depth.png from a folder.
 
-    The depth has 16 bits, in millimetres; it is missing where the PNG has 0 or 65,535. The pairs are sorted by name.
+    The depth has 16 bits, in millimetres. It is missing at pixels of 0 or 65,535. The pairs are sorted by name.
     """
 
     @says_what_cannot_be_read
@@ -155,8 +155,9 @@ class PairFolder(_Unlabelled):
 def open_depth(data: str | None, split: str, labels_required: bool = False, pixels: PixelFormat = RGB) -> DepthSource:
     """Opens the pairs of 'train' or 'val' (NYU's test frames).
 
-    data: the labelled file or the folder that holds it, with splits.mat beside it; or a folder of pairs, which is the
-    training split, or has one in train/ and one in val/. InputError with the fix if they are missing.
+    data: the labelled file, or the folder that holds it; splits.mat is beside the file. It may also be a folder of
+    pairs, which is the training split, or a folder with pairs in train/ and in val/. Raises InputError, with the fix,
+    if they are missing.
     """
     if data is None:
         raise InputError(f"--dataset nyu-depth needs the folder that holds {LABELLED} and {SPLIT_FILE}")
@@ -186,7 +187,10 @@ def _labelled_file(data: Path) -> Path | None:
 
 
 def _pair_folder(data: Path, split: str) -> Path | None:
-    """Returns DATA/split, or DATA itself, which is all for training."""
+    """Returns DATA/split, or None.
+
+    For training it may be DATA itself, if that has neither train/ nor val/.
+    """
     if (data / split).is_dir():
         return data / split
     alone = data.is_dir() and not any((data / other).is_dir() for other in _INDEX)

@@ -17,11 +17,11 @@ from moco.data.loader import Batch, Loader
 
 
 class DepthLoader(Loader):
-    """Cuts one crop of each image, and the same of its depth.
+    """Cuts the same crop of each image and of its depth.
 
-    `crops` is uint8 [n, 2, S, S, 3]. The second crop is the depth as bytes, which `depth_of` joins. Each depth is that
-    of the nearest pixel, so missing depth is not mixed in. The rest is the loader's: threads, order, images that cannot
-    be read.
+    `crops` is uint8 [n, 2, S, S, 3]. The second crop is the depth as bytes; `depth_of` converts it. Each depth is
+    that of the nearest pixel, so missing depth is not mixed in. Threads, order and images that cannot be read are
+    as in `Loader`.
     """
 
     def __init__(self, source: DepthSource, *arguments: Any, **settings: Any) -> None:
@@ -56,7 +56,7 @@ def _nearest(depth: np.ndarray, box: Box, side: int) -> np.ndarray:
 def depth_of(crops: Tensor) -> Tensor:
     """Returns the depth of a DepthLoader's crops, in metres.
 
-    fp32 [n, S, S], 0 where it is missing.
+    float32 [n, S, S], 0 if it is missing.
     """
     low = crops[:, 1, ..., 0].float()
     high = crops[:, 1, ..., 1].float()
@@ -66,8 +66,8 @@ def depth_of(crops: Tensor) -> Tensor:
 def augmented_pairs(batch: Batch, augment: Augment, epoch: int) -> tuple[Tensor, Tensor]:
     """Augments a batch of images with depth.
 
-    Returns images [n, 3, S, S], and depth [n, S, S] in fp32 metres. The same samples are flipped in both. ValueError
-    for augmentations that move pixels in another way.
+    Returns images [n, 3, S, S], and depth float32 [n, S, S] in metres. The same samples are flipped in both. Raises
+    ValueError if the augmentations rotate.
     """
     view = augment.recipe.view(0)
     if view.rotation:

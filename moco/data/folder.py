@@ -32,11 +32,13 @@ IMAGE_SUFFIXES = frozenset(_SUFFIXES.split())
 class FolderSource:
     """Reads the images under `root`, in the order of torchvision's ImageFolder.
 
-    That is: sorted classes, and in each the sorted relative paths. pixels: the format into which every image is
-    converted. subset: the classes to take, in the order of their labels. Hidden files are ignored. A file without an
-    image suffix is still taken if it holds an image, else left out and named in `notes`. Without class folders the
-    images have the labels `listed` in a file, or are unlabelled (-1), which `labels_required` forbids. Raises
-    InputError if there is nothing to train on.
+    The classes are sorted, and in each class the relative paths. Hidden files are ignored. A file without an image
+    suffix is taken if it holds an image. Other files are left out, and a line of `notes` names the first of them.
+    Raises InputError if there is nothing to train on.
+    pixels: the format into which every image is converted.
+    subset: the classes to take, in the order of their labels.
+    listed: labels from a file, for images without class folders. Without both, images are unlabelled (-1).
+    labels_required: True if unlabelled images are an error.
     """
 
     @says_what_cannot_be_read
@@ -144,7 +146,7 @@ class FolderSource:
         self.classes = []
 
     def _advice(self) -> str:
-        """Returns "; ..." if a left-out file could be read."""
+        """Returns "; ..." if another library could read a left-out file."""
         heif = any(os.path.splitext(name)[1].lower() in HEIF_SUFFIXES for name in self._foreign)
         return f"; {ADVICE}" if heif else ""
 
@@ -154,7 +156,7 @@ class FolderSource:
         return [path for path in files if self._is_image(folder / path, f"{folder.name}/{path}")]
 
     def _is_image(self, path: Path, shown: str) -> bool:
-        suffix = os.path.splitext(path)[1].lower()  # runs a million times, so without Path
+        suffix = os.path.splitext(path)[1].lower()  # runs a million times, and Path would be slow
         if suffix in IMAGE_SUFFIXES or suffix == ARRAY_SUFFIX or (suffix in HEIF_SUFFIXES and can_read()):
             return True
         if is_image(path):
@@ -207,7 +209,7 @@ class FolderPicture:
     def decode(self, reduction: int = 1, rows: tuple[int, int] | None = None) -> Pixels:
         if self.deep is not None:
             return Pixels(decode_deep(self.deep, self.wanted))
-        # Pillow has no region decode; libjpeg must entropy-decode all above it anyway
+        # Pillow cannot decode only `rows`; libjpeg must entropy-decode all rows above them in any case
         whole = decode_whole(self.image, self.wanted)
         if whole is not None:
             return Pixels(whole)
@@ -215,7 +217,10 @@ class FolderPicture:
 
 
 class JpegPicture:
-    """An encoded JPEG in memory that OpenCV decodes, and Pillow where OpenCV has an error."""
+    """Holds an encoded JPEG in memory, which OpenCV decodes.
+
+    Pillow decodes it if OpenCV has an error.
+    """
 
     def __init__(self, data: bytes, header: Header, wanted: PixelFormat) -> None:
         self.data = data

@@ -1,8 +1,9 @@
 """Opens data sets of the Hugging Face hub through `datasets`.
 
-`--dataset hf:NAME[:SPLIT]`; NAME is one of the hub, or a folder here of parquet files or WebDataset tars. `datasets`
-writes what it reads into its own cache once, as Arrow files, which give every sample by its number. So the order of
-samples, the crops and a resumed run are as with every other source. No code of a data set is run.
+They are named `--dataset hf:NAME[:SPLIT]`. NAME is a data set of the hub, or a local folder of parquet files or
+WebDataset tars. `datasets` writes the samples once into its own cache, as Arrow files, from which each sample can be
+read by its number. So the order of samples, the crops and a resumed run are as with every other source. No code of a
+data set is run.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ def open_hub(
 ) -> HubSource | None:
     """Opens the source of train or val; None without such a split.
 
-    words: image=COLUMN and label=COLUMN, if type and name do not tell. InputError if the data set, a split named in
-    `dataset`, or a column does not exist.
+    words: image=COLUMN and label=COLUMN, needed if types and names do not identify the columns. Raises InputError if
+    the data set, a split named in `dataset`, or a column does not exist.
     """
     columns = check_hub(dataset, data, words)
     splits = _load(dataset)
@@ -58,7 +59,7 @@ def open_hub(
 def check_hub(dataset: str, data: str | None, words: Sequence[str]) -> dict[str, str]:
     """Reads the columns in `words`.
 
-    InputError for other words, for a folder beside the name, and without `datasets`.
+    Raises InputError for other words, for a folder beside the name, and without `datasets`.
     """
     if not _parts(dataset)[0]:
         raise InputError(f"--dataset {dataset} names no data set: hf:NAME or hf:NAME:SPLIT, as in hf:uoft-cs/cifar10")
@@ -186,7 +187,7 @@ def _check_column(rows: Any, column: str, what: str, title: str) -> None:
 def _labels(rows: Any, column: str | None, title: str) -> tuple[np.ndarray, list[str]]:
     """Reads (labels, classes) from a column of numbers or names.
 
-    -1 and no classes without such a column.
+    Without such a column all labels are -1, and there are no classes.
     """
     if column is None:
         column = next((name for name in _LABELS if name in rows.features), None)

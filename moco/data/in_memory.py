@@ -1,4 +1,7 @@
-"""Data sets that fit in memory: digits, and torchvision's CIFAR, STL-10 and SVHN."""
+"""Loads data sets that fit in memory.
+
+These are digits, and torchvision's CIFAR, STL-10 and SVHN.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,10 @@ from moco.randomness import Purpose, permutation, stream_key
 
 
 def _digits(data: str, split: str, labels_required: bool) -> ArraySource:
-    """scikit-learn's 1,797 scans of 8×8 px, enlarged to 32×32 RGB; a fixed fifth of each class is `val`."""
+    """Loads scikit-learn's 1,797 scans of digits.
+
+    They have 8×8 px, and are enlarged to 32×32 RGB. A fixed fifth of each class is `val`.
+    """
     from sklearn.datasets import load_digits
 
     scans = load_digits()
@@ -61,8 +67,11 @@ def _svhn(data: str, split: str, labels_required: bool) -> ArraySource:
     return ArraySource(images, found.labels, [str(digit) for digit in range(10)], f"svhn/{part}")
 
 
-def _download(name: str, data: str, load: Callable[[bool], object]):  # type: ignore[no-untyped-def]  # torchvision's classes
-    """Rank 0 downloads what is missing; then every rank loads. All ranks raise InputError if that fails."""
+def _download(name: str, data: str, load: Callable[[bool], object]):  # type: ignore[no-untyped-def]  # torchvision's
+    """Loads a data set on every rank, after rank 0's download.
+
+    Rank 0 downloads only missing files. All ranks raise InputError if that fails.
+    """
     problem: str | None = None
     found = None
     if distributed.rank() == 0:

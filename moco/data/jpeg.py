@@ -1,9 +1,9 @@
 """Decodes plain JPEG files with OpenCV, and recognises incomplete downloads.
 
 OpenCV and Pillow both use libjpeg-turbo, and their pixels are equal (tests/data/test_jpeg.py). OpenCV works without
-the interpreter lock. Pillow parses the header in Python and copies the pixels, and holds the lock for both. Meanwhile
-other threads wait, also the one that starts the GPU's kernels. OpenCV is installed with FFCV; without it Pillow decodes
-all files.
+the interpreter lock. Pillow parses the header in Python and copies the pixels, and holds the lock for both. Other
+threads then wait, also the thread that starts the GPU's kernels. OpenCV is installed with FFCV. Without it Pillow
+decodes all files.
 """
 
 from __future__ import annotations
@@ -21,17 +21,20 @@ _ZEROS = bytes(64)
 
 
 def ends_in_zeros(data: bytes) -> bool:
-    """Whether a JPEG's last bytes are zeros and its end marker is missing.
+    """Returns True if a JPEG ends in zeros, without its end marker.
 
     Zeros after the marker do no harm: cameras and cards pad files with them.
     """
     if not (data.startswith(START) and data.endswith(_ZEROS)):
         return False
-    return data.find(_END, _first_scan(data)) < 0  # pixels cannot contain the marker; a thumbnail before them does
+    return data.find(_END, _first_scan(data)) < 0  # pixels cannot contain the marker; a thumbnail before them can
 
 
 def _first_scan(data: bytes) -> int:
-    """The position of the first scan; that of the damage if the segments before it are not whole."""
+    """Returns the position of the first scan, or of earlier damage.
+
+    Damage is a segment that is not whole.
+    """
     at = len(START)
     while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != _SCAN:
         at += 1 if data[at + 1] == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
@@ -39,18 +42,18 @@ def _first_scan(data: bytes) -> int:
 
 
 class Header(NamedTuple):
-    """The size in pixels, from a JPEG's header."""
+    """Holds the size in pixels, from a JPEG's header."""
 
     height: int
     width: int
 
 
 def plain_header(data: bytes) -> Header | None:
-    """The header of a JPEG that OpenCV reads as Pillow does; None for other files.
+    """Returns the header of a JPEG that OpenCV and Pillow read equally.
 
-    That is an upright image of 8 bits and 1 or 3 channels, with its end. Pillow reads the others: turned images, CMYK,
-    several images in a file, and files that are cut off or too large. OpenCV would read them differently, or without
-    Pillow's error.
+    None for other files. It must be an upright image of 8 bits and 1 or 3 channels, with its end marker. Pillow reads
+    the others: turned images, CMYK, several images in a file, and files that are cut off or too large. OpenCV would
+    read them differently, or without Pillow's error.
     """
     if not (data.startswith(START) and data.endswith(_END)):
         return None
@@ -87,13 +90,16 @@ _ORIENTATION_TAGS = (b"\x01\x12\x00\x03", b"\x12\x01\x03\x00", b"Orientation")  
 
 
 def _says_more(segment: bytes) -> bool:
-    """True if an application's segment may turn the image, or announces further images."""
+    """Returns True if Pillow must read the file because of this segment.
+
+    The segment may turn the image, or announce further images.
+    """
     return segment.startswith(b"MPF") or any(tag in segment for tag in _ORIENTATION_TAGS)
 
 
 @cache
 def opencv() -> Any:
-    """The module cv2, which can give RGB; None without it."""
+    """Imports cv2; None without it, or if it cannot give RGB."""
     try:
         import cv2
     except ImportError:
@@ -102,9 +108,9 @@ def opencv() -> Any:
 
 
 def decode_plain(data: bytes, header: Header, reduction: int) -> np.ndarray | None:
-    """uint8 [ceil(H/k), ceil(W/k), 3] of a file with a plain header; None where OpenCV has an error.
+    """Decodes a file with a plain header to uint8 [ceil(H/k), ceil(W/k), 3].
 
-    reduction: k, 1, 2, 4 or 8.
+    None if OpenCV has an error. reduction: k, which is 1, 2, 4 or 8.
     """
     cv2 = opencv()
     # IMREAD_REDUCED_COLOR_2 and the like would ask for BGR as well

@@ -1,7 +1,7 @@
 """Finds images and labels in data sets as they are downloaded.
 
-Known are Tiny-ImageNet, and ImageNet from Kaggle or from the official archives. Their validation images are in one
-folder, with the labels in a file. Other layouts are refused with the commands that correct them.
+It recognises Tiny-ImageNet, and ImageNet from Kaggle or from the official archives. Their validation images are in one
+folder, with the labels in a file. Other layouts are refused, with the commands that correct them.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def no_split(root: Path, split: str) -> InputError:
 def find_labels(folder: Path) -> Labels | None:
     """Reads labels from the file that comes with a known data set.
 
-    None if `folder` has class folders, or no such file. Raises InputError, with the commands, for ImageNet's archives
-    that are not yet unpacked.
+    None if `folder` has class folders, or if the data set is not known. Raises InputError, with the commands, for
+    ImageNet's archives that are not yet unpacked, and for ImageNet's validation images without their labels.
     """
     found = entries(folder)
     if not found.folders and (tars := [name for name in found.files if name.endswith(".tar")]):

@@ -44,7 +44,7 @@ def says_what_cannot_be_read(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def entries(folder: Path) -> Entries:
-    """Lists the entries of `folder`. OSError if it cannot be listed."""
+    """Lists the entries of `folder`. Raises OSError if that fails."""
     folders: list[tuple[bool, str]] = []
     files: list[str] = []
     others: list[str] = []
@@ -69,7 +69,10 @@ def _is(question: Callable[[], bool]) -> bool:
 
 
 def around(folder: Path) -> set[Identity]:
-    """Returns a folder and its parents; a link to one of them loops."""
+    """Returns the identities of a folder and its parents.
+
+    A link to one of them loops.
+    """
     real = folder.resolve()
     return {_identity(place) for place in (real, *real.parents)}
 
@@ -82,8 +85,9 @@ def leads_back(folder: Path, seen: set[Identity]) -> bool:
 def files_below(folder: Path) -> tuple[list[str], list[str]]:
     """Returns (files, what was left out), as sorted paths relative to `folder`.
 
-    Links are followed. Left out are pipes and the like, and a folder that is reached a second time, because a link that
-    loops would do so for ever. The path without links has priority. OSError if a folder cannot be listed.
+    Links are followed. Pipes and the like are left out. A folder that is reached a second time is left out too,
+    because a link that loops would be followed for ever. The path without links has priority. Raises OSError if a
+    folder cannot be listed.
     """
     files: list[str] = []
     left_out: list[str] = []

@@ -1,9 +1,8 @@
-"""The one loader: uint8 crops, sample indices and labels of any source, cut on threads, in an order that is a function.
+"""Loads uint8 crops, sample indices and labels of any source.
 
-Threads, not processes: decoding and resizing release the interpreter lock, so threads do them at the speed of
-processes, and there is nothing to fork, to pickle or to share, no signal for a child to miss, and an error arrives
-where the batch was asked for. One decode per sample, V crops of it. What a sample looks like depends on (seed, epoch,
-index, view) alone.
+Decoding and resizing release the interpreter lock, so threads are as fast as processes. They need no fork, no pickle,
+no shared memory and no signals, and their errors are raised where the batch is asked for. A sample is decoded once for
+its V crops. The crops depend only on (seed, epoch, index, view).
 """
 
 from __future__ import annotations
@@ -29,32 +28,30 @@ from moco.data.threads import Crew, worker_count
 from moco.errors import InputError
 from moco.randomness import Purpose, stream_key, uniform
 
-ROWS_PER_TASK = 4  # samples a thread takes at a time: enough to hide the queue, few enough to spread a batch
+ROWS_PER_TASK = 4  # samples a thread takes at a time: more would spread a batch badly, fewer use the queue too often
 MOST_BAD_IN_A_ROW = 100
 
 
 @dataclass(frozen=True)
 class Batch:
-    """n samples, V crops of each, on the loader's device."""
+    """Holds n samples, V crops of each, on the loader's device."""
 
     crops: Tensor  # uint8 [n, V, S, S, C]
     index: Tensor  # int64 [n], positions in the source
-    labels: Tensor  # int64 [n], -1 where there is none
+    labels: Tensor  # int64 [n], -1 without a label
     small: Tensor | None = None  # uint8 [n, W, s, s, C], the small crops of multi-crop
 
 
 class Loader:
-    """Batches of crops, epoch by epoch; see `epoch`.
+    """Cuts batches of crops on threads, epoch by epoch.
 
-    Training: `views` random-resized crops per sample (`scale`, `ratio` as in torchvision). Evaluation: `eval_crop` is
-    the share of the shorter side that the central square has. `small`: small crops beside the views, out of the same
-    decoded image; their boxes are those of views V, V + 1, ... `workers` is a wish, capped by `worker_count`; what it
-    came to is `loader.workers`. With `skip_bad_images`, a sample that cannot be read is replaced by the next readable
-    one of the source (so batches keep their shapes, and the stream stays a function), and `loader.bad_samples` counts
-    such samples.
-
-    Memory on the host, at most: (prefetch + 2) · n · V · S² · C bytes for batches of n, and per worker one file and
-    about seven bytes per decoded pixel (Pillow holds four, the array three).
+    views: number of random-resized crops of a sample. scale, ratio: as in torchvision.
+    eval_crop: for evaluation, the side of the central square as a share of the shorter side.
+    small: small crops of the same decoded image. Their boxes are those of views V, V + 1, ...
+    workers: wished number of threads. `worker_count` limits it, and `loader.workers` is the result.
+    skip_bad_images: replaces a bad image by the next good one, so batches keep their shape. See `bad_samples`.
+    Host memory is at most (prefetch + 2) · n · V · S² · C bytes for batches of n, besides small crops, and for each
+    worker one file and about seven bytes per decoded pixel (Pillow holds four, the array three).
     """
 
     def __init__(
@@ -90,18 +87,18 @@ class Loader:
         self._side_stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
     def __len__(self) -> int:
-        """Batches per epoch."""
+        """Returns the number of batches of an epoch."""
         return self.sampler.steps
 
     @property
     def bad_samples(self) -> int:
-        """Number of samples that this process could not read so far."""
+        """Returns the number of samples that this process could not read."""
         return len(self.bad)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Generator[Batch, None, None]:
-        """The batches of an epoch, from `start_step` on: exactly those that an uninterrupted epoch gives there.
+        """Yields the batches from `start_step` on, as an uninterrupted epoch does.
 
-        May be left at any time. Raises InputError, naming the sample, if one cannot be read or a thread is stuck.
+        It may be left at any time. Raises InputError, with the sample, if one cannot be read or a thread is stuck.
         """
         waiting: deque[_Filling] = deque()
         steps = iter(range(start_step, len(self)))
@@ -122,7 +119,7 @@ class Loader:
         return filling
 
     def draws(self, epoch: int, index: np.ndarray) -> np.ndarray:
-        """The random numbers behind the boxes: float32 [n, V + W, DRAWS], a function of (seed, epoch, index, view)."""
+        """Returns float32 [n, V + W, DRAWS]: the random numbers for boxes."""
         if self.eval_crop is not None:
             return np.empty((len(index), self.views, 0), np.float32)
         views = range(self.views + (self.small.number if self.small else 0))
@@ -130,14 +127,17 @@ class Loader:
         return np.stack([uniform(key, index, DRAWS) for key in keys], axis=1)
 
     def boxes(self, draws: np.ndarray, size: Size) -> list[Box]:
-        """One box per view, small ones last, in pixels of the upright original. draws: [V + W, DRAWS]."""
+        """Returns each view's box, small ones last. draws: [V + W, DRAWS]."""
         if self.eval_crop is not None:
             return [centre_box(size, self.eval_crop)] * self.views
         scales = [self.scale] * self.views + ([self.small.scale] * self.small.number if self.small else [])
         return [random_box(row, size, scale, self.ratio) for row, scale in zip(draws.tolist(), scales, strict=True)]
 
     def cut(self, index: int, draws: np.ndarray, out: Tensor, small: Tensor | None = None) -> None:
-        """Decodes one sample and writes its crops into `out` (uint8 [V, S, S, C]) and `small` (uint8 [W, s, s, C])."""
+        """Decodes one sample and writes its crops.
+
+        out: uint8 [V, S, S, C]. small: uint8 [W, s, s, C].
+        """
         picture = self.source.open(index)
         boxes = [rescale(box, picture.size, picture.stored) for box in self.boxes(draws, picture.size)]
         k = reduction(boxes[: self.views], self.size)
@@ -156,11 +156,11 @@ class Loader:
 
 
 class _Filling:
-    """A batch that threads are working on."""
+    """Holds a batch that threads are working on."""
 
     def __init__(self, loader: Loader, epoch: int, index: np.ndarray) -> None:
         self.loader, self.epoch = loader, epoch
-        self.index = index.copy()  # a bad sample's place is taken by another
+        self.index = index.copy()  # another sample replaces a bad one
         self.draws = loader.draws(epoch, index)
         shape = (len(index), loader.views, loader.size, loader.size, channels_of(loader.source))
         self.crops = loader._memory.take(shape)
@@ -169,7 +169,7 @@ class _Filling:
             shape = (len(index), loader.small.number, loader.small.size, loader.small.size, channels_of(loader.source))
             self.small = loader._small_memory.take(shape)
         self.errors: dict[int, BaseException] = {}
-        self.at_work: dict[int, int] = {}  # thread -> the sample it is at
+        self.at_work: dict[int, int] = {}  # thread -> the sample it reads
         self.left = len(index)
         self.lock = threading.Lock()
         self.done = threading.Event()
@@ -179,7 +179,7 @@ class _Filling:
             self._ship()
 
     def fill(self, rows: range) -> None:
-        """A thread's task. Errors go to whoever waits for the batch."""
+        """Fills rows on a thread. `wait` raises the errors."""
         for row in rows:
             try:
                 self._fill_one(row)
@@ -188,7 +188,7 @@ class _Filling:
         with self.lock:
             self.at_work.pop(threading.get_ident(), None)
             self.left -= len(rows)
-            last = self.left == 0
+            last = self.left == 0  # the thread of the last crop copies the batch
         if last:
             try:
                 if not self.errors:
@@ -225,7 +225,7 @@ class _Filling:
         )
 
     def _ship(self) -> None:
-        """Host to device, by the thread that cut the last crop: the copy runs while earlier steps compute."""
+        """Copies the batch to the device, while earlier steps compute."""
         loader = self.loader
         index = torch.from_numpy(self.index)
         labels = torch.from_numpy(loader.source.labels[self.index])
@@ -243,9 +243,9 @@ class _Filling:
         self.done.set()
 
     def wait(self, timeout: float, source: Source) -> None:
-        """Returns when all samples are in. Raises the error of the first bad one.
+        """Waits for all samples. Raises the error of the first bad one.
 
-        InputError after `timeout` seconds in which none came.
+        Raises InputError after `timeout` seconds in which no sample came.
         """
         left = -1
         while not self.done.wait(timeout):
@@ -260,7 +260,7 @@ class _Filling:
             raise self.errors[min(self.errors)]
 
     def deliver(self) -> Batch:
-        """The batch, safe to use on the current stream."""
+        """Returns the batch, safe to use on the current stream."""
         assert self.batch is not None
         if self.shipped is not None:
             current = torch.cuda.current_stream(self.loader.device)

@@ -28,7 +28,7 @@ def open_outside(
     """Opens a split of a factory or the hub; None without it.
 
     It calls module:name as `factory(split, data, **arguments)`. The factory returns a Source, or a torch dataset with
-    `len` and `[i]`. InputError for anything else.
+    `len` and `[i]`, or None. Raises InputError for anything else.
     """
     hub = is_hub(dataset)
     made = open_hub(dataset, split, data, arguments, pixels) if hub else _make(dataset, split, data, tuple(arguments))
@@ -67,8 +67,8 @@ class MapStyleSource(ArraySource):
     """Reads a torch dataset.
 
     Its `[i]` is an image, or a tuple that begins with one. The image is a Pillow image or uint8 [H, W, C] or [H, W].
-    Labels are its attribute `targets` or `labels`, names of the classes its attribute `classes`. Without them the
-    images have no label, because reading all of them would take an epoch.
+    The labels are its attribute `targets` or `labels`, the names of the classes its attribute `classes`. Without the
+    attributes the images are unlabelled, because reading all of them would take an epoch.
     """
 
     def __init__(self, dataset: Any, title: str, wanted: PixelFormat = RGB) -> None:

@@ -16,7 +16,7 @@ def without_text(data: bytes) -> bytes:
 
     They do not change a pixel. Pillow calls a file unreadable if such a chunk is damaged, or expands to more than 1 MiB
     (the prompts of image generators, the profiles of scanners). Text that can hold an orientation stays, unless it is
-    one of these.
+    itself damaged or too large.
     """
     kept = [data[: len(SIGNATURE)]]
     at = len(SIGNATURE)

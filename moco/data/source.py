@@ -1,6 +1,6 @@
 """Defines the interface of a data set.
 
-Open a sample, which tells its size cheaply, then decode it.
+A sample is opened first, which gives its size at little cost, and then decoded.
 """
 
 from __future__ import annotations
@@ -174,7 +174,10 @@ class Subset:
 
 
 def labelled(source: Source) -> Source:
-    """Returns the labelled samples; STL-10's training images are mostly unlabelled."""
+    """Returns the labelled samples of a source.
+
+    Most of STL-10's training images are unlabelled.
+    """
     known = source.labels >= 0
     return source if known.all() else Subset(source, np.flatnonzero(known))
 
@@ -182,8 +185,8 @@ def labelled(source: Source) -> Source:
 def share_of_classes(source: Source, share: float, seed: int) -> Subset:
     """Takes the same share of each class, rounded to whole images.
 
-    The choice is a function of `seed` and the labels. For few-label training. InputError, naming the class, if nothing
-    would be left of one.
+    It serves training with few labels. The choice is a function of `seed` and the labels. Raises InputError, naming the
+    class, if no image of a class would be left.
     """
     chosen = []
     for label, name in enumerate(source.classes):
@@ -204,8 +207,8 @@ def hold_out(source: Source, share: float, seed: int) -> tuple[Subset, Subset]:
     """Splits a source into (the rest, the held-out part).
 
     The held-out part is a share of each class, of at least 1 image, and never all of a class. Hyper-parameters are
-    chosen on it, so that the choice does not see the images of the final figure. InputError if a class has 1 image
-    only.
+    chosen on it, so the choice does not depend on the images of the final figure. Raises InputError if a class has
+    only 1 image.
     """
     held = np.zeros(len(source), dtype=bool)
     for label, name in enumerate(source.classes):
@@ -220,8 +223,8 @@ def hold_out(source: Source, share: float, seed: int) -> tuple[Subset, Subset]:
 def folds(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
     """Returns each sample's fold, 0 ... count - 1: int64 [n].
 
-    Every class is spread evenly over the folds, in an order of `seed`. InputError if a class has fewer images than
-    there are folds.
+    Every class is spread evenly over the folds, in an order drawn from `seed`. Raises InputError if a class has fewer
+    images than there are folds.
     """
     fold = np.zeros(len(labels), dtype=np.int64)
     for label in np.unique(labels):

@@ -32,9 +32,9 @@ def channel_statistics(
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Returns mean and standard deviation of each channel, and the bad images.
 
-    Both are float64 [C], of values / 255. Each image that was left out has a line. The sum over images runs in their
-    order, so the result does not depend on `workers`. InputError for an image that cannot be read, unless these are
-    skipped, and also if none is left.
+    Both are float64 [C], of values / 255. The bad images are a line each. The sum over images runs in their order, so
+    the result does not depend on `workers`. Raises InputError for an image that cannot be read, unless these are
+    skipped, and if none is left.
     """
     first = second = np.zeros(channels_of(source))
     bad = []
@@ -81,7 +81,7 @@ def _in_order(source: Source, workers: int) -> Iterator[tuple[int, Moments | Bad
 
 
 def flags(pixels: PixelFormat, value_range: str | None, mean: np.ndarray, std: np.ndarray) -> str:
-    """Returns the words for main_moco.py and main_lincls.py."""
+    """Returns the options for main_moco.py and main_lincls.py."""
     words = [f"--channels {pixels.channels}"] if pixels.channels != 3 else []
     if value_range is not None:
         words.append(f"--value-range={value_range}")

@@ -1,8 +1,8 @@
-"""Runs tasks on daemon threads that stop at once when told.
+"""Runs tasks on daemon threads that can be stopped at once.
 
 concurrent.futures waits at exit until a thread has returned, so one read that hangs (a dead network disk) would hang
 the process. Plain daemon threads that run native code during the interpreter's shutdown abort the process. Here the
-threads are told to stop and joined at exit. Only those that are stuck are left behind.
+threads are stopped and joined at exit. Only a thread that is stuck is abandoned.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def worker_count(wished: int | None = None) -> int:
 class Crew:
     """Runs tasks in the order given, on `size` threads.
 
-    As a context manager it drops the tasks not yet begun when it ends.
+    As a context manager it drops, at its end, the tasks that have not begun.
     """
 
     def __init__(self, size: int, name: str = "loader") -> None:
@@ -83,8 +83,9 @@ class Crew:
 
 def _work(tasks: queue.SimpleQueue[Task | None], stop: threading.Event, ready: threading.Semaphore) -> None:
     # No reference to the crew here, so that a crew without other references can be collected.
-    # Without the next line each thread would keep its own team of OpenMP threads for torch's operations. The setting is
-    # the thread's, but also the default of later threads; asking first makes torch take this thread's default now.
+    # With more than one thread here, each thread would keep its own team of OpenMP threads for torch's operations. The
+    # setting holds for this thread, but is also the default of later threads. Reading it first makes torch take this
+    # thread's default now.
     torch.get_num_threads()
     torch.set_num_threads(1)
     ready.release()

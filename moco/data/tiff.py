@@ -30,21 +30,25 @@ def is_tiff(data: bytes) -> bool:
 
 
 def bands_of_page(data: bytes) -> int:
-    """The channels of the first page of a TIFF file, by its header, which Pillow may refuse; 1 if it is damaged."""
+    """Returns the channels of the first page of a TIFF file.
+
+    They are read from its header, so Pillow need not accept the file. 1 if the header is damaged.
+    """
     try:
         tags = TiffImagePlugin.ImageFileDirectory_v2(data[:8])
         file = io.BytesIO(data)
         file.seek(tags.next)
         tags.load(file)
         return int(tags.get(_SAMPLES, 1))
-    except Exception:  # reading it will say what is wrong
+    except Exception:  # the error is raised when the file is read
         return 1
 
 
 def read_bands(data: bytes) -> np.ndarray | None:
     """Reads the first page if Pillow does not give all channels.
 
-    [H, W, C]. None for other files, and for a page of one channel. Raises BadImage, with advice if tifffile is missing.
+    Returns [H, W, C]. None for other files, and for a page of one channel. Raises BadImage, with advice if
+    tifffile is missing.
     """
     if _pillow_gives_all(data):
         return None

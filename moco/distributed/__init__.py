@@ -1,4 +1,7 @@
-"""Everything that crosses ranks. The only folder that imports torch.distributed."""
+"""Holds the process group of a run, and its collectives.
+
+No other folder imports torch.distributed.
+"""
 
 from moco.distributed.collectives import (
     LateVote as LateVote,

@@ -21,15 +21,15 @@ T = TypeVar("T")
 
 
 def shares(n: int, world: int) -> list[int]:
-    """Splits n samples over `world` ranks.
+    """Returns the number of samples of each rank.
 
-    Sizes differ by at most one, the larger first.
+    n samples are divided over `world` ranks. The numbers differ by at most one; the larger ones come first.
     """
     return [n // world + (r < n % world) for r in range(world)]
 
 
 def share(n: int) -> slice:
-    """This rank's contiguous part of range(n)."""
+    """Returns this rank's contiguous part of range(n)."""
     sizes = shares(n, world_size())
     start = sum(sizes[: rank()])
     return slice(start, start + sizes[rank()])
@@ -41,7 +41,7 @@ def barrier() -> None:
 
 
 def broadcast_object(value: T) -> T:
-    """Rank 0's value (any picklable object), on every rank."""
+    """Returns rank 0's value, any picklable object, on every rank."""
     if world_size() == 1:
         return value
     box: list[Any] = [value]
@@ -50,7 +50,7 @@ def broadcast_object(value: T) -> T:
 
 
 def gather_objects(value: T) -> list[T]:
-    """Every rank's value, in rank order, on every rank."""
+    """Returns every rank's value, in rank order, on every rank."""
     if world_size() == 1:
         return [value]
     box: list[Any] = [None] * world_size()
@@ -59,18 +59,22 @@ def gather_objects(value: T) -> list[T]:
 
 
 class LateVote:
-    """For each flag, whether it was true on any rank one call ago: no rank waits for another.
+    """Votes on flags without a wait; the answer is one call late.
 
-    For flags that stay true until they are obeyed. It travels on the CPU group, so the host does not wait for the
-    device either. With `now` the answer is that of this call, and is waited for. Nothing is under way after a call with
-    `now`, or after one that returned a true flag.
+    A call returns True for each flag that was true on any rank one call ago. So no rank waits for another. It is for
+    flags that stay true until they are obeyed. The vote uses the CPU group, so the host does not wait for the device
+    either. With `now` the answer is that of this call, and the host waits for it. No vote is under way after a call
+    with `now`, or after one that returned a true flag.
     """
 
     def __init__(self) -> None:
         self._under_way: tuple[Tensor, dist.Work] | None = None
 
     def __call__(self, *flags: bool, now: bool = False) -> list[bool]:
-        """All ranks must call it together, with the same `now`."""
+        """Returns True for each flag that was true on any rank.
+
+        All ranks must call it together, with the same `now`.
+        """
         if world_size() == 1:
             return list(flags)
         before = self._answer(len(flags))
@@ -95,7 +99,8 @@ class LateVote:
 def on_rank_0(work: Callable[[], T]) -> T:
     """Calls `work` on rank 0 alone; returns its result on every rank.
 
-    An InputError is raised on every rank. For decisions about a shared folder, where ranks may see different files.
+    An InputError is raised on every rank. It is for decisions about a shared folder, where ranks may see
+    different files.
     """
     if world_size() == 1:
         return work()
@@ -114,7 +119,10 @@ def on_rank_0(work: Callable[[], T]) -> T:
 
 @stage("communication")
 def all_reduce_sum(x: Tensor) -> Tensor:
-    """Sum over ranks, without gradient. A new tensor at world size > 1."""
+    """Returns the sum over ranks, without gradient.
+
+    It is a new tensor if the world size is above 1.
+    """
     if world_size() == 1:
         return x
     x = x.detach().clone()
@@ -124,7 +132,10 @@ def all_reduce_sum(x: Tensor) -> Tensor:
 
 @stage("communication")
 def all_reduce_max(x: Tensor) -> Tensor:
-    """Largest over ranks, without gradient. A new tensor at world size > 1."""
+    """Returns the largest value over ranks, without gradient.
+
+    It is a new tensor if the world size is above 1.
+    """
     if world_size() == 1:
         return x
     x = x.detach().clone()
@@ -135,7 +146,7 @@ def all_reduce_max(x: Tensor) -> Tensor:
 def broadcast_buffers(module: nn.Module) -> None:
     """Copies rank 0's buffers (BatchNorm statistics) to every rank.
 
-    Before an evaluation, so that all ranks measure one model.
+    Call it before an evaluation, so that all ranks measure the same model.
     """
     if world_size() > 1:
         for buffer in module.buffers():
@@ -162,7 +173,7 @@ def gather_rows(x: Tensor, sizes: list[int] | None = None) -> Tensor:
 
 @stage("communication")
 def exchange_rows(x: Tensor, send: list[int], receive: list[int]) -> Tensor:
-    """All-to-all of rows, without gradient.
+    """Exchanges rows between all ranks (all-to-all), without gradient.
 
     The first send[0] rows of x go to rank 0, the next send[1] to rank 1, ... Returns receive[r] rows of each rank r, in
     rank order. With a single entry in `send` it returns x.

@@ -39,7 +39,7 @@ class _AllReduceSumWithGrad(torch.autograd.Function):
 
 
 class GlobalBatch:
-    """The rest of the global batch for a loss, with gradients.
+    """Gives a loss the samples of the other ranks, with gradients.
 
     It is the `across` of `moco.losses`.
 
@@ -51,14 +51,14 @@ class GlobalBatch:
         self.sizes = sizes
 
     def gather(self, x: Tensor) -> tuple[Tensor, int]:
-        """(rows of all ranks, position of this rank's first row)."""
+        """Returns (rows of all ranks, position of this rank's first row)."""
         if world_size() == 1:
             return x, 0
         sizes = self.sizes or [len(x)] * world_size()
         return _GatherRowsWithGrad.apply(x, sizes), sum(sizes[: rank()])
 
     def logsumexp(self, x: Tensor) -> Tensor:
-        """log Σ_ranks exp(x) of a scalar."""
+        """Returns log Σ_ranks exp(x) of a scalar x."""
         if world_size() == 1:
             return x
         top = all_reduce_max(x)

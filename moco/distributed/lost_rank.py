@@ -13,7 +13,10 @@ from moco.errors import RankError
 
 
 class Store(Protocol):
-    """The used part of torch.distributed.Store. Calls may raise RuntimeError."""
+    """Declares the methods of torch.distributed.Store that are used here.
+
+    Calls may raise RuntimeError.
+    """
 
     def set(self, key: str, value: str) -> None: ...
     def get(self, key: str) -> bytes: ...
@@ -68,7 +71,11 @@ class RollCall:
             self._store.set(str(self._rank), note[:500])
 
     def who_is_missing(self, limit: timedelta, error: str, patience: float = 5.0) -> str:
-        """The message of a RankError: one sentence about the ranks without a note."""
+        """Returns the message of a RankError, one sentence.
+
+        It names the ranks without a note, and quotes the notes of the others. limit: the time limit of collectives.
+        error: the message of the failed collective. patience: seconds to wait for notes.
+        """
         notes: dict[int, str] = {}
         asking = threading.Thread(target=self._collect, args=(notes, patience), daemon=True)
         asking.start()

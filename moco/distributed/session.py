@@ -19,7 +19,7 @@ from moco.world import World, current, inside
 
 T = TypeVar("T")
 
-# for flags and small Python objects: never touches the accelerator's stream
+# for flags and small Python objects; it never uses the accelerator's stream
 _cpu_group: dist.ProcessGroup | None = None
 _ended: dist.ProcessGroup | None = None  # the group of the last session
 
@@ -106,15 +106,19 @@ def _join(backend: str, limit: timedelta) -> str:
 
 
 def cpu_group() -> dist.ProcessGroup | None:
-    """The group for flags and small Python objects; None outside a session."""
+    """Returns the group for flags and small Python objects.
+
+    None outside a session.
+    """
     return _cpu_group
 
 
 def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
-    """DistributedDataParallel, without its broadcast of buffers in every step.
+    """Wraps a module in DistributedDataParallel, without its broadcast of buffers.
 
-    The queue is the same on all ranks by construction, and is as large as the encoder. Rank 0's BatchNorm statistics
-    are the ones that are saved (`broadcast_buffers`).
+    At world size 1 it returns the module. The broadcast would be in every step, and it is not needed. The queue, which
+    is as large as the encoder, is the same on all ranks by construction. Rank 0's BatchNorm statistics are the ones
+    that are saved (`broadcast_buffers`).
     """
     if world_size() == 1:
         return module
@@ -138,9 +142,9 @@ def copy_without_waiting(x: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def pick_device(wish: str, world: World) -> torch.device:
-    """The device for 'cuda', 'cpu' or 'auto'; with CUDA that of this rank.
+    """Returns the device for 'cuda', 'cpu' or 'auto'.
 
-    InputError if there is no GPU for this rank.
+    With CUDA it is this rank's GPU. InputError if there is no GPU for this rank.
     """
     if wish == "cpu" or (wish == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")

@@ -1,4 +1,4 @@
-"""MoCo's shuffle of the keys' images over the ranks, and back."""
+"""Shuffles the keys' images over the ranks as MoCo does, and back."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class RowShuffle:
         return self._there
 
     def shuffle(self, x: Tensor) -> Tensor:
-        """This rank's part of the permuted global batch.
+        """Returns this rank's part of the permuted global batch.
 
         [sizes[rank], ...] -> [sizes[rank], ...].
         """
@@ -53,7 +53,7 @@ class RowShuffle:
         return out
 
     def unshuffle(self, x: Tensor) -> Tensor:
-        """The inverse of `shuffle`: each row returns to its old rank and position."""
+        """Inverts `shuffle`: each row returns to its old rank and position."""
         send_rows, arrival = self._indices(x.device)
         returned = exchange_rows(x[arrival], self.receive_sizes, self.send_sizes)
         out = torch.empty_like(returned)

@@ -1,9 +1,9 @@
 """Keeps BatchNorm from revealing which key belongs to a query (`--bn`).
 
-If a query and its key are normalised together, they share batch statistics, and the encoder learns to find the key by
-them (He et al. 2020, §3.3). MoCo shuffles the keys over the ranks, so that query and key are normalised in different
-batches. One process has no other rank. There, split the batch into virtual groups, and permute the keys over the
-groups.
+If a query and its key are normalised together, they share batch statistics. The encoder then learns to find the key
+by these statistics (He et al. 2020, §3.3). MoCo shuffles the keys over the ranks, so that query and key are normalised
+in different batches. With one process there is no other rank. There, split the batch into virtual groups, and permute
+the keys over the groups.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BN_MODES = ("shuffle", "split", "sync", "local")
 def isolate_batchnorm(encoder: nn.Module, mode: str, group_size: int = 32) -> nn.Module:
     """Replaces the encoder's BatchNorm layers for 'split' and 'sync'; returns it.
 
-    Other modes leave it unchanged.
+    Other modes leave it unchanged. InputError for an unknown mode, or for 'split' with a group_size below 2.
     """
     if mode not in BN_MODES:
         raise InputError(f"--bn {mode} is unknown; choose one of {', '.join(BN_MODES)}")

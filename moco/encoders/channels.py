@@ -16,8 +16,8 @@ def input_channels(encoder: nn.Module) -> int:
 def give_channels(encoder: nn.Module, channels: int) -> None:
     """Replaces a first convolution of three channels by one of `channels`.
 
-    A network without one is left as it is. The weights are drawn anew from a normal distribution, with the old standard
-    deviation times sqrt(3 / channels), so that the outputs keep their size.
+    A network without such a convolution does not change. The new weights are drawn from a normal distribution.
+    Its standard deviation is the old one times sqrt(3 / channels), so that the outputs keep their size.
     """
     convolutions = [(name, layer) for name, layer in encoder.named_modules() if isinstance(layer, nn.Conv2d)]
     if not convolutions or convolutions[0][1].in_channels != 3:
@@ -44,8 +44,9 @@ def give_channels(encoder: nn.Module, channels: int) -> None:
 def weights_for(wanted: dict[str, Tensor], offered: dict[str, Tensor], channels: int) -> tuple[dict[str, Tensor], str]:
     """Adapts an RGB network's first convolution in `offered` to `channels`.
 
-    Returns the weights and a note. timm's rule for `in_chans`: for one channel the sum over RGB, else RGB repeated,
-    times 3 / channels. Weights of another number of channels than three do not change.
+    Returns the weights and a note.
+    The rule is timm's for `in_chans`: for one channel the sum over RGB, else RGB repeated, times 3 / channels.
+    Weights that do not have three channels stay as they are.
     """
     odd = [key for key, value in wanted.items() if key in offered and offered[key].shape != value.shape]
     if channels == 3 or len(odd) != 1:

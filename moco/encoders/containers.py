@@ -19,8 +19,8 @@ def open_weights(path: Path) -> dict[str, Any]:
     """Reads the dict of a checkpoint.
 
     Its tensors are in the dict itself or in an entry such as 'state_dict', beside `arch` and other entries.
-    path: a torch or safetensors file, or a folder of moco.export or `timm.models.save_for_hf`. InputError if it is
-    missing, damaged, or could run code when it is loaded.
+    path: a torch or safetensors file, or a folder of moco.export or `timm.models.save_for_hf`.
+    InputError if it is missing, damaged, or could run code when it is loaded.
     """
     if path.is_dir():
         for told, name in ((METADATA, None), ("config.json", "model.safetensors")):
@@ -65,7 +65,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _described(about: dict[str, Any]) -> dict[str, Any]:
-    """Makes a checkpoint's entries from the metadata beside the weights.
+    """Returns a checkpoint's entries from the metadata beside the weights.
 
     The metadata is moco.export's, or the config.json of timm's folders.
     """

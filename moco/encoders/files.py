@@ -1,9 +1,9 @@
 """Reads encoders from checkpoints of this and other projects.
 
-A layout is a prefix of the encoder's own keys. A few projects also number or rename the parts. A trunk is loaded
-completely or not at all. A checkpoint is refused if its names or shapes do not cover the trunk, because a partly
-untrained encoder gives plausible but worse figures. It is also refused if the tensors fit but the network computes
-another function.
+A layout is the prefix of the encoder's keys in a checkpoint. A few projects also number or rename the parts.
+A trunk is loaded completely or not at all. A checkpoint is refused if its names or shapes do not cover the trunk,
+because a partly untrained encoder gives plausible but worse figures. It is also refused if the tensors fit but the
+network computes another function.
 """
 
 from __future__ import annotations
@@ -88,8 +88,9 @@ class Loaded:
 def network_of(file: EncoderFile, arch: str | None, arguments: Sequence[str]) -> tuple[str, list[str]]:
     """Returns the network in `file`, and a module:factory's arguments.
 
-    arch, arguments: those of the command line; they have priority. InputError if neither names the network, or if only
-    the file names a module:factory: a checkpoint must not decide what code is imported.
+    arch, arguments: those of the command line; they have priority.
+    InputError if neither names the network. Also if only the file names a module:factory, because a checkpoint must not
+    decide which code is imported.
     """
     if arch is None and file.arch is None:
         raise InputError(f"{file.path} does not say which network it holds; pass --arch")
@@ -107,8 +108,9 @@ def network_of(file: EncoderFile, arch: str | None, arguments: Sequence[str]) ->
 def read_encoder(path: str | Path) -> EncoderFile:
     """Reads the encoder in a checkpoint of any layout in `LAYOUTS`.
 
-    path: a torch or safetensors file, or a folder that moco.export or `timm.models.save_for_hf` wrote, here or as
-    hf-hub:USER/NAME. InputError if there is no encoder or a number is not finite.
+    path: a torch or safetensors file, or a folder that moco.export or `timm.models.save_for_hf` wrote.
+    The folder may be local or hf-hub:USER/NAME.
+    InputError if there is no encoder or a number is not finite.
     """
     content = open_weights(hub.fetch(str(path)) if hub.is_hub(path) else Path(path))
     # torch.compile puts _orig_mod into the names
@@ -184,9 +186,10 @@ def _is_counter(key: str) -> bool:
 
 
 def _find(wanted: dict[str, Tensor], file: EncoderFile) -> EncoderFile:
-    """Returns `file`, or its part under an unknown prefix with the trunk.
+    """Returns `file`, or the part of it that holds the trunk.
 
-    Of several such parts it takes the one that is no moving average. InputError if several are left.
+    The part has a prefix that `LAYOUTS` does not list. InputError if several parts hold the trunk.
+    Before that, parts named like moving averages are left out, unless all have such names.
     """
     needed = {key for key in wanted if not _is_counter(key)}
     if needed <= file.state.keys():
@@ -249,9 +252,9 @@ def load_trunk(encoder: nn.Module, file: EncoderFile) -> Loaded:
 def read_trunk(path: str | Path, arch: str | None = None, image_size: int | None = None) -> nn.Module:
     """Reads the trunk of a checkpoint, in evaluation mode.
 
-    It computes [N, C, S, S] -> [N, d]. arch, image_size: needed if the file does not name them. The trunk's attribute
-    `preprocessing` turns a Pillow image into fp32 [C, S, S], as in the evaluation of the run. InputError as for
-    `read_encoder` and `load_trunk`.
+    It computes [N, C, S, S] -> [N, d]. arch, image_size: needed if the file does not name them.
+    The trunk's attribute `preprocessing` turns a Pillow image into fp32 [C, S, S], as in the evaluation of the run.
+    InputError as for `read_encoder` and `load_trunk`.
     """
     file = read_encoder(path)
     if arch is None and file.arch is None:

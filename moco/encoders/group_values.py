@@ -1,5 +1,6 @@
-"""The values of all groups of a split BatchNorm at once, for one compiled kernel.
+"""Computes the values of all groups of a split BatchNorm at once.
 
+One compiled kernel can then write them.
 A block is a view of a batch [n, C, ...] with groups of one size: [groups, samples · pixels, C] for NHWC and for two
 dimensions, else [groups, samples, C, pixels]. A batch is one block, or two where its groups differ by one sample.
 """
@@ -17,13 +18,14 @@ from moco.compiled import compiled
 
 
 def dense(x: Tensor) -> Tensor:
-    """x in NHWC or NCHW, whichever it is in."""
+    """Returns x itself if it is NHWC, else contiguous x (NCHW)."""
     return x if _is_nhwc(x) else x.contiguous()
 
 
 def blocks(x: Tensor, groups: int, momentum: float = 0.0) -> Iterator[tuple[Tensor, slice, float]]:
-    """The blocks of x, which groups they are, and the momentum of their mean statistics.
+    """Yields the blocks of x, with their groups and momentum.
 
+    The groups are a slice. The momentum is for the mean statistics of the block's groups.
     With these momenta, block after block moves a running statistic as the mean of all groups would.
     """
     size, larger = divmod(len(x), groups)
@@ -43,7 +45,11 @@ def blocks(x: Tensor, groups: int, momentum: float = 0.0) -> Iterator[tuple[Tens
 
 
 def joined(parts: list[Tensor], like: Tensor) -> Tensor:
-    """The inverse of `blocks`; with groups of one size it is a view."""
+    """Returns the tensor whose blocks are `parts`: the inverse of `blocks`.
+
+    With groups of one size it is a view.
+    like: a tensor of the wanted shape and memory format.
+    """
     flat = parts[0].flatten() if len(parts) == 1 else torch.cat([part.flatten() for part in parts])
     if not _is_nhwc(like):
         return flat.view(like.shape)
@@ -52,7 +58,7 @@ def joined(parts: list[Tensor], like: Tensor) -> Tensor:
 
 
 def in_rows(of_groups: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """Two values [C] of each group -> [2, groups, C]."""
+    """Stacks two values [C] of each group to [2, groups, C]."""
     return torch.stack([value for values in zip(*of_groups, strict=True) for value in values]).unflatten(0, (2, -1))
 
 
@@ -61,7 +67,12 @@ def _is_nhwc(x: Tensor) -> bool:
 
 
 def _over_groups(into: Tensor, function: Callable[..., Tensor], *values: Tensor) -> None:
-    """into = function(*values), with values like `into` or [groups, C]; by group where nothing fuses it."""
+    """Writes function(*values) to `into`.
+
+    values: shaped like `into`, or [groups, C].
+    Inside a compiled kernel all groups are computed at once.
+    Elsewhere nothing fuses the operations, so they run group by group.
+    """
     of_channels = [v if v.shape == into.shape else per_channel(v, into) for v in values]
     if torch.compiler.is_compiling():
         into.copy_(function(*of_channels))
@@ -71,7 +82,7 @@ def _over_groups(into: Tensor, function: Callable[..., Tensor], *values: Tensor)
 
 
 def per_channel(values: Tensor, block: Tensor) -> Tensor:
-    """[groups, C] as it spreads over a block."""
+    """Returns values [groups, C] in a shape that broadcasts over a block."""
     return values.view(len(block), 1, -1, *[1] * (block.dim() - 3))
 
 
@@ -95,7 +106,11 @@ def update(
     share: float,
     eps: float,
 ) -> None:
-    """Moves the running statistics by `share` to the mean over the groups of the block x."""
+    """Moves the running statistics to the mean over a block's groups.
+
+    x: the block.
+    share: the momentum of this update.
+    """
     if running_mean is None or running_var is None:
         return
     count = x.numel() // mean.numel()
@@ -115,14 +130,22 @@ def normalise(
     share: float,
     eps: float,
 ) -> None:
-    """into = (x - mean) / std · weight + bias for a block, and the running statistics. statistics: mean, 1 / std."""
+    """Writes a normalised block to `into` and updates the running statistics.
+
+    into = (x - mean) / std · weight + bias.
+    statistics: mean and 1 / std, [2, groups, C].
+    """
     mean, inverse_std = statistics.unbind()
     update(x, mean, inverse_std, running_mean, running_var, share, eps)
     _over_groups(into, value, x, mean, *scale_and_shift(mean, inverse_std, weight, bias))
 
 
 def gradients(into: Tensor, grad: Tensor, x: Tensor, statistics: Tensor, weight: Tensor | None, sums: Tensor) -> Tensor:
-    """into = the gradient of x for a block; returns those of weight and bias. sums: of grad, of grad · (x - mean)."""
+    """Writes the gradient of a block x to `into`.
+
+    Returns the gradients of weight and bias, [2, C].
+    sums: of grad and of grad · (x - mean), [2, groups, C].
+    """
     (mean, inverse_std) = statistics.unbind()
     (sum_grad, sum_product) = sums.unbind()
     count = x.numel() // mean.numel()
@@ -138,6 +161,9 @@ def gradients(into: Tensor, grad: Tensor, x: Tensor, statistics: Tensor, weight:
 
 @cache
 def kernels() -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """`normalise` and `gradients`, compiled once for the process, for any sizes."""
+    """Returns `normalise` and `gradients`, compiled once for the process.
+
+    The compiled functions take any sizes.
+    """
     part = "values of split BatchNorm"
     return compiled(normalise, part, dynamic=True), compiled(gradients, part, dynamic=True)

@@ -12,9 +12,10 @@ from torch import nn
 class Projector:
     """Describes a projection head: `layers` linear layers with ReLU between them.
 
-    width: between the layers; None: that of the input. bn: BatchNorm after each layer, and no biases; the last
-    BatchNorm has no scale and shift (Chen, Xie & He 2021; facebookresearch/moco-v3's `_build_mlp`). last_bn: also after
-    the last layer.
+    width: between the layers; None is that of the input.
+    bn: BatchNorm after each layer, and no biases. The last BatchNorm has no scale and shift (Chen, Xie & He 2021;
+    facebookresearch/moco-v3's `_build_mlp`).
+    last_bn: with `bn`, BatchNorm also after the last layer.
     """
 
     layers: int = 2

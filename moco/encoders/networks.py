@@ -28,7 +28,7 @@ MOCO_V3_VITS = ("vit_small", "vit_base", "vit_conv_small", "vit_conv_base")  # m
 
 
 def available() -> list[str]:
-    """Lists the names that `build_encoder` takes, beside timm:NAME.
+    """Returns the names that `build_encoder` takes, besides timm:NAME.
 
     timm:NAME works for every name that timm knows.
     """
@@ -92,7 +92,7 @@ def build_encoder(
 def freeze_patches(encoder: nn.Module, arch: str) -> None:
     """Freezes a ViT's patch projection at its random start.
 
-    MoCo v3 does so against unstable training. InputError if the encoder has no such projection.
+    MoCo v3 does this against unstable training. InputError if the encoder has no such projection.
     """
     projection = getattr(getattr(encoder, "patch_embed", None), "proj", None)
     if not isinstance(projection, nn.Conv2d):
@@ -139,8 +139,8 @@ def _shallow_copy(module: nn.Module) -> nn.Module:
 def draw_weights(encoder: nn.Module, std: float) -> None:
     """Draws new weights: N(0, std) in convolutions and linear layers.
 
-    Biases become 0, BatchNorm the identity. Wang & Isola initialise SmallAlexNet so, with std 0.02. The numbers come
-    from torch's default generator.
+    Biases become 0, BatchNorm the identity. Wang & Isola initialise SmallAlexNet in this way, with std 0.02.
+    The numbers come from torch's default generator.
     """
     for layer in encoder.modules():
         if isinstance(layer, nn.modules.conv._ConvNd | nn.Linear):
@@ -177,7 +177,7 @@ def _build_plain(
 
 
 def torchvision_arguments(arch: str, image_size: int | None) -> dict[str, Any]:
-    """Returns `torchvision.models.get_model`'s arguments beside the name."""
+    """Returns `torchvision.models.get_model`'s arguments besides the name."""
     if arch in ("googlenet", "inception_v3"):
         return {"aux_logits": False, "init_weights": True}  # with auxiliary classifiers the output is not one tensor
     if image_size is not None and arch.startswith("vit_"):

@@ -15,7 +15,7 @@ from torchvision import models
 class SmallAlexNet(nn.Module):
     """Implements AlexNet for 64 x 64 images, with half the channels.
 
-    With BatchNorm. Wang & Isola, ICML 2020, for STL-10 and NYU-Depth.
+    It has BatchNorm. Source: Wang & Isola, ICML 2020, for STL-10 and NYU-Depth.
     `[N, 3, 64, 64] -> [N, num_classes]`. `blocks[i]` is layer i + 1 of the paper (conv1 ... conv5, fc6, fc7), `fc` fc8.
     """
 
@@ -45,10 +45,10 @@ class SmallAlexNet(nn.Module):
 
 
 class SmallCNN(nn.Module):
-    """Has four 3x3 convolutions with BatchNorm and ReLU, then the spatial mean.
+    """Implements four 3x3 convolutions with BatchNorm and ReLU, then their mean.
 
-    The first three have stride 2. `[N, 3, S, S] -> [N, num_classes]`, made for S = 32; fast enough to pretrain on the
-    digits with two CPU cores.
+    The mean is over the pixels. The first three convolutions have stride 2.
+    `[N, 3, S, S] -> [N, num_classes]`, made for S = 32. Two CPU cores can pretrain it on the digits.
     """
 
     def __init__(self, num_classes: int) -> None:

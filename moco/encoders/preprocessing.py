@@ -1,6 +1,6 @@
 """Prepares a photograph for an encoder.
 
-The key names of a checkpoint do not tell how.
+The key names of a checkpoint do not say how to do it.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from moco.run.options import DataOptions
 class Preprocessing:
     """Resamples the central square to `size` pixels and normalises it.
 
-    The square has `crop` of the shorter side. Normalised: (value / 255 - mean) / std. `preprocessing(image)`: a Pillow
-    image or an array [H, W, C] -> fp32 [C, size, size]. C is the length of `mean`. value_range: that of --value-range,
-    for values of more than 8 bits.
+    crop: side of the square as a share of the image's shorter side.
+    mean, std: per channel. Normalised is (value / 255 - mean) / std.
+    value_range: that of --value-range, for values of more than 8 bits.
+    `preprocessing(image)`: a Pillow image or an array [H, W, C] -> fp32 [C, size, size]. C is the length of `mean`.
     """
 
     size: int = 224
@@ -85,10 +86,11 @@ Options = TypeVar("Options", bound=DataOptions)
 
 
 def with_images_of(options: Options, before: Mapping[str, Any]) -> Options:
-    """Gives `options` the channels of an earlier run, unless they are typed.
+    """Returns `options` with the image settings of an earlier run.
 
-    before: the earlier run's options; 3 channels if they do not say. Value range, mean and standard deviation are the
-    run's too, if its images have as many channels. RGB must also have the same data set, as for the augmentations.
+    before: the earlier run's options; 3 channels if they do not say. Options that were typed keep their values.
+    Value range, mean and standard deviation are the run's only if the number of channels is the same.
+    RGB must also have the same data set, as for the augmentations.
     """
     told = _told_images(before)
     channels = options.channels or told.get("channels", 3)
@@ -114,7 +116,7 @@ def _told_images(options: Mapping[str, Any]) -> dict[str, Any]:
 def suited(dataset: str, options: Mapping[str, Any]) -> tuple[int, str]:
     """Returns (image size, augmentations) for `dataset`.
 
-    Those of the run with these options if it used the same data set, else the defaults of the data set.
+    They are those of the run with these options if it used the same data set, else the defaults of the data set.
     """
     size, recipe = defaults_of(dataset)
     if options.get("dataset") == dataset:

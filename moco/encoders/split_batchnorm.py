@@ -1,10 +1,10 @@
-"""BatchNorm that normalises consecutive groups of a batch each by itself, without a copy of the batch.
+"""BatchNorm over consecutive groups of a batch, without copying the batch.
 
-A group is a slice of the batch, and a slice is a view in NHWC as in NCHW. torch has kernels for the statistics of a
-slice, and on a CPU for its values too. On a GPU the values of all groups are written by one compiled kernel: torch's
-own would give every group memory of its own, to be joined by a copy.
+A group is a slice of the batch, and a slice is a view, in NHWC and in NCHW. torch has kernels for the statistics of a
+slice, and on a CPU for its values too. On a GPU one compiled kernel writes the values of all groups. With torch's own
+kernels every group would have its own memory, and a copy would have to join them.
 
-In: x [n, C, ...] in either memory format. Statistics are [groups, C], the sums of a group's samples and pixels.
+x is [n, C, ...] in either memory format. Statistics [groups, C] are over a group's samples and pixels.
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ from moco.encoders.group_values import (
 
 
 class SplitBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """BatchNorm of every group of about `group_size` samples, as that many samples per GPU would have it.
+    """Normalises each group of about `group_size` samples by its own statistics.
 
+    This is BatchNorm as that many samples per GPU would have it.
     n samples are n // group_size groups of consecutive samples. Their sizes differ by at most one, the larger first.
-    Running statistics take the mean of the groups' statistics. Parameters, buffers and evaluation are those of the
-    plain layer. `after`: modules that follow, as timm's layers have.
+    Running statistics take the mean of the groups' statistics.
+    Parameters, buffers and evaluation are those of the plain layer.
+    after: modules that follow, as in timm's layers.
     """
 
     def __init__(self, num_features: int, group_size: int = 32, after: nn.Module | None = None, **kwargs: Any) -> None:
@@ -62,9 +64,11 @@ class SplitBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 def mean_of_groups(momentum: float, groups: int) -> list[float]:
-    """Momentum of each of `groups` updates, so that one after the other they are one update by the groups' mean.
+    """Returns the momentum of the running-statistics update of each group.
 
-    The last has the weight m/G. The one before has m/G as well once the last has shrunk it by 1 - m/G; and so on.
+    The updates, one after the other, equal one update with `momentum` by the mean of the groups.
+    The last update has the weight m/G. The one before also has m/G, after the last has shrunk it by 1 - m/G.
+    The same holds for all earlier ones.
     """
     return [momentum / (groups - later * momentum) for later in reversed(range(groups))]
 
@@ -79,7 +83,10 @@ def traceable(
     momentum: float,
     eps: float,
 ) -> Tensor:
-    """The same in a few functions that torch.compile of a whole encoder can fuse."""
+    """Normalises groups by a few functions that torch.compile can fuse.
+
+    The result is that of `_NativeValues`. It is for torch.compile of a whole encoder.
+    """
     x = dense(x)
     out = []
     for block, _, share in blocks(x, groups, momentum):
@@ -93,7 +100,10 @@ def traceable(
 
 
 class _NativeValues(torch.autograd.Function):
-    """By torch's kernels, each group's values written where they belong."""
+    """Normalises groups by torch's kernels.
+
+    Each group's values are written to their place in the output.
+    """
 
     @staticmethod
     def forward(
@@ -145,7 +155,10 @@ class _NativeValues(torch.autograd.Function):
 
 
 class _CompiledValues(torch.autograd.Function):
-    """By torch's kernels for the statistics of a slice, which exist on CUDA alone, and compiled ones for the values."""
+    """Normalises groups on CUDA, with compiled kernels for the values.
+
+    The statistics are by torch's kernels. torch's kernels for the statistics of a slice exist on CUDA alone.
+    """
 
     @staticmethod
     def forward(

@@ -1,8 +1,8 @@
-"""BatchNorm over the batch of all ranks, without a wait for the device.
+"""BatchNorm over the batch of all ranks, without waiting for the device.
 
-torch.nn.SyncBatchNorm reads back three times in each layer which ranks have samples. Here every rank has samples in
-every batch (`Sampler` and the parser ensure it), so nothing is read back. On a GPU the kernels are torch's; a CPU,
-which torch's layer refuses, has those of sync_kernels.py.
+torch.nn.SyncBatchNorm reads back three times in each layer, to find the ranks that have samples. Here every rank has
+samples in every batch (`Sampler` and the parser ensure it), so nothing is read back.
+On a GPU the kernels are torch's. torch's layer refuses a CPU; here a CPU has the kernels of sync_kernels.py.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from moco.encoders.group_values import dense
 
 
 class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """torch.nn.SyncBatchNorm for ranks that all have samples.
+    """Implements torch.nn.SyncBatchNorm for ranks that all have samples.
 
-    It is no subclass of torch's, which DistributedDataParallel refuses on a CPU. after: modules that follow, as in
-    timm's layers.
+    It is not a subclass of torch's layer, because DistributedDataParallel refuses torch's layer on a CPU.
+    after: modules that follow, as in timm's layers.
     """
 
     def __init__(self, num_features: int, after: nn.Module | None = None, **kwargs: Any) -> None:
@@ -59,7 +59,7 @@ class _Normalise(torch.autograd.Function):
         momentum: float,
         eps: float,
     ) -> Tensor:
-        """x [n, C, ...] -> the same, normalised by mean and variance over the samples of all ranks."""
+        """Normalises x [n, C, ...] by the statistics of all ranks' samples."""
         x, channels = dense(x), x.shape[1]
         kernels = _kernels(x)
         mean, inverse_std = kernels.batch_norm_stats(x, eps)
@@ -76,8 +76,9 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of x, by sums over the samples of all ranks; of weight and bias, of this rank's samples.
+        """Returns the gradients of x, weight and bias.
 
+        That of x uses sums over the samples of all ranks. Those of weight and bias are of this rank's samples.
         DistributedDataParallel reduces the latter over the ranks.
         """
         x, weight, mean, inverse_std, counts = ctx.saved_tensors

@@ -1,7 +1,8 @@
 """torch's CUDA kernels of SyncBatchNorm, under their names, for a CPU.
 
-x, grad: [n, C, ...], this rank's samples. mean, inverse_std, weight, bias: [C]. Statistics are float32 for images of
-half precision, as on a GPU.
+x, grad: [n, C, ...], this rank's samples.
+mean, inverse_std, weight, bias: [C].
+Statistics are float32 for images of half precision, as on a GPU.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from torch import Tensor
 
 
 def batch_norm_stats(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """(mean, 1 / standard deviation) of this rank's samples."""
+    """Returns (mean, 1 / standard deviation) of this rank's samples."""
     var, mean = torch.var_mean(_wide(x), _samples(x), correction=0)
     return mean, (var + eps).rsqrt()
 
@@ -26,9 +27,11 @@ def batch_norm_gather_stats_with_counts(
     eps: float,
     counts: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """The statistics of all samples, from those of the ranks; moves the running ones.
+    """Returns (mean, 1 / standard deviation) of the samples of all ranks.
 
-    mean, inverse_std: [ranks, C]. counts: values of a channel on each rank, [ranks].
+    It also updates the running statistics.
+    mean, inverse_std: those of the ranks, [ranks, C].
+    counts: values of a channel on each rank, [ranks].
     """
     total = counts.sum()
     share = (counts / total)[:, None]
@@ -43,7 +46,7 @@ def batch_norm_gather_stats_with_counts(
 def batch_norm_elemt(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, inverse_std: Tensor, eps: float
 ) -> Tensor:
-    """(x - mean) / std · weight + bias."""
+    """Returns (x - mean) / std · weight + bias."""
     scale = inverse_std if weight is None else inverse_std * weight
     out = (_wide(x) - _over(mean, x)) * _over(scale, x)
     return (out if bias is None else out + _over(bias, x)).to(x.dtype)
@@ -52,7 +55,10 @@ def batch_norm_elemt(
 def batch_norm_backward_reduce(
     grad: Tensor, x: Tensor, mean: Tensor, inverse_std: Tensor, weight: Tensor | None, *wanted: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Sums over this rank's samples of grad and of grad · (x - mean); the gradients of weight and bias."""
+    """Returns two sums over this rank's samples, and two gradients.
+
+    The sums are of grad and of grad · (x - mean). The gradients are those of weight and bias. All are [C].
+    """
     wide = _wide(grad)
     sum_grad = wide.sum(_samples(x))
     sum_product = (wide * (_wide(x) - _over(mean, x))).sum(_samples(x))
@@ -69,7 +75,10 @@ def batch_norm_backward_elemt(
     sum_product: Tensor,
     counts: Tensor,
 ) -> Tensor:
-    """The gradient of x. sum_grad, sum_product: over all ranks."""
+    """Returns the gradient of x.
+
+    sum_grad, sum_product: sums over the samples of all ranks.
+    """
     total = counts.sum()
     scale = inverse_std if weight is None else inverse_std * weight
     slope = inverse_std**2 * sum_product / total

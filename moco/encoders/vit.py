@@ -1,9 +1,10 @@
 """Defines the vision transformers of MoCo v3.
 
-Chen, Xie & He, ICCV 2021; facebookresearch/moco-v3's `vits.py`. timm's transformer with another start: fixed 2-D
-sine-cosine positions, and Xavier-uniform weights for query, key and value as three matrices. vit_small has 12 heads of
-32; timm's vit_small_patch16_224 has 6 of 64. Their tensors have moco-v3's names. moco/encoders/networks.py imports this
-file only when needed, because timm takes half a second.
+Chen, Xie & He, ICCV 2021; facebookresearch/moco-v3's `vits.py`.
+They are timm's transformer with another initialisation: fixed 2-D sine-cosine positions, and Xavier-uniform weights
+for query, key and value as three matrices. vit_small has 12 heads of 32; timm's vit_small_patch16_224 has 6 of 64.
+Their tensors have moco-v3's names.
+moco/encoders/networks.py imports this file only when needed, because timm takes half a second.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from torch import Tensor, nn
 class MoCoViT(VisionTransformer):
     """Implements a transformer over patches: `[N, 3, S, S] -> [N, num_classes]`.
 
-    The output comes from the class token. S: a multiple of `patch`. width: of the tokens, a multiple of 4 and of
-    `heads`. conv_stem: four 3x3 convolutions of stride 2 instead of the patches' projection (Xiao et al. 2021); `patch`
-    is then 16. ValueError if S does not fit.
+    The output comes from the class token. S is a multiple of `patch`; ValueError if not.
+    width: of the tokens, a multiple of 4 and of `heads`.
+    conv_stem: four 3x3 convolutions of stride 2 instead of the patches' projection (Xiao et al. 2021).
+    It needs `patch` 16.
     """
 
     def __init__(
@@ -65,8 +67,8 @@ class MoCoViT(VisionTransformer):
 def sincos_positions(side: int, width: int, temperature: float = 10_000.0) -> Tensor:
     """Returns positions of side x side patches: fp32 [side², width].
 
-    Quarters of `width` for sin y, cos y, sin x, cos x. y, x: row and column of a patch, counted from 0. The frequencies
-    are temperature^(-4i/width). ValueError unless `width` is a multiple of 4.
+    The quarters of `width` are sin y, cos y, sin x and cos x. y, x: row and column of a patch, counted from 0.
+    The frequencies are temperature^(-4i/width). ValueError unless `width` is a multiple of 4.
     """
     if width % 4:
         raise ValueError(f"a width of {width} must be a multiple of 4")
@@ -76,7 +78,7 @@ def sincos_positions(side: int, width: int, temperature: float = 10_000.0) -> Te
 
 
 class ConvStem(nn.Module):
-    """Has four 3x3 convolutions of stride 2, then a 1x1.
+    """Implements four 3x3 convolutions of stride 2, then a 1x1.
 
     [N, 3, S, S] -> [N, (S/16)², width], with BatchNorm and ReLU. It takes the arguments of timm's PatchEmbed.
     """

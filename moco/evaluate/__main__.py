@@ -1,11 +1,11 @@
-"""Every measure of an encoder's features, on the validation images of a data set.
+"""Measures an encoder's features on the validation images of a data set.
 
     python -m moco.evaluate runs/x/checkpoint_0199.pth.tar /data/imagenet100
     python -m moco.evaluate checkpoint.pth.tar --dataset digits --features-from trunk output --json measures.json
 
 Reads any checkpoint that `main_lincls.py --pretrained` reads. Without --features-from it measures the trunk's features,
 and the projection head's output where the checkpoint holds one. A measure that does not exist (no labels, one class,
-...) is left out with its reason; it is never a number. The --json file:
+...) is null in the --json file, with its reason. The --json file:
 
     schema      1
     checkpoint  {"path", "layout", "arch", "epoch", "git", "options"}: the file and, if known, the run that wrote it
@@ -21,7 +21,7 @@ and the projection head's output where the checkpoint holds one. A measure that 
     git, machine, command_seconds   of this measurement
 
 All features are scaled to unit length first. Alignment and the histograms are of two augmented views of every
-image, drawn from --seed; everything else is of the central square.
+image, drawn from --seed. All other measures are of the central square.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ from moco.world import World
 
 
 def network(file: EncoderFile, o: EvaluateOptions) -> tuple[nn.Module, list[str]]:
-    """The encoder in `file`, and the names of its features to measure."""
+    """Builds the encoder in `file`; returns it and the features' names."""
     arch, arch_arg = network_of(file, o.arch, o.arch_arg)
     encoder = build_encoder(arch, 1, image_size=o.image_size, arguments=arch_arg, channels=o.pixel_format.channels)
     load_trunk(encoder, file)
@@ -111,7 +111,10 @@ def evaluate(file: EncoderFile, o: EvaluateOptions, device: torch.device) -> dic
 
 
 def bank_for(val: Source, o: EvaluateOptions) -> Source | None:
-    """The labelled training images for kNN; None if they or the labels of `val` are missing."""
+    """Returns the labelled training images for kNN.
+
+    None if these images or the labels of `val` are missing.
+    """
     if not (val.labels >= 0).any() or not o.has("train"):
         return None
     train = o.open("train", labels_required=False)
@@ -124,10 +127,10 @@ def bank_for(val: Source, o: EvaluateOptions) -> Source | None:
 
 @dataclasses.dataclass
 class AllFeatures:
-    """Features of every measured layer, side by side in the last dimension (width W).
+    """Holds the features of every measured layer, side by side.
 
-    x: of the central squares, [n, W]. views: of two augmented views, [n, 2, W]. bank: of the training images,
-    ([m, W], labels [m]), or None.
+    The last dimension has width W, the sum of the layers' widths. x: of the central squares, [n, W]. views: of two
+    augmented views, [n, 2, W]. bank: of the training images, ([m, W], labels [m]), or None.
     """
 
     x: Tensor
@@ -138,7 +141,10 @@ class AllFeatures:
 
 
 def measure_spaces(of_all: AllFeatures, widths: dict[str, int], o: EvaluateOptions) -> dict[str, Any]:
-    """The "spaces" of the JSON file. widths: of each layer's features, in their order."""
+    """Returns the "spaces" of the JSON file.
+
+    widths: the width of each layer's features, in the order of the layers in `of_all`.
+    """
     knn = partial(shared_knn_accuracy, classes=of_all.classes, k=o.knn_k, t=o.knn_t)
     spaces = {}
     start = 0
@@ -165,9 +171,9 @@ def measure_spaces(of_all: AllFeatures, widths: dict[str, int], o: EvaluateOptio
 
 
 def table(found: dict[str, Any]) -> str:
-    """Formats the measures as a table: one row each, a column per kind of features.
+    """Formats the measures as a table.
 
-    Reasons for missing measures come below.
+    It has a row for each measure and a column for each kind of features. Reasons for missing measures come below.
     """
     spaces = found["spaces"]
     data = found["data"]

@@ -44,11 +44,11 @@ def eval_mode(network: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def encode(network: nn.Module, loader: Loader, augment: Augment) -> tuple[Tensor, Tensor]:
-    """Encodes V views of each sample: features fp32 [n, V, d], labels int64 [n].
+    """Encodes V views of each sample.
 
-    Both are on every rank, in the order of the data set. Samples that were skipped as unreadable are left out.
-    `network` [N, C, S, S] -> [N, d] runs in evaluation mode; its own mode is restored. NumericsError if a feature is
-    not finite.
+    Returns features fp32 [n, V, d] and labels int64 [n]. Both are on every rank, in the order of the data set. Samples
+    that were skipped as unreadable are left out. `network` [N, C, S, S] -> [N, d] runs in evaluation mode; its own mode
+    is restored. NumericsError if a feature is not finite.
     """
     broadcast_buffers(network)  # BatchNorm statistics differ between ranks in training
     features = []
@@ -61,7 +61,7 @@ def encode(network: nn.Module, loader: Loader, augment: Augment) -> tuple[Tensor
                 features.append(torch.stack([network(images).float() for images in views], dim=1))
                 labels.append(batch.labels)
                 index.append(batch.index)
-    # With few images a rank may have none. Then it does not know the width of the features.
+    # With few images a rank may have none. Then it takes the width of the features from another rank.
     shapes = gather_objects(tuple(torch.cat(features).shape) if features else None)
     some = next(shape for shape in shapes if shape is not None)
     sizes = [shape[0] if shape is not None else 0 for shape in shapes]
@@ -84,16 +84,16 @@ def encode(network: nn.Module, loader: Loader, augment: Augment) -> tuple[Tensor
 def extract_features(
     network: nn.Module, loader: Loader, augment: Augment, *, normalise: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """`encode` for the first view alone: features fp32 [n, d], labels int64 [n].
+    """Encodes the first view alone, by `encode`.
 
-    normalise: scales the features to unit length.
+    Returns features fp32 [n, d] and labels int64 [n]. normalise: scales the features to unit length.
     """
     x, labels = encode(network, loader, augment)
     return (F.normalize(x[:, 0], dim=1) if normalise else x[:, 0]), labels
 
 
 class TrunkAndOutput(nn.Module):
-    """Features and outputs of one forward pass, side by side.
+    """Computes features and outputs in one forward pass, side by side.
 
     [N, C, S, S] -> [N, width + dim].
     """
@@ -112,9 +112,9 @@ class TrunkAndOutput(nn.Module):
 def in_order(
     source: Source, size: int, options: DataOptions, device: torch.device, sampler: Sampler | None = None, **crops: Any
 ) -> Loader:
-    """A loader of every sample once, in the order of the data set or the sampler.
+    """Makes a loader of every sample once.
 
-    crops: arguments of `Loader` about the crops.
+    The order is that of the data set, or of `sampler`. crops: arguments of `Loader` about the crops.
     """
     in_turn = dict(shuffle=False, drop_last=False, rank=rank(), world_size=world_size())
     sampler = sampler or Sampler(len(source), max(256, world_size()), 0, **in_turn)  # type: ignore[arg-type]
@@ -130,7 +130,7 @@ def centre_crops(
     device: torch.device,
     sampler: Sampler | None = None,
 ) -> Loader:
-    """A loader of one view: the central square of the recipe."""
+    """Makes a loader of one view: the central square of the recipe."""
     return in_order(source, size, options, device, sampler, views=1, eval_crop=recipe.centre)
 
 
@@ -140,9 +140,9 @@ def settle_batchnorm(
 ) -> bool:
     """Gives an untrained encoder the BatchNorm statistics of the data.
 
-    Running statistics start at mean 0 and variance 1, unlike those of the data. With them all features would nearly
-    coincide in evaluation mode, and every trained encoder would look better. The new statistics are means over the
-    first 64 batches of 256, the same on every rank. Returns False if there is no BatchNorm layer.
+    Running statistics start at mean 0 and variance 1, unlike those of the data. With these initial values all features
+    would nearly coincide in evaluation mode, and every trained encoder would look better. The new statistics are means
+    over the first 64 batches of 256, the same on every rank. Returns False if there is no BatchNorm layer.
     """
     layers = [m for m in encoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     sampler = Sampler(len(source), min(256, len(source)), 0)

@@ -20,10 +20,11 @@ _ALEXNET = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7")
 
 
 class Layers(nn.Module):
-    """Features of one forward pass, side by side: [N, C, S, S] -> [N, sum of `widths`].
+    """Computes the features of several layers in one forward pass.
 
-    names: "trunk", "output" (of unit length, as in the loss), or a layer's name in the encoder, such as layer3 or
-    blocks.5 (for SmallAlexNet also conv1 ... fc7). A layer's output is flattened. InputError for an unknown name.
+    [N, C, S, S] -> [N, sum of `widths`], side by side. names: "trunk", "output" (of unit length, as in the loss), or a
+    layer's name in the encoder, such as layer3 or blocks.5 (for SmallAlexNet also conv1 ... fc7). A layer's output is
+    flattened. InputError for an unknown name.
     """
 
     def __init__(self, encoder: nn.Module, names: Sequence[str], image_size: int) -> None:
@@ -58,9 +59,10 @@ class Layers(nn.Module):
 
 
 class FeatureMaps(nn.Module):
-    """The output of one layer, not flattened: [N, C, S, S] -> [N, channels, side, side].
+    """Computes the output of one layer, not flattened.
 
-    InputError for an unknown name, and for a layer whose output is no square map.
+    [N, C, S, S] -> [N, channels, side, side]. InputError for an unknown name, and for a layer whose output is no
+    square map.
     """
 
     def __init__(self, encoder: nn.Module, name: str, image_size: int) -> None:
@@ -89,7 +91,11 @@ class FeatureMaps(nn.Module):
 
 
 def find_layer(network: nn.Module, name: str) -> nn.Module:
-    """The module called `name`; of SmallAlexNet also by the paper's names. InputError with near names."""
+    """Returns the module called `name`.
+
+    The paper's names of SmallAlexNet's layers are accepted too. InputError, with near names, if there is no
+    such module.
+    """
     modules = dict(network.named_modules())
     place = f"blocks.{_ALEXNET.index(name)}" if isinstance(network, SmallAlexNet) and name in _ALEXNET else name
     if place and place in modules and not isinstance(modules[place], nn.Identity):
@@ -100,10 +106,11 @@ def find_layer(network: nn.Module, name: str) -> nn.Module:
 
 
 def load_projection(encoder: nn.Module, file: EncoderFile) -> bool:
-    """Gives `encoder` the projection head of `file`; returns False if it has none.
+    """Gives `encoder` the projection head of `file`.
 
-    The head is a linear layer or an MLP, with or without BatchNorm. Classifiers and heads of other projects do not
-    count, because no loss of this project trained them. InputError for any other kind of head.
+    Returns False if the file has none. The head is a linear layer or an MLP, with or without BatchNorm. Classifiers
+    and heads of other projects do not count, because no loss of this project trained them. InputError for any other
+    kind of head.
     """
     prefix = classifier_name(encoder) + "."
     head = {key.removeprefix(prefix): value for key, value in file.state.items() if key.startswith(prefix)}

@@ -1,4 +1,7 @@
-"""All measures of one kind of features, with the reasons for missing ones."""
+"""Computes all measures of one kind of features.
+
+Each missing measure has a reason.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,10 @@ from moco.metrics.table import OF_FEATURES, Features
 
 @dataclass
 class Space:
-    """Measures of one kind of features. A value None has its reason in `reasons`."""
+    """Holds the measures of one kind of features.
+
+    A value of None has its reason in `reasons`.
+    """
 
     dim: int
     values: dict[str, float | None] = field(default_factory=dict)
@@ -26,7 +32,10 @@ class Space:
 
 
 def measure(f: Features, bins: int) -> Space:
-    """All measures of `f`. All ranks must call it, with the same rows."""
+    """Computes all measures of `f`.
+
+    All ranks must call it, with the same rows.
+    """
     space = Space(f.x.shape[1], bounds=metrics.uniformity_bounds(f.x.shape[1], f.t))
     for name, row in OF_FEATURES.items():
         if row.function is not None:

@@ -1,6 +1,7 @@
-"""Online evaluation: measures without labels, and kNN where there are labels.
+"""Measures an encoder during its training.
 
-All ranks work together. The evaluator yields (name, value); accuracies are in percent.
+Some measures need no labels; kNN is measured if there are labels. All ranks work together. The evaluator yields (name,
+value); accuracies are in percent.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from moco.run.options import DataOptions
 
 
 class OnlineEvaluator:
-    """Measures during training: kNN of features; alignment, uniformity, tolerance of outputs.
+    """Measures features and outputs of an encoder during training.
 
-    Images and augmented views are the same at every call, so only the encoder changes.
+    kNN is measured on the features; alignment, uniformity and tolerance on the outputs. Images and augmented views are
+    the same at every call, so only the encoder changes.
     """
 
     def __init__(
@@ -42,9 +44,10 @@ class OnlineEvaluator:
         t: float = 0.1,
         every: int = 1,
     ) -> None:
-        """recipe, crop_min, size: crops. seed: views. k, t: neighbours and temperature of kNN.
+        """Builds the loaders and the augmentations.
 
-        every: epochs from one evaluation to the next.
+        recipe, crop_min, size: of the crops. seed: of the views. k, t: neighbours and temperature of kNN. every: epochs
+        from one evaluation to the next.
         """
         of_views = options.find_recipe(recipe, crop_min)
         self.every = every
@@ -63,10 +66,11 @@ class OnlineEvaluator:
         )
 
     def __call__(self, encoder: nn.Module, classifier: nn.Module | None = None) -> Iterator[tuple[str, float]]:
-        """Yields (name, value) of each measure. All ranks must consume it to the end.
+        """Yields (name, value) of each measure.
 
-        `knn_top1` in percent, `val_alignment` (α = 2, two augmented views), `val_uniformity` (t = 2) and
-        `val_tolerance`. The first and the last need labels. With a classifier of features also `online_top1`.
+        All ranks must read it to the end. The values are `knn_top1` and `online_top1` in percent, `val_alignment` of
+        two augmented views (α = 2), `val_uniformity` (t = 2) and `val_tolerance`. `knn_top1`, `online_top1` and
+        `val_tolerance` need labels. `online_top1` also needs a classifier of features.
         """
         x, labels = extract_features(TrunkAndOutput(encoder), self.centre, self.plain)
         features, outputs = x.split([feature_dim(encoder), x.shape[1] - feature_dim(encoder)], dim=1)
@@ -92,7 +96,7 @@ class OnlineEvaluator:
 def shared_knn_accuracy(
     train_x: Tensor, train_y: Tensor, val_x: Tensor, val_y: Tensor, classes: int, k: int, t: float
 ) -> float:
-    """`metrics.knn_accuracy` of features that every rank holds, in percent.
+    """Returns `metrics.knn_accuracy` of features that every rank holds, in percent.
 
     Each rank computes its share of the validation rows.
     """

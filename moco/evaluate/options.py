@@ -1,4 +1,4 @@
-"""The options of moco.evaluate."""
+"""Defines the options of moco.evaluate."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from moco.run.options import DataOptions, at_least, check_data, check_seed, posi
 
 @dataclass(frozen=True)
 class EvaluateOptions(DataOptions):
-    """Options of moco.evaluate."""
+    """Holds the options of moco.evaluate."""
 
     checkpoint: str = result("", "file in any layout that main_lincls.py --pretrained reads", positional=True)
     features_from: list[str] = result(
@@ -35,7 +35,7 @@ class EvaluateOptions(DataOptions):
 
 
 def parse_evaluate(argv: list[str] | None = None) -> EvaluateOptions:
-    """The options of moco.evaluate, checked.
+    """Parses and checks the options of moco.evaluate.
 
     `image_size` and `recipe` may be None; then the checkpoint decides.
     """

@@ -119,7 +119,7 @@ def prepare(
 def _classes(file: EncoderFile) -> list[str] | None:
     """Returns the class names of the linear classifier in `file`.
 
-    main_lincls.py, here or in MoCo, wrote it. None if the classifier reads other features than the trunk's.
+    main_lincls.py wrote it, here or in MoCo. None for another file, or if it reads other features than the trunk's.
     """
     ours = file.rest.get("moco_lincls", {})
     if "best_acc1" not in file.rest or "classifier" in ours:

@@ -1,8 +1,8 @@
 """Writes and reads detectron2's layout of a ResNet.
 
-It has other names than torchvision's, as NumPy arrays in a pickle. Its checkpointer matches names by their ends where a
-file sets `matching_heuristics`, so the same file fits a bare backbone and every detector built on one. The pickle may
-call only `numpy.ndarray`, so reading it cannot run other code.
+The layout is a pickle of NumPy arrays, under other names than torchvision's. Where a file sets `matching_heuristics`,
+detectron2's checkpointer matches names by their ends. So the same file fits a bare backbone and every detector built on
+one. The pickle may call only `numpy.ndarray` and `bytearray`, so reading it cannot run other code.
 """
 
 from __future__ import annotations

@@ -31,7 +31,10 @@ _OLD_NAMES = ("Debiased", "HardContrastive", "InBatch", "Simple", "SupCon", "Wei
 
 
 def __getattr__(name: str) -> type:
-    """Old class names `...Head` work for one release."""
+    """Returns the class of an old name `...Head`.
+
+    The old names work for one release, with a DeprecationWarning. AttributeError for any other name.
+    """
     if name.removesuffix("Head") not in _OLD_NAMES or not name.endswith("Head"):
         raise AttributeError(f"module 'moco.losses' has no attribute {name!r}")
     new_name = name.removesuffix("Head") + "Loss"

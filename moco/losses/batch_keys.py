@@ -1,7 +1,8 @@
-"""The losses of MoCo v3 (`--keys batch`): a query is compared with the momentum encoder's keys of the whole batch.
+"""The losses of MoCo v3 (`--keys batch`).
 
-q, k [N, C] are this process's queries and keys, k constant. Its own key is a query's positive; the keys of all other
-images, of all ranks, are its negatives. There is no queue.
+A query is compared with the momentum encoder's keys of the whole batch. There is no queue.
+q, k [N, C] are this process's queries and keys; k is constant. A query's positive is its own key.
+Its negatives are the keys of all other images, on all ranks.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from moco.losses.weighted import Across, WeightedLoss
 
 
 def other_keys(q: Tensor, k: Tensor, scale: float, across: Across) -> tuple[Tensor, int]:
-    """scale · q_i·k_j [N, M] for the M keys of all ranks, -∞ at the own key; and M."""
+    """Returns each query's scaled similarities to all keys, and their number.
+
+    The similarities are scale · q_i·k_j [N, M], for the M keys of all ranks. They are -∞ at the query's own key.
+    """
     keys, first = across.gather(k.detach())
     own = torch.arange(first, first + len(q), device=q.device)
     itself = torch.arange(len(keys), device=q.device) == own[:, None]
@@ -25,16 +29,21 @@ def other_keys(q: Tensor, k: Tensor, scale: float, across: Across) -> tuple[Tens
 
 
 def batch_keys_contrastive_loss(q: Tensor, k: Tensor, temperature: float, across: Across) -> Tensor:
-    """`ctr` of MoCo v3, Algorithm 1: 2T · cross-entropy of q·k/T over all keys, mean over queries."""
+    """Returns `ctr` of MoCo v3 (Algorithm 1), the mean over queries.
+
+    It is 2T · cross-entropy of q·k/T over all keys.
+    """
     positive = (q * k.detach()).sum(dim=1) / temperature
     negatives = other_keys(q, k, 1 / temperature, across)[0].logsumexp(dim=1)
     return 2 * temperature * (torch.logaddexp(positive, negatives) - positive).mean()
 
 
 def batch_keys_uniform_loss(q: Tensor, k: Tensor, t: float, intra_batch: bool, across: Across) -> Tensor:
-    """`moco.losses.uniform_loss` with the other images' keys in the queue's place, over all ranks: one number.
+    """Returns the uniformity loss over the keys of the batch.
 
-    The pairs are the M(M-1) of a query and another image's key and, `intra_batch`, the M(M-1)/2 of two queries.
+    It is `moco.losses.uniform_loss` with the keys of the other images instead of the queue.
+    It is one number over all ranks. The pairs are the M(M-1) of a query and another image's key.
+    intra_batch: adds the M(M-1)/2 pairs of two queries.
     """
     similarities, total = other_keys(q, k, 2 * t, across)
     exponents = [similarities.flatten()]
@@ -50,7 +59,10 @@ def batch_keys_uniform_loss(q: Tensor, k: Tensor, t: float, intra_batch: bool, a
 
 @dataclass
 class BatchKeysLoss(WeightedLoss):
-    """WeightedLoss's three terms over the keys of the batch; (1, 0, 0) is MoCo v3. The queue is not looked at."""
+    """Computes WeightedLoss's three terms over the keys of the batch.
+
+    Weights (1, 0, 0) give MoCo v3. The queue is ignored.
+    """
 
     def contrastive(self, q: Tensor, k: Tensor, queue: Tensor) -> Tensor:
         return batch_keys_contrastive_loss(q, k, self.temperature, self.across)
@@ -61,7 +73,7 @@ class BatchKeysLoss(WeightedLoss):
 
 @dataclass
 class BatchKeysDecoupledLoss(DecoupledLoss):
-    """`decoupled_loss` over the keys of the batch. The queue is not looked at."""
+    """Computes `decoupled_loss` over the keys of the batch; ignores the queue."""
 
     def value(self, q: Tensor, k: Tensor, queue: Tensor) -> Tensor:
         similarity = (q * k.detach()).sum(dim=1)

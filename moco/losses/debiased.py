@@ -1,6 +1,6 @@
 """The debiased contrastive loss, and HCL with hard negatives.
 
-Both correct for negatives that are of the query's own class.
+Both correct for negatives of the query's own class.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ def debiased_loss(
     beta: float = 0.0,
     logsumexp: LogSumExp = queue_logsumexp,
 ) -> Tensor:
-    """HCL, and with β = 0 the debiased loss; mean over queries.
+    """Returns HCL, or with β = 0 the debiased loss.
 
-    Sources: Robinson et al., ICLR 2021, Eq 4; Chuang et al., NeurIPS 2020, Eq 8. Shapes as in moco/losses/weighted.py.
+    Mean over queries. Shapes as in moco/losses/weighted.py.
+    Sources: Robinson et al., ICLR 2021, Eq 4; Chuang et al., NeurIPS 2020, Eq 8.
     With pos = e^{q·k/T}, neg_j = e^{q·Q_j/T}, weights w_j = neg_j^β and K negatives: R = Σ w_j·neg_j / mean(w),
     N = max((R - τ⁺·K·pos)/(1 - τ⁺), K·e^{-1/T}), loss = -log(pos/(pos + N)).
     prior: τ⁺, the probability that a negative is of the query's class.
-    Computed in logarithms, because e^{1/T} overflows fp32 below T = .0113. N has no gradient where it is at its lower
-    bound K·e^{-1/T}.
+    Computed in logarithms, because e^{1/T} overflows fp32 below T = .0113.
+    N has no gradient where it is at its lower bound K·e^{-1/T}.
     """
     length = queue.shape[1]
     positive = (q * k).sum(dim=1) / temperature
@@ -52,13 +53,16 @@ def debiased_loss(
 
 
 def _log_rest(gap: Tensor) -> Tensor:
-    """log(1 - e^{-gap})."""
+    """Returns log(1 - e^{-gap})."""
     return torch.log(-torch.expm1(-gap))
 
 
 @dataclass
 class DebiasedLoss:
-    """`debiased_loss`. The papers' defaults: T .5, τ⁺ .1; β 1 for HCL, 0 for the debiased loss."""
+    """Computes `debiased_loss`.
+
+    The papers' defaults: temperature .5, prior τ⁺ .1, beta 1 for HCL and 0 for the debiased loss.
+    """
 
     temperature: float = 0.5
     prior: float = 0.1

@@ -1,7 +1,8 @@
-"""Decoupled contrastive losses (Yeh et al., "Decoupled Contrastive Learning", ECCV 2022, arXiv 2110.06848).
+"""Decoupled contrastive losses: InfoNCE without the positive in the denominator.
 
-InfoNCE's gradient has a factor: the share of the negatives in the denominator. This factor vanishes where the negatives
-are easy or few. Without the positive in the denominator there is no such factor. Shapes as in moco/losses/weighted.py.
+Yeh et al., "Decoupled Contrastive Learning", ECCV 2022, arXiv 2110.06848. Shapes as in moco/losses/weighted.py.
+InfoNCE's gradient has a factor: the share of the negatives in the denominator.
+This factor vanishes where the negatives are easy or few. Decoupled losses do not have it.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ def decoupled_loss(
     across: Across | None = None,
     logsumexp: LogSumExp = queue_logsumexp,
 ) -> Tensor:
-    """L_DC, or with sigma L_DCW, mean over queries.
+    """Returns L_DC, or with sigma L_DCW.
 
-    -w·q·k/T + log Σ_j e^{q·Q_j/T}, w from `positive_weights`.
+    Mean over queries of -w·q·k/T + log Σ_j e^{q·Q_j/T}, with w from `positive_weights`.
     """
     similarity = (q * k).sum(dim=1)
     negatives = logsumexp(q, queue, 1 / temperature)
@@ -37,9 +38,9 @@ def decoupled_loss(
 def in_batch_decoupled_loss(
     q: Tensor, k: Tensor, temperature: float, sigma: float | None = None, across: Across | None = None
 ) -> Tensor:
-    """`decoupled_loss` without a queue, mean over this process's 2N views.
+    """Returns `decoupled_loss` without a queue.
 
-    A view's negatives are all views of the other images in the batch of all ranks.
+    Mean over this process's 2N views. A view's negatives are all views of the other images in the batch of all ranks.
     """
     across = across or OneProcess()
     all_q, first = across.gather(q)
@@ -54,10 +55,10 @@ def in_batch_decoupled_loss(
 
 
 def positive_weights(similarity: Tensor, sigma: float | None, across: Across | None) -> Tensor | float:
-    """DCLW's weights w [N] = 2 - e^{s/σ} / mean(e^{s/σ}); 1.0 without sigma.
+    """Returns DCLW's weights w [N] of the positives; 1.0 without sigma.
 
-    s [N]: similarities of the positives. The mean is over the batch of all ranks.
-    Pairs that are far apart weigh more; the mean of w is 1. Gradients flow through w.
+    w = 2 - e^{s/σ} / mean(e^{s/σ}), with the positives' similarities s [N]. The mean is over the batch of all ranks.
+    Pairs that are far apart have a larger weight; the mean of w is 1. Gradients flow through w.
     """
     if sigma is None:
         return 1.0
@@ -67,9 +68,10 @@ def positive_weights(similarity: Tensor, sigma: float | None, across: Across | N
 
 @dataclass
 class DecoupledLoss:
-    """`decoupled_loss` over a queue.
+    """Computes `decoupled_loss` over a queue.
 
-    sigma: None for DCL; .5 is the paper's DCLW. across: the other ranks.
+    sigma: None for DCL; .5 is the paper's DCLW.
+    across: the other ranks.
     """
 
     temperature: float = 0.1
@@ -94,7 +96,7 @@ class DecoupledLoss:
 
 @dataclass
 class InBatchDecoupledLoss(DecoupledLoss):
-    """`in_batch_decoupled_loss`. Ignores the queue."""
+    """Computes `in_batch_decoupled_loss`; ignores the queue."""
 
     def value(self, q: Tensor, k: Tensor, queue: Tensor) -> Tensor:
         return in_batch_decoupled_loss(q, k, self.temperature, self.sigma, self.across)

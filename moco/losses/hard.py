@@ -1,8 +1,8 @@
 """Losses with equal weights for all negatives, or for hard negatives alone.
 
 Wang & Liu, "Understanding the Behaviour of Contrastive Loss", CVPR 2021. Shapes as in moco/losses/weighted.py.
-A negative is hard if its similarity is at least the m-th largest of its query's K similarities. m is α·K, rounded, and
-at least 1. Entries that tie with the m-th are all hard.
+A negative is hard if its similarity is at least the m-th largest of its query's K similarities.
+m is α·K, rounded, and at least 1. Entries that tie with the m-th are all hard.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ _AT_ONCE = 1 << 22  # similarities held at a time: 16 MiB of fp32
 
 
 class _OverHardNegatives(torch.autograd.Function):
-    """Log-sum-exp or mean over each query's hard negatives, with its gradient.
+    """Computes the log-sum-exp or mean over each query's hard negatives.
 
-    A few queries at a time. One pass: similarities that are computed again may round differently and fall below their
-    own quantile.
+    scale: None gives the mean.
+    The gradient is computed in the same pass, because similarities that are computed again may round differently.
+    They could then fall below their own quantile. A few queries are processed at a time, which limits the memory.
     """
 
     @staticmethod
@@ -56,13 +57,17 @@ class _OverHardNegatives(torch.autograd.Function):
 
 
 def hard_count(share: float, length: int) -> int:
-    """m: the number of hard negatives in a queue of `length`, without ties."""
+    """Returns m, the number of hard negatives in a queue of `length`.
+
+    Entries that tie with the m-th come on top of it.
+    """
     return max(1, round(share * length))
 
 
 def hard_contrastive_loss(q: Tensor, k: Tensor, queue: Tensor, temperature: float, share: float) -> Tensor:
-    """InfoNCE over hard negatives alone, mean over queries (Wang & Liu, Eq 9).
+    """Returns InfoNCE over hard negatives alone.
 
+    Mean over queries (Wang & Liu, Eq 9).
     share: α; with 1 it is InfoNCE.
     """
     positive = (q * k).sum(dim=1) / temperature
@@ -71,10 +76,11 @@ def hard_contrastive_loss(q: Tensor, k: Tensor, queue: Tensor, temperature: floa
 
 
 def simple_loss(q: Tensor, k: Tensor, queue: Tensor, weight: float = 1.0, share: float = 1.0) -> Tensor:
-    """-q·k + λ Σ_j q·Q_j, mean over queries (Wang & Liu, Eq 3).
+    """Returns the simple loss, over all negatives or the hard ones.
 
-    λ = weight / (number of negatives). With share < 1 only hard negatives count: the hard simple loss. With weight 1
-    the loss is the limit of τ · InfoNCE for τ → ∞.
+    Mean over queries of -q·k + λ Σ_j q·Q_j, with λ = weight / (number of negatives) (Wang & Liu, Eq 3).
+    share: α; below 1 only hard negatives count, which gives the hard simple loss.
+    With weight 1 the loss is the limit of τ · InfoNCE for τ → ∞.
     """
     positive = (q * k).sum(dim=1)
     if share < 1:
@@ -91,7 +97,10 @@ def _check_share(share: float) -> None:
 
 @dataclass
 class HardContrastiveLoss:
-    """`hard_contrastive_loss`. The paper's share for CIFAR is .0819: 4,095 of 50,000."""
+    """Computes `hard_contrastive_loss`.
+
+    The paper's share for CIFAR is .0819: 4,095 of 50,000.
+    """
 
     temperature: float = 0.07
     share: float = 0.0819
@@ -109,7 +118,7 @@ class HardContrastiveLoss:
 
 @dataclass
 class SimpleLoss:
-    """`simple_loss`: over all negatives, or with a share below 1 over the hard ones."""
+    """Computes `simple_loss`, with a share below 1 over the hard negatives."""
 
     weight: float = 1.0
     share: float = 1.0

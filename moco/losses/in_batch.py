@@ -1,7 +1,9 @@
-"""Losses without a queue (`--moco-k 0`): negatives are the batch of all ranks.
+"""Losses without a queue (`--moco-k 0`).
 
-q, k [N, C] are two views of the same images, both from the query encoder. Gradients flow to both, and through the
-gathered features of other ranks (`moco.distributed.global_batch`). So several processes minimise the same loss as one.
+The negatives are from the batch of all ranks.
+q, k [N, C] are two views of the same images, both from the query encoder. Gradients flow to both.
+They also flow through the gathered features of other ranks (`moco.distributed.global_batch`).
+So several processes minimise the same loss as one.
 """
 
 from __future__ import annotations
@@ -18,10 +20,10 @@ from moco.losses.weighted import Across, WeightedLoss
 
 
 def in_batch_contrastive_loss(q: Tensor, k: Tensor, temperature: float, across: Across) -> Tensor:
-    """NT-Xent (SimCLR: Chen et al. 2020, Eq 1), mean over this process's 2N views.
+    """Returns NT-Xent, the mean over this process's 2N views.
 
-    Each view's positive is the other view of its image. Its negatives are the 2·M - 2 views of the other images, M the
-    number of images on all ranks.
+    Source: SimCLR (Chen et al. 2020), Eq 1. Each view's positive is the other view of its image.
+    Its negatives are the 2·M - 2 views of the other images, where M is the number of images on all ranks.
     """
     all_q, first = across.gather(q)
     all_k, _ = across.gather(k)
@@ -35,10 +37,11 @@ def in_batch_contrastive_loss(q: Tensor, k: Tensor, temperature: float, across: 
 
 
 def cross_view_contrastive_loss(q: Tensor, k: Tensor, temperature: float, across: Across) -> Tensor:
-    """InfoNCE with the other view's batch as keys, mean of both directions.
+    """Returns InfoNCE with the other view's batch as keys.
 
-    Source: Wang & Isola 2020, STL-10. ½ mean_i -log[e^{q_i·k_i/T} / Σ_j e^{q_i·k_j/T}], plus the same with q and k
-    exchanged. i runs over this process's N images, j over the images of all ranks.
+    Mean of both directions. Source: Wang & Isola 2020, STL-10.
+    ½ mean_i -log[e^{q_i·k_i/T} / Σ_j e^{q_i·k_j/T}], plus the same with q and k exchanged.
+    i runs over this process's N images, j over the images of all ranks.
     """
     all_q, first = across.gather(q)
     all_k, _ = across.gather(k)
@@ -48,10 +51,10 @@ def cross_view_contrastive_loss(q: Tensor, k: Tensor, temperature: float, across
 
 
 def in_batch_uniform_loss(x: Tensor, t: float, across: Across) -> Tensor:
-    """log mean exp(-t‖x_i - x_j‖²) over pairs of the batch of all ranks.
+    """Returns the uniformity over pairs of the batch of all ranks.
 
-    Wang & Isola 2020, Eq 6, as in their code. The same number on every rank. Each pair is counted from both sides, so
-    every rank has pairs.
+    log mean exp(-t‖x_i - x_j‖²) (Wang & Isola 2020, Eq 6, as in their code). It is the same number on every rank.
+    Each pair is counted from both sides, so every rank has pairs.
     """
     everyone, first = across.gather(x)
     here = torch.arange(first, first + len(x), device=x.device)
@@ -66,11 +69,11 @@ CONTRASTIVE = {"simclr": in_batch_contrastive_loss, "cross-view": cross_view_con
 
 @dataclass
 class InBatchLoss(WeightedLoss):
-    """WeightedLoss's three terms without a queue.
+    """Computes WeightedLoss's three terms without a queue.
 
     Weights (1, 0, 0) give SimCLR, (0, .98, .96) Wang & Isola's STL-10 loss.
-    negatives: a name of CONTRASTIVE, for the contrastive term. Uniformity is the mean over both views. Ignores the
-    queue.
+    negatives: a name of CONTRASTIVE, for the contrastive term.
+    Uniformity is the mean over both views. The queue is ignored.
     """
 
     negatives: str = "simclr"

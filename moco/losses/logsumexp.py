@@ -1,4 +1,4 @@
-"""Log-sum-exp over a queue, in chunks: the basis of every loss."""
+"""Log-sum-exp over a queue, in chunks: the basis of most losses."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ Sweep = Callable[[Tensor, Tensor, float, int, bool], tuple[Tensor, Tensor | None
 
 
 class _QueueLogSumExp(torch.autograd.Function):
-    """Value and gradient in one pass over the queue.
+    """Computes the value and its gradient in one pass over the queue.
 
-    The queue is constant, so d lse/dq = scale · softmax · queueᵀ. N×K is never held, and backward costs N×C.
+    The queue is constant, so d lse/dq = scale · softmax · queueᵀ.
+    The N×K similarities are never in memory together. backward costs N×C.
     """
 
     @staticmethod
@@ -49,9 +50,10 @@ def sweep_for(device: torch.device) -> Sweep:
 
 
 def running_sweep(q: Tensor, queue: Tensor, scale: float, chunk: int, with_slope: bool) -> tuple[Tensor, Tensor | None]:
-    """Sums under a running maximum, in place: for a CPU.
+    """Returns value and gradient; for a CPU.
 
-    All chunks use the same memory, because new pages cost more than the exponentials.
+    It sums under a running maximum, in place.
+    All chunks use the same memory, because new memory pages cost more time than the exponentials.
     """
     scaled = q * scale
     top = q.new_full((len(q), 1), -math.inf)
@@ -73,10 +75,11 @@ def running_sweep(q: Tensor, queue: Tensor, scale: float, chunk: int, with_slope
 
 
 def merging_sweep(q: Tensor, queue: Tensor, scale: float, chunk: int, with_slope: bool) -> tuple[Tensor, Tensor | None]:
-    """Chunks one by one, each with a sum of its own, merged at the end: for an accelerator.
+    """Returns value and gradient; for an accelerator.
 
-    A chunk is three kernels: similarities, softmax, mean of the queue's entries. With a running maximum it would be
-    twelve. The means held at a time take no more memory than a chunk.
+    Each chunk has its own sum, and the sums are merged at the end.
+    A chunk takes three kernels: similarities, softmax, mean of the queue's entries. With a running maximum it would
+    take twelve. The means held at a time take no more memory than a chunk if it has at least 2·C columns.
     """
     n, dim = q.shape
     parts = queue.split(chunk, dim=1)
@@ -103,7 +106,12 @@ def merging_sweep(q: Tensor, queue: Tensor, scale: float, chunk: int, with_slope
 
 
 def _merge(values: Tensor, means: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Log-sum-exps [N, parts] and means [parts, N, C] of some chunks -> [N] and [N, C] of all of them."""
+    """Merges the log-sum-exps and the means of some chunks.
+
+    values: log-sum-exps [N, parts].
+    means: [parts, N, C], or None.
+    Returns the log-sum-exp [N] and the mean [N, C] of all chunks; None for the mean without `means`.
+    """
     shares = values.log_softmax(dim=1)
     value = values[:, 0] - shares[:, 0]
     if means is None:
@@ -112,7 +120,10 @@ def _merge(values: Tensor, means: Tensor | None) -> tuple[Tensor, Tensor | None]
 
 
 def softmax_of_rows(x: Tensor, value: Tensor) -> None:
-    """Replaces the rows of x [N, k] by their softmax, and `value` [N, 1] by their log-sum-exp."""
+    """Replaces the rows of x [N, k] by their softmax.
+
+    value: [N, 1]; it receives the log-sum-exps of the rows.
+    """
     top = x.amax(dim=1, keepdim=True)
     x.sub_(top).exp_()
     total = x.sum(dim=1, keepdim=True)
@@ -126,15 +137,19 @@ def _softmax(device: torch.device) -> Callable[[Tensor, Tensor], None]:
 
 @cache
 def fused_softmax() -> Callable[[Tensor, Tensor], None]:
-    """`softmax_of_rows` as one compiled kernel, which holds no second chunk."""
+    """Returns `softmax_of_rows` as one compiled kernel.
+
+    The kernel needs no memory for a second chunk.
+    """
     return compiled(softmax_of_rows, "log-sum-exp of the loss")
 
 
 def queue_logsumexp(q: Tensor, queue: Tensor, scale: float, chunk: int | None = None) -> Tensor:
-    """log Σ_j exp(scale · q_i·Q_j): [N, C], [C, K] -> [N], exact.
+    """Returns log Σ_j exp(scale · q_i·Q_j), exact: [N].
 
-    Rows may have any norm. Differentiable once, in q. Memory besides the result: N × min(K, `chunk`) numbers, and on
-    an accelerator as many again at most; by default about ENTRIES for any N and K.
+    q: [N, C]. queue: [C, K]. The rows may have any norm. Differentiable once, in q.
+    chunk: columns of the queue at a time. By default a chunk has about ENTRIES similarities, and at least 256 columns.
+    Memory besides the result: N × min(K, `chunk`) numbers, and on an accelerator at most as many again.
     """
     if chunk is None:
         chunk = max(256, ENTRIES.get(q.device.type, ENTRIES_ELSEWHERE) // max(1, len(q)))
@@ -142,5 +157,8 @@ def queue_logsumexp(q: Tensor, queue: Tensor, scale: float, chunk: int | None = 
 
 
 def whole_logsumexp(q: Tensor, queue: Tensor, scale: float) -> Tensor:
-    """`queue_logsumexp` with all N×K similarities in memory, as in published code."""
+    """Returns `queue_logsumexp`, with all N×K similarities in memory.
+
+    Published code computes it in this way.
+    """
     return (scale * q @ queue.detach().clone()).logsumexp(dim=1)

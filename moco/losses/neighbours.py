@@ -1,10 +1,11 @@
-"""Losses over neighbouring sentences: Quick-Thought's (Logeswaran & Lee, ICLR 2018).
+"""Losses over neighbouring sentences, those of Quick-Thought.
 
-Wang & Isola 2020 train sentence encoders with them.
-f, g [N, C] are unit features of the same N consecutive sentences from two encoders. The positives of f_i are g_{i-1}
-and g_{i+1}; the first and the last sentence of the batch have one. Every g_j is a key, also g_i.
-The batch may be spread over processes, a contiguous part on each (`across`). Gradients flow to both encoders and
-through the gathered features.
+Sources: Logeswaran & Lee, ICLR 2018. Wang & Isola 2020 train sentence encoders with them.
+f, g [N, C] are unit features of the same N consecutive sentences from two encoders.
+The positives of f_i are g_{i-1} and g_{i+1}; the first and the last sentence of the batch have one.
+Every g_j is a key, also g_i.
+The batch may be spread over processes, a contiguous part on each (`across`).
+Gradients flow to both encoders and through the gathered features.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ NEIGHBOUR_WEIGHTS = {"infonce": (1.0, 0.0, 0.0), "align-uniform": (0.0, 0.9, 0.1
 
 
 class Neighbours(NamedTuple):
-    """This process's N sentences and their neighbours in the batch of all processes."""
+    """Holds the similarities of this process's N sentences to their neighbours.
+
+    The neighbours are those in the batch of all processes.
+    """
 
     everyone: Tensor  # g of all sentences [total, C]
     similarity: Tensor  # f_i·g_{i-1} and f_i·g_{i+1} [2, N]; meaningless where `exists` is False
@@ -31,7 +35,10 @@ class Neighbours(NamedTuple):
 
 
 def find_neighbours(f: Tensor, g: Tensor, across: Across) -> Neighbours:
-    """Features and similarities that the losses need, from f and g [N, C]."""
+    """Returns the features and similarities that the losses need.
+
+    f, g: [N, C].
+    """
     everyone, first = across.gather(g)
     total = len(everyone)
     here = torch.arange(first, first + len(f), device=f.device)
@@ -41,20 +48,22 @@ def find_neighbours(f: Tensor, g: Tensor, across: Across) -> Neighbours:
 
 
 def neighbour_contrastive_loss(f: Tensor, found: Neighbours, temperature: float) -> Tensor:
-    """Cross-entropy of softmax_j(f_i·g_j/τ) with the neighbours, mean over i.
+    """Returns the cross-entropy of softmax_j(f_i·g_j/τ) with the neighbours.
 
-    The target is ½ at i-1 and i+1, or 1 at the one neighbour of the first and last sentence. The softmax is over all
-    sentences of the batch; f_i·g_i counts as a negative.
+    Mean over i. The target is ½ at i-1 and i+1, or 1 at the one neighbour of the first and last sentence.
+    The softmax is over all sentences of the batch; f_i·g_i counts as a negative.
     """
     positive = (found.similarity * found.exists).sum(dim=0) / found.exists.sum(dim=0)
     return ((f @ found.everyone.t() / temperature).logsumexp(dim=1) - positive / temperature).mean()
 
 
 def neighbour_align_loss(found: Neighbours, alpha: float = 2.0) -> Tensor:
-    """mean ‖f_i - g_j‖^α over the 2(total - 1) ordered pairs i, j = i ± 1.
+    """Returns the mean of ‖f_i - g_j‖^α over neighbours.
 
-    With several processes each returns the part of its own N sentences. It is scaled: the processes' values, averaged
-    with weights N, give the mean over all pairs. Below α = 2 the distance is clamped as in `align_loss`.
+    The mean is over the 2(total - 1) ordered pairs i, j = i ± 1.
+    With several processes each returns the part of its own N sentences.
+    The parts are scaled: their mean with weights N is the mean over all pairs.
+    For α other than 2 the distance is clamped as in `align_loss`.
     """
     total = len(found.everyone)
     here = found.exists.shape[1]
@@ -66,8 +75,9 @@ def neighbour_align_loss(found: Neighbours, alpha: float = 2.0) -> Tensor:
 
 @dataclass
 class NeighbourLoss:
-    """contr_w · contrastive + align_w · alignment + unif_w · (uniformity of f + uniformity of g).
+    """Computes the weighted sum of contrastive loss, alignment and uniformity.
 
+    contr_w · contrastive + align_w · alignment + unif_w · (uniformity of f + uniformity of g).
     `loss(f, g) -> LossOutput`. A term of weight 0 is not computed. The batch needs at least 2 sentences.
     """
 

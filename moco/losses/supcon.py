@@ -14,9 +14,10 @@ from moco.losses.weighted import LossOutput, check_positive, full_precision
 
 @torch.no_grad()
 def sum_of_same_label(labels: Tensor, queue: Tensor, queue_labels: Tensor, chunk: int = 8192) -> tuple[Tensor, Tensor]:
-    """Sum [N, C] and number [N] of queue entries with each sample's label.
+    """Returns sum and number of queue entries with each sample's label.
 
-    labels int64 [N], queue [C, K], queue_labels int64 [K]. -1 matches nothing.
+    labels: int64 [N]. queue: [C, K]. queue_labels: int64 [K]. A label of -1 matches nothing.
+    The sum is [N, C], the number [N].
     """
     labels = torch.where(labels < 0, -2, labels)
     total = queue.new_zeros((len(labels), len(queue)))
@@ -37,12 +38,13 @@ def supcon_loss(
     temperature: float,
     logsumexp: LogSumExp = queue_logsumexp,
 ) -> Tensor:
-    """L_out (Khosla et al., NeurIPS 2020, Eq 2) over the queue, mean over queries.
+    """Returns the supervised contrastive loss L_out over the queue.
 
-    -1/|P| Σ_{p∈P} log[e^{q·p/T} / Σ_a e^{q·a/T}]. a runs over the query's own key and the whole queue. P is the own key
-    and the queue entries with the query's label.
-    labels [N], queue_labels [K] int64: -1 is no label and never a positive. Without labels this is InfoNCE. Other
-    shapes as in moco/losses/weighted.py.
+    Mean over queries (Khosla et al., NeurIPS 2020, Eq 2) of -1/|P| Σ_{p∈P} log[e^{q·p/T} / Σ_a e^{q·a/T}].
+    a runs over the query's own key and the whole queue.
+    P is the own key and the queue entries with the query's label.
+    labels, queue_labels: int64 [N] and [K]; -1 is no label and never a positive.
+    Without labels this is InfoNCE. Other shapes as in moco/losses/weighted.py.
     """
     own = (q * k).sum(dim=1)
     total, count = sum_of_same_label(labels, queue, queue_labels)
@@ -53,7 +55,10 @@ def supcon_loss(
 
 @dataclass
 class SupConLoss:
-    """`supcon_loss`. InputError when it is called without labels."""
+    """Computes `supcon_loss`.
+
+    InputError when it is called without labels.
+    """
 
     temperature: float = 0.07
     logsumexp: LogSumExp = queue_logsumexp

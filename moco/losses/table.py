@@ -1,7 +1,7 @@
-"""The losses by name: one row each.
+"""The losses by name, with one row for each.
 
-A new loss is a class that is called like `moco.losses.Loss`, in its own file, and a row here. A loss outside this
-project needs no row: `--loss module:Class`.
+A new loss is a class that is called like `moco.losses.Loss`, in its own file, and a row here.
+A loss outside this project needs no row: `--loss module:Class`.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from moco.schedules import value_at
 
 @dataclass(frozen=True)
 class Row:
-    """A loss and its options.
+    """Holds a loss and its options.
 
     loss: its class.
     settings: argument of the class -> option of main_moco.py.
     in_batch, batch_keys: the classes for --moco-k 0 and for --keys batch, or None.
     temperature: the default of --moco-t.
-    labels: whether it compares labels.
+    labels: True if it compares labels.
     fixed: arguments of the class that no option sets.
     """
 
@@ -75,8 +75,8 @@ LOSSES: dict[str, Row] = {
 def make_loss(options: Any, across: Across | None = None) -> Loss:
     """Builds the loss that the options of main_moco.py describe, for epoch 0.
 
-    across: the other ranks, for losses without a queue and for --unif-global. InputError if the options contradict each
-    other.
+    across: the other ranks, for losses without a queue and for --unif-global.
+    InputError if the options contradict each other.
     """
     if plugins.is_outside(options.loss):
         return _outside(options)
@@ -116,7 +116,10 @@ def _outside(options: Any) -> Loss:
 
 
 def check_loss(options: Any) -> None:
-    """InputError if the options describe no loss. Looks a module:Class up but does not build it."""
+    """Raises InputError if the options describe no loss.
+
+    A module:Class is imported but not built.
+    """
     plugins.check_unused("--loss", options.loss, options.loss_arg)
     if plugins.is_outside(options.loss):
         plugins.find("--loss", options.loss, options.loss_arg)
@@ -125,8 +128,9 @@ def check_loss(options: Any) -> None:
 
 
 def set_epoch(loss: Loss, options: Any, epoch: int) -> None:
-    """Sets the loss's settings that are curves over epochs; epoch is 0-based.
+    """Sets the loss's settings that are curves over epochs.
 
+    epoch: counted from 0.
     For a module:Class it calls the loss's method `set_epoch(epoch)`, if there is one.
     """
     if plugins.is_outside(options.loss):
@@ -140,13 +144,16 @@ def set_epoch(loss: Loss, options: Any, epoch: int) -> None:
 
 
 def curves(options: Any, epoch: int) -> dict[str, float]:
-    """Values in `epoch` of settings that are curves, by option name, for the log."""
+    """Returns the values in `epoch` of settings that are curves.
+
+    They are named by option, for the log.
+    """
     settings = {name: getattr(options, name) for name in ("moco_t", "moco_unif_t")}
     return {name: value_at(setting, epoch) for name, setting in settings.items() if isinstance(setting, str)}
 
 
 def check_labels(loss: str, labels: np.ndarray) -> None:
-    """InputError if the loss compares labels and the data set has none.
+    """Raises InputError if the loss compares labels and no image has one.
 
     labels: int64 [n], -1 for none.
     """

@@ -1,10 +1,10 @@
 """InfoNCE, alignment and uniformity over a queue, and their weighted sum.
 
-A loss depends on no rank, device or option. On the unit sphere ‖a - b‖² = 2 - 2a·b. So every loss is a term in the
-positives q·k plus a log-sum-exp of scaled similarities to the queue (`queue_logsumexp`).
+A loss depends on no rank, device or option. On the unit sphere ‖a - b‖² = 2 - 2a·b.
+So every loss is a term in the positives q·k plus a log-sum-exp (`queue_logsumexp`) of scaled similarities to the queue.
 
-Shapes: q, k [N, C] unit-norm queries and keys; queue [C, K] unit-norm columns, a constant without gradient. Computed in
-fp32 or wider for every input dtype, also under autocast.
+Shapes: q, k [N, C] unit-norm queries and keys; queue [C, K] unit-norm columns, a constant without gradient.
+Computed in fp32 or wider for every input dtype, also under autocast.
 """
 
 from __future__ import annotations
@@ -23,16 +23,20 @@ from moco.losses.logsumexp import LogSumExp, queue_logsumexp
 
 
 class LossOutput(NamedTuple):
-    """`loss`: scalar to call backward on. `logs`: its parts, detached scalars by name."""
+    """Holds a loss and its parts.
+
+    loss: scalar to call backward on.
+    logs: the parts by name, detached scalars.
+    """
 
     loss: Tensor
     logs: dict[str, Tensor]
 
 
 class Loss(Protocol):
-    """The call of every loss.
+    """Describes the call of every loss.
 
-    labels [N] and queue_labels [K] are int64, -1 where unknown. A loss that compares no labels ignores them.
+    labels, queue_labels: int64 [N] and [K], -1 where unknown. A loss that compares no labels ignores them.
     """
 
     def __call__(
@@ -41,7 +45,7 @@ class Loss(Protocol):
 
 
 class Across(Protocol):
-    """The rest of a batch that is spread over processes.
+    """Describes access to a batch that is spread over processes.
 
     gather: rows [N, C] -> (rows of all processes, position of the first own row).
     logsumexp: scalar -> log of the sum over processes of its exponential.
@@ -53,7 +57,7 @@ class Across(Protocol):
 
 
 class OneProcess:
-    """`Across` for a single process."""
+    """Implements `Across` for a single process."""
 
     def gather(self, x: Tensor) -> tuple[Tensor, int]:
         return x, 0
@@ -78,13 +82,16 @@ def full_precision(loss: Callable[..., LossOutput]) -> Callable[..., LossOutput]
 
 
 def check_positive(name: str, value: float) -> None:
-    """InputError unless 0 < value < ∞."""
+    """Raises InputError unless 0 < value < ∞."""
     if not 0 < value < math.inf:
         raise InputError(f"the {name} must be a positive number, not {value:g}")
 
 
 def check_mix(loss: Any) -> None:
-    """InputError if temperature, exponents or the three weights are out of range."""
+    """Raises InputError if temperature, exponents or weights are out of range.
+
+    The weights are those of the three terms. At least one must be positive.
+    """
     check_positive("temperature (--moco-t)", loss.temperature)
     check_positive("exponent of alignment (--moco-align-alpha)", loss.align_alpha)
     check_positive("t of uniformity (--moco-unif-t)", loss.unif_t)
@@ -97,9 +104,9 @@ def check_mix(loss: Any) -> None:
 
 
 def weighted_sum(terms: Mapping[str, tuple[float, Tensor]]) -> LossOutput:
-    """Sum of weight · value over terms: name -> (weight, value).
+    """Returns the sum of weight · value over the terms.
 
-    The log gets each value as loss_NAME.
+    terms: name -> (weight, value). The log gets each value as loss_NAME.
     """
     loss = torch.stack([weight * value for weight, value in terms.values()]).sum()
     return LossOutput(loss, {f"loss_{name}": value.detach() for name, (_, value) in terms.items()})
@@ -108,9 +115,9 @@ def weighted_sum(terms: Mapping[str, tuple[float, Tensor]]) -> LossOutput:
 def contrastive_loss(
     q: Tensor, k: Tensor, queue: Tensor, temperature: float, logsumexp: LogSumExp = queue_logsumexp
 ) -> Tensor:
-    """InfoNCE, MoCo (He et al. 2020) Eq 1, mean over queries.
+    """Returns InfoNCE, the mean over queries.
 
-    -log[e^{q·k/T} / (e^{q·k/T} + Σ_j e^{q·Q_j/T})].
+    MoCo (He et al. 2020), Eq 1: -log[e^{q·k/T} / (e^{q·k/T} + Σ_j e^{q·Q_j/T})].
     """
     positive = (q * k).sum(dim=1) / temperature
     negatives = logsumexp(q, queue, 1 / temperature)
@@ -118,10 +125,11 @@ def contrastive_loss(
 
 
 def align_loss(q: Tensor, k: Tensor, alpha: float = 2.0) -> Tensor:
-    """L_align (Wang & Isola 2020, §4.1): mean ‖q - k‖^α = mean (2 - 2 q·k)^{α/2}.
+    """Returns L_align, the mean of ‖q - k‖^α.
 
-    Below α = 2 the gradient is infinite at q = k. So the squared distance is clamped at the dtype's epsilon; below it
-    the gradient is 0.
+    Source: Wang & Isola 2020, §4.1. For unit vectors it is the mean of (2 - 2 q·k)^{α/2}.
+    Below α = 2 the gradient is infinite at q = k. So, unless α is 2, the squared distance is clamped at
+    the dtype's epsilon. Below this epsilon the gradient is 0.
     """
     distance2 = 2 - 2 * (q * k).sum(dim=1)
     if alpha == 2:
@@ -137,10 +145,12 @@ def uniform_loss(
     across: Across | None = None,
     logsumexp: LogSumExp = queue_logsumexp,
 ) -> Tensor:
-    """L_uniform (Wang & Isola 2020, §4.1): log mean exp(-t‖a - b‖²).
+    """Returns L_uniform, log mean exp(-t‖a - b‖²).
 
-    One mean over the N·K query-queue pairs and, with `intra_batch`, the N(N-1)/2 unordered query-query pairs. Gradients
-    of the latter flow to both queries. With `across`, N counts the queries of all processes.
+    Source: Wang & Isola 2020, §4.1. There is one mean over all pairs.
+    The pairs are the N·K of a query and a queue entry.
+    intra_batch: adds the N(N-1)/2 unordered pairs of two queries. Their gradients flow to both queries.
+    across: N counts the queries of all processes.
     """
     across = across or OneProcess()
     exponents = [logsumexp(q, queue, 2 * t)]
@@ -157,10 +167,11 @@ def uniform_loss(
 
 @dataclass
 class WeightedLoss:
-    """contr_w · InfoNCE(temperature) + align_w · align(align_alpha) + unif_w · uniform(unif_t).
+    """Computes the weighted sum of InfoNCE, alignment and uniformity.
 
-    The losses of Wang & Isola 2020. Weights (1, 0, 0) give InfoNCE, (0, 3, 1) their MoCo variant. A term of weight 0 is
-    not computed.
+    contr_w · InfoNCE(temperature) + align_w · align(align_alpha) + unif_w · uniform(unif_t).
+    These are the losses of Wang & Isola 2020. Weights (1, 0, 0) give InfoNCE, (0, 3, 1) their MoCo variant.
+    A term of weight 0 is not computed.
     """
 
     contr_w: float = 1.0

@@ -1,4 +1,7 @@
-"""Metrics of features on the unit sphere, as pure functions of [n, C] rows."""
+"""Metrics of features on the unit sphere.
+
+They are pure functions of [n, C] rows.
+"""
 
 from moco.metrics.functions import (
     alignment as alignment,

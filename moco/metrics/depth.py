@@ -13,10 +13,13 @@ NEAREST = 1e-3  # metres: a prediction at or behind the camera counts as this ne
 
 
 def depth_errors(prediction: Tensor, truth: Tensor) -> dict[str, float]:
-    """Of predictions and truth [...] in metres, pixels with truth 0 left out.
+    """Returns the errors of predicted depths, by name.
 
-    depth_mse: mean squared error in m², which Wang & Isola (2020) print; depth_rmse: its root, in m. depth_abs_rel:
-    mean |p - d|/d. depth_delta1: percentage with max(p/d, d/p) < 1.25 (Eigen, Puhrsch & Fergus, NeurIPS 2014).
+    prediction, truth: [...], in metres. Pixels with truth 0 are left out.
+    depth_mse: mean squared error in m², which Wang & Isola (2020) print.
+    depth_rmse: its root, in m.
+    depth_abs_rel: mean |p - d|/d.
+    depth_delta1: percentage with max(p/d, d/p) < 1.25 (Eigen, Puhrsch & Fergus, NeurIPS 2014).
     InputError if no depth is known.
     """
     known = truth > 0

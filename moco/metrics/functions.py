@@ -1,8 +1,10 @@
-"""Metrics of features: pure, exact functions of tensors, in chunks.
+"""Metrics of features, as pure, exact functions of tensors, in chunks.
 
-Features are [n, C] rows, of unit length where a docstring says so. bf16 and fp16 become fp32; sums over pairs run in
-fp64. Accuracies are in percent, as MoCo prints them. Scalars are tensors on the features' device, so a training step
-can log them without waiting for the device. InputError where a value does not exist (no pairs, ...).
+Features are [n, C] rows, of unit length where a docstring says so.
+bf16 and fp16 become fp32; sums over pairs run in fp64. Accuracies are in percent, as MoCo prints them.
+Scalars are tensors on the features' device. So a training step can log alignment, uniformity and contrastive_accuracy
+without waiting for the device.
+InputError where a value does not exist (no pairs, ...).
 """
 
 from __future__ import annotations
@@ -25,12 +27,12 @@ def wide(x: Tensor) -> Tensor:
 
 
 def rows_at_once(columns: int) -> int:
-    """Rows of a chunk of similarities to `columns` others."""
+    """Returns the rows of a chunk of similarities to `columns` others."""
     return max(1, _PAIRS_AT_ONCE // max(1, columns))
 
 
 def check_finite(*features: Tensor) -> None:
-    """InputError for a feature that is NaN or infinite.
+    """Raises InputError for a feature that is NaN or infinite.
 
     Sorting and counting would turn it into an ordinary number.
     """
@@ -40,9 +42,9 @@ def check_finite(*features: Tensor) -> None:
 
 @contextlib.contextmanager
 def full_fp32() -> Iterator[None]:
-    """Switches TF32 off for a block; a trainer may have switched it on.
+    """Switches TF32 off for a block.
 
-    TF32 is too coarse to rank neighbours by similarity.
+    A trainer may have switched it on. TF32 is too coarse to rank neighbours by similarity.
     """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
@@ -54,9 +56,9 @@ def full_fp32() -> Iterator[None]:
 
 @torch.no_grad()
 def alignment(q: Tensor, k: Tensor, alpha: float = 2.0) -> Tensor:
-    """mean_i ‖q_i - k_i‖^α of paired unit rows (Wang & Isola, Eq 5).
+    """Returns the mean of ‖q_i - k_i‖^α over paired unit rows.
 
-    0 if pairs coincide, 2^(α/2) at right angles.
+    Source: Wang & Isola, Eq 5. 0 if pairs coincide, 2^(α/2) at right angles.
     """
     return torch.linalg.vector_norm(wide(q) - wide(k), dim=1).pow(alpha).mean()
 
@@ -64,10 +66,12 @@ def alignment(q: Tensor, k: Tensor, alpha: float = 2.0) -> Tensor:
 @full_fp32()
 @torch.no_grad()
 def uniformity(x: Tensor, t: float = 2.0) -> Tensor:
-    """log mean exp(-t‖x_i - x_j‖²) over all pairs i < j of unit rows.
+    """Returns log mean exp(-t‖x_i - x_j‖²) of unit rows.
 
-    Wang & Isola, Eq 6; Wang & Liu, Eq 10, whose tables print it with the opposite sign. 0 for collapsed features; more
-    negative is more uniform (`uniformity_bounds`). InputError for fewer than 2 rows.
+    The mean is over all pairs i < j.
+    Sources: Wang & Isola, Eq 6; Wang & Liu, Eq 10, whose tables print it with the opposite sign.
+    0 for collapsed features; more negative is more uniform (`uniformity_bounds`).
+    InputError for fewer than 2 rows.
     """
     x = wide(x)
     n = len(x)
@@ -85,11 +89,13 @@ def uniformity(x: Tensor, t: float = 2.0) -> Tensor:
 
 
 def uniformity_bounds(dim: int, t: float = 2.0) -> tuple[float, float]:
-    """(lowest, highest) uniformity of a distribution on the unit sphere of R^dim.
+    """Returns the (lowest, highest) uniformity on the unit sphere of R^dim.
 
-    (-2t + log ₀F₁(; dim/2; t²), 0). The uniform distribution has the lowest (Wang & Isola, Proposition 1 and its
-    proof), a single point the highest. An estimate from finitely many points may lie slightly below the lowest. The
-    series Σ_k z^k / ((b)_k k!) has only positive terms. They are added as logarithms, so no dim and no t overflows.
+    They are (-2t + log ₀F₁(; dim/2; t²), 0).
+    The uniform distribution has the lowest (Wang & Isola, Proposition 1 and its proof), a single point the highest.
+    An estimate from finitely many points may lie slightly below the lowest.
+    The series Σ_k z^k / ((b)_k k!) has only positive terms.
+    They are added as logarithms, so no dim and no t overflows.
     """
     b = dim / 2
     log_z = 2 * math.log(t)
@@ -108,9 +114,11 @@ def uniformity_bounds(dim: int, t: float = 2.0) -> tuple[float, float]:
 
 @torch.no_grad()
 def tolerance(x: Tensor, labels: Tensor) -> Tensor:
-    """Mean of x_i·x_j over pairs i ≠ j of the same class.
+    """Returns the mean of x_i·x_j over pairs of the same class.
 
-    Wang & Liu, Eq 11. labels: int64 [n]; samples with -1 are left out. InputError if no class has 2 samples.
+    The pairs have i ≠ j (Wang & Liu, Eq 11).
+    labels: int64 [n]; samples with -1 are left out.
+    InputError if no class has 2 samples.
     Exact without a loop over pairs: in a class with sum s, Σ_{i≠j} x_i·x_j = ‖s‖² - Σ_i ‖x_i‖².
     """
     known = labels >= 0
@@ -129,10 +137,11 @@ def tolerance(x: Tensor, labels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def contrastive_accuracy(q: Tensor, k: Tensor, queue: Tensor, topk: tuple[int, ...] = (1, 5)) -> dict[str, Tensor]:
-    """Percent of queries whose own key is among the `topk` most similar keys.
+    """Returns top-k accuracies of queries and keys, in percent.
 
-    q, k [N, C] and queue [C, K] of unit vectors -> {"acc1": ..., "acc5": ...}. A queue entry that ties with the own key
-    counts as nearer: collapsed features must not look perfect.
+    A query is correct if its own key is among the `topk` most similar keys.
+    q, k: unit rows [N, C]. queue: unit columns [C, K]. Returns {"acc1": ..., "acc5": ...}.
+    A queue entry that ties with the own key counts as nearer: collapsed features must not look perfect.
     """
     q = wide(q)
     k = wide(k)
@@ -146,9 +155,10 @@ def contrastive_accuracy(q: Tensor, k: Tensor, queue: Tensor, topk: tuple[int, .
 
 @torch.no_grad()
 def topk_correct(logits: Tensor, labels: Tensor, topk: tuple[int, ...] = (1, 5)) -> Tensor:
-    """Number of rows with their label among the k highest logits.
+    """Returns the number of rows with their label among the top k.
 
-    logits [n, classes], labels int64 [n] -> int64 [len(topk)]. A tie with the label counts as higher.
+    logits: [n, classes]. labels: int64 [n]. Returns int64 [len(topk)].
+    The top k are the highest logits. A logit that ties with the label's counts as higher.
     """
     own = logits.gather(1, labels[:, None])
     rank = (~(logits < own)).sum(1) - 1  # minus the label itself
@@ -156,16 +166,21 @@ def topk_correct(logits: Tensor, labels: Tensor, topk: tuple[int, ...] = (1, 5))
 
 
 def topk_accuracy(logits: Tensor, labels: Tensor, topk: tuple[int, ...] = (1, 5)) -> Tensor:
-    """`topk_correct` in percent of the rows: float32 [len(topk)]. With k ≥ classes it is 100."""
+    """Returns `topk_correct` in percent of the rows: float32 [len(topk)].
+
+    With k ≥ classes it is 100.
+    """
     return topk_correct(logits, labels, topk).float() * (100 / max(1, len(labels)))
 
 
 @torch.no_grad()
 def effective_rank(x: Tensor) -> Tensor:
-    """Effective rank of features [n, C] (Roy & Vetterli, EUSIPCO 2007): 1 to C.
+    """Returns the effective rank of features [n, C], from 1 to C.
 
-    The exponential of the entropy of the singular values as shares of their sum. They are the square roots of the
-    eigenvalues of XᵀX [C, C], in fp64, so n may be large. InputError for features that are all zero or not finite.
+    Source: Roy & Vetterli, EUSIPCO 2007.
+    It is the exponential of the entropy of the singular values as shares of their sum.
+    They are the square roots of the eigenvalues of XᵀX [C, C], in fp64, so n may be large.
+    InputError for features that are all zero or not finite.
     """
     x = wide(x)
     check_finite(x)
@@ -190,11 +205,13 @@ def knn_predict(
     t: float = 0.1,
     chunk: int | None = None,
 ) -> Tensor:
-    """Class of each test row by a vote of its `k` most similar training rows.
+    """Returns the class of each test row by kNN: int64 [n].
 
-    train_x [m, C], test_x [n, C]: unit rows. train_y: int64 [m], 0 ... classes - 1. Returns int64 [n].
-    A vote weighs exp(similarity / t), as in MoCo's CIFAR demo (after Wu et al., CVPR 2018). With fewer than `k`
-    training rows all of them vote. chunk: test rows at a time; it changes the memory, not the result.
+    The `k` most similar training rows vote; with fewer than `k` training rows all of them vote.
+    A vote weighs exp(similarity / t), as in MoCo's CIFAR demo (after Wu et al., CVPR 2018).
+    train_x, test_x: unit rows [m, C] and [n, C].
+    train_y: int64 [m], 0 ... classes - 1.
+    chunk: test rows at a time; it changes the memory, not the result.
     InputError without training rows or if a feature is not finite.
     """
     if not len(train_x):
@@ -214,5 +231,5 @@ def knn_predict(
 def knn_accuracy(
     train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, classes: int, k: int = 200, t: float = 0.1
 ) -> Tensor:
-    """Percent of test rows for which `knn_predict` gives `test_y`."""
+    """Returns the percentage of test rows for which `knn_predict` gives `test_y`."""
     return (knn_predict(train_x, train_y, test_x, classes, k, t) == test_y).float().mean() * 100

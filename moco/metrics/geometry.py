@@ -17,9 +17,9 @@ from moco.metrics.functions import check_finite, full_fp32, rows_at_once, wide
 
 @dataclass(frozen=True)
 class Similarities:
-    """Counts int64 [bins] of cosines in equal bins from -1 to 1.
+    """Holds counts of cosines in equal bins from -1 to 1.
 
-    The last bin includes 1.
+    Each field is int64 [bins]. The last bin includes 1.
     """
 
     positive: Tensor  # two views of one image
@@ -30,10 +30,12 @@ class Similarities:
 @full_fp32()
 @torch.no_grad()
 def similarity_histograms(q: Tensor, k: Tensor, labels: Tensor | None = None, bins: int = 100) -> Similarities:
-    """Histograms of q_i·k_i (positives) and q_i·k_j, i ≠ j (negatives).
+    """Returns histograms of q_i·k_i (positives) and q_i·k_j, i ≠ j (negatives).
 
-    q, k: paired unit rows [n, C]. labels: int64 [n], -1 is unknown. Wang & Liu (CVPR 2021) show the effect of the
-    temperature with them. InputError if a feature is not finite.
+    q, k: paired unit rows [n, C].
+    labels: int64 [n], -1 is unknown.
+    Wang & Liu (CVPR 2021) show the effect of the temperature with such histograms.
+    InputError if a feature is not finite.
     """
     q = wide(q)
     k = wide(k)
@@ -54,15 +56,18 @@ def similarity_histograms(q: Tensor, k: Tensor, labels: Tensor | None = None, bi
 
 
 def _count(similarity: Tensor, bins: int) -> Tensor:
-    """Counts per bin. fp32 counts exactly up to 2²⁴, which limits the chunks."""
+    """Returns the counts per bin.
+
+    fp32 counts exactly up to 2²⁴, which limits the chunks.
+    """
     return torch.histc(similarity.clamp(-1, 1), bins, -1, 1).long()
 
 
 @dataclass(frozen=True)
 class ClassCollapse:
-    """Neural collapse (Papyan, Han & Donoho, PNAS 2020).
+    """Holds measures of neural collapse (Papyan, Han & Donoho, PNAS 2020).
 
-    It is also the optimum of SupCon (Graf et al., ICML 2021).
+    Neural collapse is also the optimum of SupCon (Graf et al., ICML 2021).
     """
 
     within_between: float  # NC1: tr(Σ_W Σ_B⁺) / classes; 0 if every class is a point
@@ -80,7 +85,8 @@ class ClassCollapse:
 def class_collapse(x: Tensor, labels: Tensor) -> ClassCollapse:
     """Measures the class collapse of features x [n, d], in fp64.
 
-    labels: int64 [n]; samples with -1 are left out. Σ_W is the mean over samples of (x - class mean)(x - class mean)ᵀ.
+    labels: int64 [n]; samples with -1 are left out.
+    Σ_W is the mean over samples of (x - class mean)(x - class mean)ᵀ.
     Σ_B is the same over classes, of (class mean - mean of the class means).
     InputError without two classes, without a class of two samples, or if a class mean lies in the centre of all means.
     """

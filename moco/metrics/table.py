@@ -1,6 +1,8 @@
-"""One row a metric: names, title, unit, digits, better direction, function.
+"""Table of the metrics, with one row for each.
 
-Read by the online evaluation, `moco.evaluate`, the console and the report. A new metric is a function and a row here.
+A row has names, title, unit, digits, better direction and function.
+The online evaluation, `moco.evaluate`, the console and the report read it.
+A new metric is a function and a row here.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from moco.metrics.geometry import ClassCollapse, class_collapse
 
 @dataclass
 class Features:
-    """Features that the metrics read, as unit rows."""
+    """Holds the features that the metrics read, as unit rows."""
 
     x: Tensor  # validation images [n, d]
     labels: Tensor  # int64 [n], -1 is unknown
@@ -34,12 +36,15 @@ class Features:
 
     @cached_property
     def collapse(self) -> ClassCollapse:
-        """`class_collapse` of x. InputError where the labels do not allow it."""
+        """Returns `class_collapse` of x.
+
+        InputError where the labels do not allow it.
+        """
         return class_collapse(self.x, self.labels)
 
     @cached_property
     def own_similarities(self) -> Tensor:
-        """Similarity of the two views of each image: float64 [n]."""
+        """Returns the similarity of each image's two views: float64 [n]."""
         return (self.q.double() * self.k.double()).sum(1)
 
 
@@ -70,9 +75,10 @@ def _negative(f: Features) -> Tensor:
 
 @dataclass(frozen=True)
 class Metric:
-    """One row of the table.
+    """Holds one row of the table.
 
-    function None: the metric is not computed from features. logged "": no run logs it.
+    function: None if the metric is not computed from features.
+    logged: "" if no run logs it.
     """
 
     name: str  # in the JSON file of moco.evaluate
@@ -87,7 +93,10 @@ class Metric:
 
     @property
     def heading(self) -> str:
-        """The heading of a column or an axis, such as "kNN top-1 [%]"."""
+        """Returns the heading of a column or an axis.
+
+        An example is "kNN top-1 [%]".
+        """
         return f"{self.title} [{self.unit}]" if self.unit else self.title
 
     @property

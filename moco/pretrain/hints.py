@@ -28,7 +28,7 @@ def first_losses(options: PretrainOptions, steps_done: int) -> list[str]:
 def channels_not_rgb(options: PretrainOptions, paths: Sequence[str] = ()) -> list[str]:
     """Returns the augmentations for images that are not RGB; nothing for RGB.
 
-    paths: of the images. Where they may hold measurements, three channels are said to be taken as RGB.
+    paths: of the images. If they may hold measurements, a line says that three channels count as RGB.
     """
     if options.channels in (None, 3) and not options.not_rgb:
         measured = sum(path.lower().endswith(MEASUREMENT_SUFFIXES) for path in paths)

@@ -19,8 +19,8 @@ from moco.run.meter import Meter, means
 class Line:
     """Copies a printed line's numbers from the device to the host.
 
-    All ranks must make it together. position: after the line's step. measured: of that step's batch of so many
-    `samples`. further: numbers that the host already has.
+    All ranks must make it together. position: after the line's step. measured: the measures of that step's batch, which
+    has `samples` samples. further: numbers that the host already has.
     """
 
     def __init__(

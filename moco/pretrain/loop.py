@@ -77,7 +77,7 @@ class Training:
     def one_epoch(self) -> bool:
         """Trains the rest of the current epoch, from `position.step` on.
 
-        False if it was preempted, and saved.
+        Returns False if the run was preempted; then it has been saved.
         """
         options = self.options
         position = self.position

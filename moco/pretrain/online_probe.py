@@ -13,7 +13,7 @@ from moco.distributed import all_reduce_sum, world_size
 from moco.encoders import classifier_name, feature_dim
 from moco.errors import InputError
 
-LR = 0.1  # divided by the root of the features' number, so that logits move alike whatever the encoder's width
+LR = 0.1  # divided by the root of the number of features: logits then change equally fast for every width
 MOMENTUM = 0.1
 EPS = 1e-5
 
@@ -21,8 +21,8 @@ EPS = 1e-5
 class Standardise(nn.Module):
     """Standardises features [N, D] with mean and standard deviation of recent steps.
 
-    The samples of all ranks count. Early features are nearly parallel; without this a linear classifier would see
-    little but their mean.
+    The samples of all ranks count. Early features are nearly parallel. Without this a linear classifier would use
+    little more than their mean.
     """
 
     mean: Tensor

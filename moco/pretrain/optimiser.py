@@ -99,7 +99,8 @@ class GuardedOptimizer:
             self.scaler.update()
         else:
             bad = ~norm.isfinite()
-            self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # if it is 1, a fused step changes nothing
+            # if it is 1, a fused step changes nothing
+            self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
             self.optimizer.step()
         self.first_bad = torch.where((self.first_bad == 0) & bad, number, self.first_bad)
         self.bad_steps += bad

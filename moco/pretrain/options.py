@@ -194,7 +194,7 @@ class PretrainOptions(SavingOptions, CommonOptions):
 
     @property
     def multi_crop(self) -> MultiCrop | None:
-        """The crops of --crops."""
+        """Returns the crops of --crops; None without it."""
         return multi_crop(self.crops) if self.crops else None
 
 
@@ -219,7 +219,7 @@ def parse_pretrain(argv: list[str] | None = None, world_size: int | None = None)
     size, recipe = defaults_of(o.dataset)
     large = o.multi_crop
     given = (o.moco_contr_w, o.moco_align_w, o.moco_unif_w)
-    # weights without --loss are of the fork's commands, with defaults 0/3/1
+    # weights without --loss come from commands of the fork, whose defaults are 0, 3 and 1
     loss = o.loss or ("align-uniform" if any(w is not None for w in given) else "infonce")
     if loss not in PRESET_WEIGHTS and any(w is not None for w in given):
         raise InputError(

@@ -1,9 +1,9 @@
 """Implements the slow paths of MoCo's paper.
 
-He et al. 2020, Algorithm 1. `main_moco.py --reference-step` trains with them. Each does the same as its fast one, with
-the same random choices, so the two runs differ by rounding alone. The slow paths are all similarities at once over a
-clone of the queue (`moco.losses.logsumexp.whole_logsumexp`), a Python loop over parameters for the momentum update, and
-for shuffle-BN an all-gather of the finished fp32 images.
+He et al. 2020, Algorithm 1. `main_moco.py --reference-step` trains with them. Each computes the same as its fast path,
+with the same random choices, so the two runs differ by rounding alone. All similarities are computed at once, over a
+clone of the queue (`moco.losses.logsumexp.whole_logsumexp`). The momentum update is a Python loop over parameters.
+Shuffle-BN gathers the finished fp32 images of all ranks.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def _named_for_files(model: MoCo) -> dict[str, Tensor]:
     """Returns the model's state under MoCo's names.
 
     Without a queue, when the batch's keys are the negatives, the names are moco-v3's. So the scripts of either project
-    find the names that they know.
+    find the names that they read.
     """
     state = model.state_dict()
     if model.keys == "queue":

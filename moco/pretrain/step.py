@@ -1,4 +1,7 @@
-"""One optimiser step of MoCo, from uint8 crops to the updated queue, with nothing in it that waits for the device."""
+"""Takes one optimiser step of MoCo, from uint8 crops to the queue.
+
+Nothing in it waits for the device.
+"""
 
 from __future__ import annotations
 
@@ -33,16 +36,21 @@ class _Part(NamedTuple):
 
 
 class TrainingStep:
-    """One optimiser step, with everything it needs.
+    """Takes one optimiser step of MoCo.
 
-    model: a MoCo, or DistributedDataParallel around one. loss: see `moco.losses.Loss`; an nn.Module may have
-    parameters, which must be in `optimizer` too. across: the loss's view of the other ranks, told each batch's sizes.
-    accum_steps: parts a batch is split into; the key encoder and the queue stand still until all are through.
-    symmetric: the mean of two losses, in which the views change places; their sum with `keys` 'batch', as in MoCo v3.
-    Both views' keys are enqueued, view 1's first, or each view's in its own queue if the model has two.
-    A batch with small crops (multi-crop) has each of them as a query of every direction: the mean is over all of them.
-    online_probe: a classifier that is trained on the first direction's features, after the encoder's own step.
-    go_on: training may go on after a step that was not applied, so BatchNorm's statistics must not keep what it left.
+    model: a MoCo, or DistributedDataParallel around one. loss: see `moco.losses.Loss`. If it is an nn.Module with
+    parameters, these must be in `optimizer` too. across: the other ranks for the loss; each step sets its sizes.
+    accum_steps: parts that a batch is split into. The key encoder and the queue do not change between the parts.
+
+    symmetric: the loss is the mean of two losses, in which the views change places. With `keys` 'batch' it is their
+    sum, as in MoCo v3. Both views' keys are enqueued, view 1's first. If the model has two queues, each view's keys go
+    into its own.
+
+    If a batch has small crops (multi-crop), each of them is a query in every direction. Then the mean is over all
+    these losses.
+
+    online_probe: a classifier that is trained on the first direction's features, after the encoder's own step. go_on:
+    training may go on after a step that was not applied. Then BatchNorm's statistics are put back after such a step.
     """
 
     def __init__(
@@ -67,7 +75,11 @@ class TrainingStep:
         self.optimizer = optimizer
         self.augment = augment
         self.across = across
-        self.moco: MoCo = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model  # type: ignore[assignment]
+        self.moco: MoCo = (
+            model.module  # type: ignore[assignment]
+            if isinstance(model, nn.parallel.DistributedDataParallel)
+            else model
+        )
         self.accum_steps = accum_steps
         self.directions = ((0, 1), (1, 0)) if symmetric else ((0, 1),)  # (view of the queries, view of the keys)
         self.device = self.moco.queue.device
@@ -86,10 +98,11 @@ class TrainingStep:
     def __call__(
         self, batch: Batch, epoch: int, sizes: list[int], measure: bool = False
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """One step on `batch`, this rank's samples. sizes: number of samples on each rank, so that all weigh the same.
+        """Takes one step on `batch`, this rank's samples.
 
-        Returns means over this rank's samples, on the device: the loss and its parts; and, if `measure`, accuracy of
-        telling the key from the queue, alignment and uniformity of the batch.
+        sizes: number of samples on each rank, so that all samples have the same weight. Returns (loss and its parts,
+        measures), as means over this rank's samples on the device. The measures are the accuracy of telling the key
+        from the queue, alignment and uniformity of the batch. Without `measure` there are none.
         """
         parts = [shares(size, self.accum_steps) for size in sizes]
         small = 0 if batch.small is None else batch.small.shape[1]
@@ -121,7 +134,7 @@ class TrainingStep:
 
         q = torch.cat([out.q for out in outputs[0]])
         keys = [torch.cat([out.k for out in done]) for done in outputs[: len(self.directions)]]
-        # before the queue holds these very keys
+        # this must come before the queue holds these keys
         measured = self._measure(q, keys[0], pairs=min(sizes) > 1) if measure else {}
         if self.moco.K:
             labels = gather_rows(batch.labels, sizes)
@@ -138,7 +151,10 @@ class TrainingStep:
         return means, measured
 
     def _forward_backward(self, part: Batch, epoch: int, views: tuple[int, int], sizes: list[int], total: int) -> _Part:
-        """Queries, keys, loss, backward, of one part of the batch. total: samples of the whole batch of all ranks."""
+        """Computes keys, loss and gradients for one part of the batch.
+
+        sizes: samples of this part on each rank. total: samples of the whole batch of all ranks.
+        """
         query_view, key_view = views
         im_q = self._images(epoch, query_view, part.crops[:, query_view], part.index)
         prepare_k = partial(self._images, epoch, key_view)
@@ -155,7 +171,10 @@ class TrainingStep:
     def _small_crops(
         self, crops: Tensor, part: Batch, epoch: int, keys: list[Tensor], sizes: list[int], total: int
     ) -> list[_Part]:
-        """Small crops [n, W, s, s, 3] as queries against the keys of each direction: one pass, one backward."""
+        """Trains on small crops [n, W, s, s, 3] as queries.
+
+        They are compared with the keys of each direction. There is one forward and one backward pass for all.
+        """
         n, count = crops.shape[:2]
         views = range(part.crops.shape[1], part.crops.shape[1] + count)
         images = torch.cat([self._images(epoch, v, c, part.index) for v, c in zip(views, crops.unbind(1), strict=True)])
@@ -174,11 +193,17 @@ class TrainingStep:
         return [out._replace(loss=out.loss.detach()) for out in outputs]
 
     def _weight(self, part: Batch, total: int) -> float:
-        """Of a loss: DDP averages over ranks, and this makes it the mean over `total` samples."""
+        """Returns the weight of a loss for the mean over `total` samples.
+
+        DDP averages over ranks, so the share of the samples alone would not be enough.
+        """
         return self.share * len(part.index) * world_size() / total
 
     def _reduced(self, reduce: bool) -> AbstractContextManager[None]:
-        """Whether the ranks' gradients are averaged by the backward pass inside the block."""
+        """Returns the context of a backward pass.
+
+        The ranks' gradients are averaged in it if `reduce` is true.
+        """
         return nullcontext() if reduce or self.model is self.moco else self.model.no_sync()  # type: ignore[operator]
 
     def _batchnorm_statistics(self) -> list[Tensor]:
@@ -189,7 +214,10 @@ class TrainingStep:
             return self.augment(crops, index, epoch, view).contiguous(memory_format=self.memory_format)
 
     def _means(self, outputs: list[list[_Part]], sizes: list[int]) -> dict[str, Tensor]:
-        """The loss and its parts, over the parts of this rank's batch, which are of these sizes."""
+        """Returns means of the loss and its parts over this rank's batch.
+
+        sizes: samples of each part of the batch.
+        """
         weights = [self.share * n / sum(sizes) for n in sizes] * len(outputs)
         values = [{"loss": out.loss, **out.logs} for done in outputs for out in done]
         return {
@@ -197,7 +225,11 @@ class TrainingStep:
         }
 
     def _measure(self, q: Tensor, k: Tensor, pairs: bool) -> dict[str, Tensor]:
-        """`pairs`: there are two samples on every rank. All ranks must log the same names."""
+        """Returns the measures of queries and keys [n, C].
+
+        pairs: every rank has at least two samples. Without them there is no uniformity on any rank, because all ranks
+        must log the same names.
+        """
         values = {"alignment": metrics.alignment(q, k)}
         if self.moco.K:
             values = {**metrics.contrastive_accuracy(q, k, self.moco.queue), **values}

@@ -80,7 +80,7 @@ class Watch:
     def bad_images(self, at: Position) -> None:
         """Logs the number of unreadable images whenever it grows.
 
-        Each rank knows only the images that it read.
+        The ranks' images are put together, because each rank reads only some of them.
         """
         mine = {self.loader.source.name(index): why for index, why in self.loader.bad.items()}
         bad = {name: why for part in distributed.gather_objects(mine) for name, why in part.items()}
@@ -114,7 +114,7 @@ def collapse(values: Mapping[str, float]) -> str | None:
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> Tensor:
-    """Returns one number a tensor: int64 [len(tensors)].
+    """Returns one number for each tensor: int64 [len(tensors)].
 
     It is the sum of the tensor's bits read as integers; one flipped bit changes it.
     """
@@ -136,8 +136,8 @@ def must_agree(model: MoCo, of_loss: Mapping[str, Tensor] | None = None) -> dict
 def check_agreement(model: MoCo, last_agreed: int, now: int, of_loss: Mapping[str, Tensor] | None = None) -> int:
     """Returns `now` if all ranks hold the same bits.
 
-    NumericsError on every rank if not. last_agreed: what it returned the last time. It reads the weights once and
-    exchanges a few hundred numbers: for every printed line, not for every step.
+    NumericsError on every rank if not. last_agreed: its result of the last call. It reads the weights once and
+    exchanges a few hundred numbers. So call it for every printed line, not for every step.
     """
     tensors = must_agree(model, of_loss)
     of_ranks = gathered_fingerprints(tensors)

@@ -1,11 +1,12 @@
 """Measures frozen features by linear classification (He et al. 2020, §4.1).
+
     torchrun --nproc_per_node=8 main_lincls.py --pretrained runs/v2/checkpoint_0199.pth.tar /data/imagenet
     python main_lincls.py --dataset digits --pretrained runs/digits/checkpoint_0039.pth.tar --sweep
     python main_lincls.py --dataset digits --pretrained runs/digits/checkpoint_0039.pth.tar --cached
     python main_lincls.py --evaluate --resume runs/lincls/model_best.pth.tar /data/imagenet
 
 Reads checkpoints of main_moco.py, MoCo, its align/uniform fork, moco-v3, torchvision, timm, ... (moco/encoders/).
-The protocol is MoCo's, unless a flag changes it; docs/evaluation.md has the others. Read `probe` downwards.
+The protocol is MoCo's, unless a flag changes it; docs/evaluation.md has the others. Begin to read at `probe`.
 Exit codes (moco/errors.py): 0 done, 2 bad input, 3 numbers gone wrong.
 """
 
@@ -105,7 +106,7 @@ def probe(options: LinclsOptions, world: World, device: torch.device) -> int:
 
 
 def protocol_of(options: LinclsOptions) -> Linear:
-    """The protocol that the options ask for."""
+    """Returns the protocol that the options ask for."""
     if options.finetune:
         return Finetune(options)
     if options.cached:

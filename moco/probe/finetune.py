@@ -1,4 +1,4 @@
-"""Training of an encoder together with its classifier."""
+"""Trains an encoder together with its classifier."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from moco.run.arithmetic import check_deterministic
 
 
 class Finetune(Linear):
-    """The encoder is trained too, with a learning rate of its own."""
+    """Trains the encoder too, with a learning rate of its own."""
 
     name = "finetune"
     drop_last = True  # a last batch of one image would have no BatchNorm statistics
@@ -29,7 +29,10 @@ class Finetune(Linear):
         return f"learning rates {self._scaled(o.trunk_lr)} (trunk) and {self._scaled(o.head_lr)} (classifier)"
 
     def prepare(self, model: Model) -> Model:
-        """Returns the model to train. Its BatchNorm sees the batch of all ranks, as in one process."""
+        """Returns the model to train.
+
+        Its BatchNorm uses the batch of all ranks, as in one process.
+        """
         encoder = model.encoder.requires_grad_(True)
         device = next(encoder.parameters()).device
         if distributed.world_size() > 1:
@@ -38,7 +41,7 @@ class Finetune(Linear):
         return dataclasses.replace(model, encoder=encoder, network=trunk(encoder))
 
     def features(self, setup: Setup) -> Features:
-        """None: those of the network before training are not needed."""
+        """Returns no features: those before the training are not needed."""
         return Features(None, None)
 
     def stream(self, setup: Setup) -> Stream:

@@ -1,7 +1,7 @@
 """Solves logistic regression on computed features.
 
-Also its accuracy with few labels. It is solved to its optimum in fp64, so the result depends on the features alone, not
-on a learning rate or on epochs.
+It also measures the accuracy with few labels. The problem is solved to its optimum in fp64. So the result depends on
+the features alone, not on a learning rate or on epochs.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def logistic_regression(
     """Minimises Σ cross entropy + penalty·½‖weight‖²; returns weight and bias.
 
     weight [classes, d], bias [classes]. x: fp64 [n, d]. penalty: above 0. start: weight and bias to begin with; zeros
-    by default. The problem is convex and the batch is full, so the result is the same from each start up to rounding,
-    and has the same bits each time on one machine.
+    by default. The problem is convex and the batch is full, so the result is the same from each start up to rounding.
+    On one machine it has the same bits each time.
     """
     # L-BFGS needs few steps where curvature is near 1 in all directions. At zero, the curvature of a class's weight and
     # bias is [X 1]ᵀ[X 1] / classes + penalty for the weight. So the variables are scaled by its root's inverse.
@@ -121,9 +121,10 @@ class Solved:
 def solve(x: Tensor, y: Tensor, classes: int, parts: int, seed: int) -> Solved:
     """Solves logistic regression on standardised features [n, d].
 
-    It minimises Σ cross entropy + penalty·½‖W‖². The penalty is the best one on the first of `parts` folds of the
-    training images, fitted to the other folds; the larger of equals. Wang & Isola also choose their STL-10 runs by
-    five-fold cross-validation on the training images. InputError as for `folds`.
+    It minimises Σ cross entropy + penalty·½‖W‖². The penalty is chosen on the training images: classifiers are
+    fitted without the first of `parts` folds, and the best one on that fold counts. Of equal penalties the larger is
+    taken. Wang & Isola also choose their STL-10 runs by five-fold cross-validation on the training images.
+    InputError as for `folds`.
     """
     fold = torch.from_numpy(folds(y.cpu().numpy(), parts, seed)).to(y.device)
     (z,), mean, deviation = standardise(x, x)
@@ -159,7 +160,7 @@ def solve(x: Tensor, y: Tensor, classes: int, parts: int, seed: int) -> Solved:
 def five_nearest(train_x: Tensor, train_y: Tensor, x: Tensor, y: Tensor, classes: int) -> float:
     """Returns top-1 accuracy in percent of the 5 nearest training features.
 
-    They vote, and are nearest by cosine.
+    They vote with equal weight. The nearest features are those with the largest cosine.
     """
     train_x = F.normalize(train_x, dim=1)
     x = F.normalize(x, dim=1)

@@ -106,8 +106,8 @@ def load_frozen(
 class Features:
     """Holds features of centre crops, extracted before training.
 
-    held_out: to choose one of several classifiers by. validation None: the network is trained,
-    so its features are extracted after each epoch.
+    held_out: to choose one of several classifiers by. validation None: the network is trained, so its features are
+    extracted after each epoch.
     """
 
     validation: Rows | None

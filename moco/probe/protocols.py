@@ -1,4 +1,4 @@
-"""Ways to train a probe's classifiers on frozen features."""
+"""Trains a probe's classifiers on frozen features, in several ways."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ from moco.run.log import RunLog
 
 
 class Linear:
-    """MoCo's protocol: one classifier, trained by epochs on frozen features of augmented crops.
+    """Trains one classifier by epochs, as MoCo's protocol does.
 
-    He et al. 2020, section 4.1. The other protocols that train by epochs replace single methods.
+    The features are frozen, and of augmented crops (He et al. 2020, section 4.1). The other protocols that train by
+    epochs replace single methods.
     """
 
     name = "moco"
@@ -35,7 +36,7 @@ class Linear:
         self.options = options
 
     def settings(self) -> list[tuple[float, float]]:
-        """(learning rate per 256 images, weight decay) of each classifier."""
+        """Returns (learning rate per 256 images, weight decay) of each classifier."""
         return [(self.options.lr, self.options.weight_decay)]
 
     def in_words(self) -> str:
@@ -43,7 +44,10 @@ class Linear:
         return f"learning rate {self._scaled(self.options.lr)}"
 
     def split(self, train: Source) -> tuple[Source, Source | None]:
-        """The images to train on, and those to choose a classifier by, if there are several."""
+        """Returns the images to train on, and the held-out ones.
+
+        The second are for the choice between several classifiers; None if there is only one.
+        """
         return train, None
 
     def prepare(self, model: Model) -> Model:
@@ -59,15 +63,18 @@ class Linear:
         return self._crops(setup, setup.model.network)
 
     def features(self, setup: Setup) -> Features:
-        """Extracts the features to validate on: neither a frozen network nor the validation crops ever change."""
+        """Extracts the features to validate on.
+
+        Once is enough, because neither a frozen network nor the validation crops change.
+        """
         return Features(setup.features_of(setup.val), setup.features_of(setup.held_out) if setup.held_out else None)
 
     def run(
         self, setup: Setup, features: Features, log: RunLog, about: dict[str, Any], said: str
     ) -> tuple[Best, dict[str, Any]]:
-        """Trains, validates and saves by epochs. Returns the best epoch and what goes into the result file.
+        """Trains, validates and saves by epochs.
 
-        about and said: for the beginning of the log.
+        Returns the best epoch, and entries of the result file. about and said: for the beginning of the log.
         """
         options, model, stream = self.options, setup.model, self.stream(setup)
         tuned, classifiers = self._trained(model), model.classifiers
@@ -95,7 +102,10 @@ class Linear:
     def _after_epoch(
         self, training: Probe, epoch: int, best: Best, validation: Rows, held_out: Rows | None, val: Source
     ) -> Best:
-        """Validates and saves after the 0-based `epoch`. Returns the best epoch up to here."""
+        """Validates and saves after the 0-based `epoch`.
+
+        Returns the best epoch up to here.
+        """
         figures: dict[str, float] = {}
         if held_out:
             of_each = accuracies(training.classifiers, *held_out)[0]
@@ -139,7 +149,10 @@ class Linear:
         return model.network.state_dict()
 
     def _features(self, setup: Setup, validation: Rows | None) -> Rows:
-        """Returns the features of the validation images after an epoch. A frozen network's do not change."""
+        """Returns the features of the validation images after an epoch.
+
+        Those of a frozen network do not change.
+        """
         assert validation is not None
         return validation
 
@@ -164,9 +177,9 @@ class Linear:
 
 
 class Sweep(Linear):
-    """Many classifiers at once, each with its own learning rate and weight decay.
+    """Trains many classifiers at once.
 
-    The best on held-out training images is the result.
+    Each has its own learning rate and weight decay. The best on held-out training images is the result.
     """
 
     name = "sweep"
@@ -182,7 +195,7 @@ class Sweep(Linear):
 
 
 class CachedSweep(Sweep):
-    """A sweep on features that are computed once, without augmentation."""
+    """Sweeps on features that are computed once, without augmentation."""
 
     name = "cached sweep"
 
@@ -195,7 +208,10 @@ class CachedSweep(Sweep):
 
 
 class Solved(Linear):
-    """Logistic regression on features computed once, solved to its optimum: no epochs."""
+    """Solves logistic regression to its optimum, without epochs.
+
+    The features are computed once.
+    """
 
     name = "cached"
 
@@ -203,12 +219,15 @@ class Solved(Linear):
         return "logistic regression on cached features"
 
     def restore(self, model: Model, resumed: EncoderFile) -> None:
-        """Nothing: it is solved again."""
+        """Does nothing, because the problem is solved again."""
 
     def run(
         self, setup: Setup, features: Features, log: RunLog, about: dict[str, Any], said: str
     ) -> tuple[Best, dict[str, Any]]:
-        """Solves anew, whatever there is to resume. Returns the other figures of the STL-10 protocol too."""
+        """Solves the problem again, even if there is a checkpoint to resume.
+
+        Returns its accuracies, and entries of the result file, with the other figures of the STL-10 protocol.
+        """
         log.start(about)
         log.say(said)
         assert features.validation is not None

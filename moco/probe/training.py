@@ -1,6 +1,6 @@
-"""Training of linear classifiers: one, many at once, or one with its encoder.
+"""Trains linear classifiers: one, many at once, or one with its encoder.
 
-Many classifiers are one matrix product. All see the same batches; each has its own learning rate and weight decay. The
+Many classifiers are one matrix product. All use the same batches; each has its own learning rate and weight decay. The
 gradient of the sum of their losses gives each classifier the gradient of its own loss.
 """
 
@@ -29,7 +29,10 @@ from moco.timing import timeline, waited_for
 
 
 class Classifiers(nn.Module):
-    """J linear classifiers of the same shape: features [N, d] -> logits [N, J, classes]."""
+    """Applies J linear classifiers of the same shape.
+
+    Features [N, d] -> logits [N, J, classes].
+    """
 
     def __init__(self, linears: Sequence[nn.Linear]) -> None:
         super().__init__()
@@ -51,12 +54,12 @@ class Classifiers(nn.Module):
         return F.linear(x, weight, bias).view(len(x), len(self), -1)
 
     def finite(self) -> Tensor:
-        """Whether all weights of each classifier are finite: bool [J]."""
+        """Returns True for each classifier with finite weights: bool [J]."""
         return torch.stack([torch.stack([p.isfinite().all() for p in one.parameters()]).all() for one in self.linears])
 
 
 class Stream(Protocol):
-    """Training batches of an epoch."""
+    """Yields the training batches of an epoch."""
 
     @property
     def sampler(self) -> Sampler: ...
@@ -64,12 +67,18 @@ class Stream(Protocol):
     def epoch(self, epoch: int) -> Generator[Any, None, None]: ...
 
     def inputs(self, batch: Any, epoch: int) -> tuple[Tensor, Tensor]:
-        """(input of the trained model, labels) of this rank's share of a batch."""
+        """Returns (input of the trained model, labels) of a batch.
+
+        Both are this rank's share.
+        """
 
 
 @dataclass
 class Crops:
-    """Augmented crops; through the frozen `network` if there is one."""
+    """Yields augmented crops.
+
+    `inputs` returns their features by the frozen `network`, if there is one.
+    """
 
     loader: Loader
     augment: Augment
@@ -90,7 +99,7 @@ class Crops:
 
 @dataclass
 class Cached:
-    """Features [n, d] that were computed once, without augmentation."""
+    """Yields features [n, d] that were computed once, without augmentation."""
 
     features: Tensor
     labels: Tensor
@@ -107,9 +116,9 @@ class Cached:
 
 @torch.no_grad()
 def accuracies(classifiers: Classifiers, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """(top-1, top-5) in percent of each classifier on features [n, d]: fp64 [J].
+    """Measures the accuracy of each classifier on features [n, d].
 
-    0 for a classifier whose weights are not finite.
+    Returns (top-1, top-5) in percent, each fp64 [J]. They are 0 for a classifier whose weights are not finite.
     """
     right = torch.zeros((2, len(classifiers)), dtype=torch.float64, device=features.device)
     for x, y in zip(features.split(4096), labels.split(4096), strict=True):
@@ -120,7 +129,10 @@ def accuracies(classifiers: Classifiers, features: Tensor, labels: Tensor) -> tu
 
 
 def check_unchanged(before: dict[str, Tensor], now: dict[str, Tensor]) -> None:
-    """MoCo's sanity check: NumericsError if the frozen encoder has changed."""
+    """Raises NumericsError if the frozen encoder has changed.
+
+    It is MoCo's sanity check.
+    """
     changed = [name for name, value in before.items() if not torch.equal(value, now[name])]
     if changed:
         raise NumericsError(f"{changed[0]} changed although the trunk is frozen: please report this fault")
@@ -129,10 +141,10 @@ def check_unchanged(before: dict[str, Tensor], now: dict[str, Tensor]) -> None:
 def make_optimizer(
     options: LinclsOptions, settings: Sequence[tuple[float, float]], classifiers: Classifiers, trunk: nn.Module | None
 ) -> tuple[torch.optim.Optimizer, list[float]]:
-    """(optimiser, learning rates of its groups).
+    """Returns (optimiser, learning rates of its groups).
 
-    A group for each classifier, and one for `trunk` if it is trained. settings: (learning rate per 256 images, weight
-    decay) of each classifier.
+    There is a group for each classifier, and one for `trunk` if it is trained. settings: (learning rate per 256 images,
+    weight decay) of each classifier.
     """
     scale = options.batch_size / 256
     rates = [scale * lr for lr, _ in settings]
@@ -150,7 +162,7 @@ def make_optimizer(
 
 @dataclass
 class Probe:
-    """Training of classifiers.
+    """Trains classifiers.
 
     trunk None: only the classifiers are trained, on the features of the stream.
     """
@@ -171,14 +183,17 @@ class Probe:
         self.parallel = distributed.data_parallel(model, self.device)
 
     def percent(self, validation: tuple[Tensor, Tensor]) -> tuple[float, float]:
-        """(top-1, top-5) of the chosen classifier on features [n, d] and labels [n], in percent."""
+        """Returns (top-1, top-5) of the chosen classifier, in percent.
+
+        validation: features [n, d] and labels [n].
+        """
         top1, top5 = accuracies(self.classifiers, *validation)
         return float(top1[self.chosen]), float(top5[self.chosen])
 
     def one_epoch(self, epoch: int) -> None:
         """Trains one epoch; logs the classifier that was the best so far.
 
-        Waits for the device only every `print_freq` steps. Ranks may have uneven parts of a batch, or none.
+        It waits for the device only every `print_freq` steps. Ranks may have uneven parts of a batch, or none.
         """
         options = self.options
         steps = self.stream.sampler.steps

@@ -22,7 +22,7 @@ DEFAULTS = {field.name: field.default for field in dataclasses.fields(PretrainOp
 def accuracy_measure(encoders: Sequence[Encoder]) -> str | None:
     """Returns the accuracy that colours and correlations use; None without one.
 
-    It is the one that most encoders have, of the linear probe, kNN, MR, CR and depth's error; the first of equals. They
+    It is one of linear probe, kNN, MR, CR and depth's error: the one that most encoders have, of equals the first. They
     are never mixed.
     """
     count = Counter(name for one in encoders if one.compared for name in ACCURACIES if name in one.measured)
@@ -32,9 +32,9 @@ def accuracy_measure(encoders: Sequence[Encoder]) -> str | None:
 def predicts(encoders: Sequence[Encoder], *, collapsed: bool) -> RankCorrelation:
     """Returns Spearman's ρ of validation alignment + uniformity against accuracy.
 
-    Near -1 if the sum predicts accuracy, near 1 if it predicts depth's error. collapsed: include collapsed encoders;
-    both values of these are far from the others, so they raise |ρ|. InputError if there are too few encoders or all are
-    equal.
+    It is near -1 if the sum predicts accuracy, near 1 if it predicts depth's error. collapsed: include collapsed
+    encoders. Their values are far from the others, so they raise |ρ|. InputError if there are too few encoders or all
+    are equal.
     """
     measure = accuracy_measure(encoders)
     states = (DONE, COLLAPSE) if collapsed else (DONE,)

@@ -133,7 +133,10 @@ def findings(encoders: Sequence[Encoder]) -> list[str]:
 
 
 def best_first(encoders: Sequence[Encoder], measure: str | None) -> list[Encoder]:
-    """Sorts encoders by a measure; those without it are last, in the order given."""
+    """Sorts encoders by a measure, the best first.
+
+    Encoders without the measure are last, in the order given.
+    """
     if measure is None:
         return list(encoders)
     sign = -1 if LOGGED[measure].better == "higher" else 1

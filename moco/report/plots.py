@@ -135,7 +135,7 @@ def legend(axes: Axes) -> None:
 def colour(share: float) -> str:
     """Returns a colour of viridis; `share` in [0, 1].
 
-    Without its darkest end, which would be invisible on a dark page.
+    Its darkest end is left out, because it would be invisible on a dark page.
     """
     return matplotlib.colors.to_hex(matplotlib.colormaps["viridis"](0.12 + 0.86 * min(1.0, max(0.0, share))))
 

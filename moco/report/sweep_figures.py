@@ -124,7 +124,7 @@ def shares_of_uniform(temperature: float, count: int = 1000) -> tuple[np.ndarray
 def penalties(values: Sequence[float]) -> Plot:
     """Draws a negative's gradient share by its similarity, for each temperature.
 
-    Wang & Liu 2021.
+    As in Wang & Liu 2021.
     """
     drawn, axes = figure(5, 4.2)
     for number, temperature in enumerate(values):

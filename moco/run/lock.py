@@ -4,7 +4,7 @@ flock would be simpler, but on many network file systems it is silently local, o
 there. So the lock is a file `.lock` that names its holder. link(2) makes it, which succeeds for exactly one caller on
 NFS too. The lock does not block a new run if its holder
 
-- ran on this machine, and no process has its id and start time any more (killed; so also torchrun --max-restarts);
+- ran on this machine, and no process has its id and start time any more (killed, or ended by torchrun --max-restarts);
 - ran on this machine before it was last started;
 - was an earlier start of this Slurm job (same SLURM_JOB_ID, other SLURM_RESTART_COUNT: requeued, maybe elsewhere);
 - has not refreshed the file for STALE_S seconds (a dead node). A thread refreshes it every BEAT_S. The file server's

@@ -228,7 +228,7 @@ class RunLog:
         file = open(self.path, "ab", buffering=0)  # unbuffered: a record is one write, so a kill loses none
         whole = self.path.read_bytes().rfind(b"\n") + 1
         if whole < file.tell():
-            file.truncate(whole)  # half a record of a dead machine: the next one must not be glued to it
+            file.truncate(whole)  # half a record of a dead machine: the next one must not follow on the same line
         return file
 
     def _plot(self, kind: str, global_step: int, values: Values) -> None:

@@ -191,7 +191,7 @@ def check_common(o: Any) -> None:
 
 
 def check_saving(o: SavingOptions) -> None:
-    """Raises InputError for a bad value of the options that say how a run is saved."""
+    """Raises InputError for a bad value of `SavingOptions`."""
     at_least(o, 1, "save_freq")
     at_least(o, 0, "keep_last", "keep_every")
     positive(o, "rank_timeout")

@@ -8,7 +8,7 @@ agree there, because the signal may reach one of them first. Then they save and 
 While the images are listed there is nothing to save, and a network disk may hang for hours. A signal then ends the
 process at once, with the same exit code.
 
-Data is loaded by threads, which never receive signals in Python. So no child process must be told to ignore them.
+Data is loaded by threads, which never receive signals in Python. So no child process has to ignore them.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Preemption:
     SystemExit(EXIT_PREEMPTED).
 
     At exit the handlers found at entry are put back, so it nests. After a signal the process is about to end, and all
-    three are ignored from then on: one more, while the interpreter shuts down, would turn the exit code into a death by
-    signal. Only the main thread may enter (Python's rule for handlers).
+    three are ignored from then on. Another signal, while the interpreter shuts down, would end the process and replace
+    its exit code. Only the main thread may enter (Python's rule for handlers).
     """
 
     def __init__(self) -> None:

@@ -45,8 +45,9 @@ class Saves:
     def inside_epoch(self, position: Position, steps: int) -> bool:
         """Saves after a step if any rank wants it.
 
-        Returns True if the run is preempted, and is saved. steps: those of the whole epoch. A signal or a clock may be
-        known to one rank alone. The other ranks follow after the next step, or at once after the epoch's last.
+        Returns True if the run is preempted, and is saved. steps: those of the whole epoch. A signal may reach one
+        rank alone, and the ranks' clocks differ. The other ranks follow after the next step, or at once after the
+        epoch's last.
         """
         ended = position.step == steps
         wanted = self.every.due(position.global_step)

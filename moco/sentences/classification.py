@@ -1,7 +1,8 @@
-"""Sentence classification: labelled files, and l2 logistic regression by nested cross-validation.
+"""Classifies sentences by l2 logistic regression, in nested cross-validation.
 
-The protocol is Quick-Thought's for MR and CR. The features are frozen, and shuffled once. For each outer fold an inner
-cross-validation on its training part chooses C from 2⁰ … 2⁸. The score is the mean accuracy of the outer folds.
+It also reads the labelled files. The protocol is Quick-Thought's for MR and CR. The features are frozen, and shuffled
+once. For each outer fold an inner cross-validation on its training part chooses C from 2⁰ … 2⁸. The score is the mean
+accuracy of the outer folds.
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ from moco.sentences.text import lines_of, read_text, text_files, words
 from moco.sentences.vocabulary import Vocabulary
 
 COSTS = [2.0**power for power in range(9)]
-# with scikit-learn's default 1e-4 features of unit length stop at once, as their gradients are small: C had no effect
+# With scikit-learn's default of 1e-4 the solver stops at once on features of unit length, because their gradients are
+# small. Then C has no effect.
 TOLERANCE = 1e-5
 
 
 @dataclass
 class LabelledSentences:
-    """Tokenised sentences and their class, int64 [n]."""
+    """Holds tokenised sentences and their classes, int64 [n]."""
 
     name: str
     classes: list[str]
@@ -41,7 +43,7 @@ class LabelledSentences:
 
     @property
     def majority(self) -> float:
-        """Share of the most frequent class in percent."""
+        """Returns the share of the most frequent class in percent."""
         return 100 * float(np.bincount(self.labels).max()) / len(self.labels)
 
 
@@ -73,15 +75,18 @@ def read_labelled(folder: str | Path, encoding: str = "auto", folds: int = 10) -
 def sentence_features(
     pair: SentencePair, data: LabelledSentences, vocabulary: Vocabulary, longest: int, device: torch.device
 ) -> np.ndarray:
-    """[f; g] of each sentence: float32 [n, 2C], each half of unit length."""
+    """Returns the features [f; g] of each sentence.
+
+    They are float32 [n, 2C]; each half has unit length.
+    """
     corpus: Corpus = from_sentences(data.sentences, vocabulary, longest)
     return torch.cat(encode(pair, corpus, device), dim=1).float().cpu().numpy()
 
 
 def bag_of_words(data: LabelledSentences) -> csr_matrix:
-    """Counts of every word of the data: sparse float64 [n, words].
+    """Counts every word of the data: sparse float64 [n, words].
 
-    The baseline without encoder and pretraining.
+    It is the baseline without encoder and pretraining.
     """
     columns: dict[str, int] = {}
     ids = [[columns.setdefault(word, len(columns)) for word in sentence] for sentence in data.sentences]
@@ -91,7 +96,10 @@ def bag_of_words(data: LabelledSentences) -> csr_matrix:
 
 
 def _path(x: Any, y: np.ndarray, costs: Sequence[float], tolerance: float) -> list[Any]:
-    """A classifier for each C; each starts from the weights of the one before."""
+    """Fits a classifier for each C.
+
+    Each fit starts from the weights of the one before.
+    """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
@@ -123,7 +131,10 @@ def _without(n: int, fold: np.ndarray) -> np.ndarray:
 def outer_fold(
     x: Any, y: np.ndarray, test: np.ndarray, folds: int, costs: Sequence[float], tolerance: float
 ) -> tuple[float, float]:
-    """(accuracy in percent on the rows `test`, the C chosen without them)."""
+    """Measures one outer fold.
+
+    Returns (accuracy in percent on the rows `test`, C chosen without these rows).
+    """
     train = _without(len(y), test)
     x_train = x[train]
     y_train = y[train]
@@ -132,7 +143,7 @@ def outer_fold(
         kept = _without(len(train), held)
         classifiers = _path(x_train[kept], y_train[kept], costs, tolerance)
         scores += [_accuracy(classifier, x_train[held], y_train[held]) for classifier in classifiers]
-    # the smallest of equal ones; rounded, so that last bits do not matter
+    # of equal scores the smallest C; rounded, so that last bits do not matter
     best = float(costs[int(scores.round(6).argmax())])
     return _accuracy(_path(x_train, y_train, [best], tolerance)[0], x[test], y[test]), best
 
@@ -145,10 +156,10 @@ def nested_cross_validation(
     costs: Sequence[float] = COSTS,
     tolerance: float = TOLERANCE,
 ) -> dict[str, Any]:
-    """Accuracy of l2 logistic regression, the same result on every rank.
+    """Measures the accuracy of l2 logistic regression by nested cross-validation.
 
-    x: [n, C] features, dense or sparse. y: int64 [n]. The ranks share the outer folds. Returns {"accuracy": mean of the
-    outer folds in percent, "folds": accuracy of each, "costs": C of each}.
+    x: [n, C] features, dense or sparse. y: int64 [n]. The ranks share the outer folds, and all get the same result.
+    Returns {"accuracy": mean of the outer folds in percent, "folds": accuracy of each, "costs": C of each}.
     """
     order = permutation(stream_key(seed, 0, Purpose.FOLD), len(y))
     x = x[order]
@@ -171,6 +182,6 @@ def classify(
     seed: int = 0,
     say: Callable[[str], object] = lambda text: None,
 ) -> dict[str, Any]:
-    """`nested_cross_validation` of the encoders' features."""
+    """Returns `nested_cross_validation` of the encoders' features."""
     say(f"{data.name}: {len(data.labels)} sentences, nested {folds}-fold cross-validation")
     return nested_cross_validation(sentence_features(pair, data, vocabulary, longest, device), data.labels, folds, seed)

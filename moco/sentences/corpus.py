@@ -1,4 +1,4 @@
-"""Text as an array of word ids, in files of the run's folder."""
+"""Stores text as word ids, in files of the run's folder."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ _ABOUT = "about.json"
 
 @dataclass
 class Corpus:
-    """Sentence i is tokens[starts[i]:starts[i + 1]]; tokens are int32 ids, starts int64."""
+    """Holds sentences as word ids.
+
+    Sentence i is tokens[starts[i]:starts[i + 1]]. tokens: int32 ids. starts: int64.
+    """
 
     tokens: np.ndarray
     starts: np.ndarray
@@ -39,15 +42,15 @@ class Corpus:
         return len(self.starts) - 1
 
     def words(self, start: int, stop: int) -> int:
-        """Words of the sentences start … stop - 1."""
+        """Counts the words of the sentences start … stop - 1."""
         return int(self.starts[stop] - self.starts[start])
 
     def part(self, start: int, stop: int) -> Corpus:
-        """The sentences start … stop - 1."""
+        """Returns the sentences start … stop - 1."""
         return Corpus(self.tokens, self.starts[start : stop + 1], self.digest)
 
     def batch(self, rows: np.ndarray, device: torch.device) -> PackedSequence:
-        """The sentences `rows` (int64 [n]) as a packed sequence of ids."""
+        """Returns the sentences `rows` (int64 [n]) as a packed sequence of ids."""
         lengths = self.starts[rows + 1] - self.starts[rows]
         place = self.starts[rows][:, None] + np.arange(lengths.max())
         padded = self.tokens[np.minimum(place, self.starts[rows + 1][:, None] - 1)]
@@ -56,11 +59,12 @@ class Corpus:
         )
         if device.type == "cpu":
             return packed
-        return packed.pin_memory().to(device, non_blocking=True)  # type: ignore[arg-type]  # from pinned memory: no wait
+        # from pinned memory, so the host does not wait
+        return packed.pin_memory().to(device, non_blocking=True)  # type: ignore[arg-type]
 
 
 def from_sentences(sentences: Iterable[Sequence[str]], vocabulary: Vocabulary, longest: int) -> Corpus:
-    """Tokenised sentences as a corpus in memory.
+    """Makes a corpus in memory from tokenised sentences.
 
     A sentence without words becomes a single unknown word.
     """
@@ -152,7 +156,7 @@ def _read(
 ) -> tuple[Corpus, Vocabulary]:
     """Reads the text in one pass.
 
-    Words get ids in the order of appearance; at the end these are replaced by those of the vocabulary.
+    Words get ids in the order of appearance. At the end the vocabulary's ids replace them.
     """
     seen: defaultdict[str, int] = defaultdict()
     seen.default_factory = seen.__len__

@@ -47,9 +47,9 @@ MAJORITY = "largest class"
 
 
 def read_pairs(path: Path, device: torch.device) -> tuple[dict[str, SentencePair], dict[str, Any]]:
-    """Trained and untrained encoders of one shape, and the checkpoint's run.
+    """Returns trained and untrained encoders of one shape, and the run.
 
-    InputError if the file is no checkpoint of a sentence run.
+    The run is the checkpoint's part that `check` returns. InputError if the file is no checkpoint of a sentence run.
     """
     state = checkpoint.load(path)
     run = check(state, path)
@@ -64,9 +64,9 @@ def read_pairs(path: Path, device: torch.device) -> tuple[dict[str, SentencePair
 
 
 def held_out_text(path: Path, run: dict[str, Any], o: argparse.Namespace) -> tuple[Corpus | None, str]:
-    """(consecutive sentences that were not trained on, their origin).
+    """Returns (consecutive sentences that were not trained on, their origin).
 
-    Or (None, the reason why there are none). InputError if --text cannot be used.
+    If there are none, returns (None, the reason). InputError if --text cannot be used.
     """
     options = run["options"]
     if o.text:
@@ -91,7 +91,10 @@ def held_out_text(path: Path, run: dict[str, Any], o: argparse.Namespace) -> tup
 def accuracies(
     pairs: dict[str, SentencePair], data: LabelledSentences, run: dict[str, Any], o: argparse.Namespace
 ) -> dict[str, Any]:
-    """Results of encoders and baselines on one data set, accuracies in percent."""
+    """Returns results of encoders and baselines on one data set.
+
+    Accuracies are in percent.
+    """
     device = next(pairs[TRAINED].parameters()).device
     vocabulary = vocabulary_of(run)
     longest = run["options"]["longest"]
@@ -104,7 +107,7 @@ def accuracies(
 
 
 def evaluate(path: Path, o: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """The content of the --json file."""
+    """Returns the content of the --json file."""
     started = time.monotonic()
     datasets = [read_labelled(folder, o.encoding, o.folds) for folder in o.data]
     pairs, run = read_pairs(path, device)
@@ -124,7 +127,10 @@ def evaluate(path: Path, o: argparse.Namespace, device: torch.device) -> dict[st
 
 
 def table(found: dict[str, Any]) -> str:
-    """Formats the measures as a table: a row for each encoder and baseline."""
+    """Formats the measures as a table.
+
+    It has a row for each encoder and baseline.
+    """
     held = found["held_out"]
     datasets = found["datasets"]
     heads = [*(f"{name} [%]" for name in datasets), "alignment", "uniformity"]

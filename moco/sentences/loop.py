@@ -1,4 +1,4 @@
-"""The training loop of sentence encoders: steps, epochs, held-out measures and saves."""
+"""Trains sentence encoders: steps, epochs, held-out measures and saves."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ from moco.timing import stage, timeline
 
 @dataclass
 class Training:
-    """The training loop. `snapshot` saves everything it changes."""
+    """Runs the training loop.
+
+    `snapshot` returns everything that the loop changes.
+    """
 
     options: SentenceOptions
     device: torch.device
@@ -59,7 +62,10 @@ class Training:
         return EXIT_OK
 
     def one_epoch(self) -> bool:
-        """Trains the rest of the epoch. False if the run was preempted and saved."""
+        """Trains the rest of the epoch.
+
+        Returns False if the run was preempted; then it has been saved.
+        """
         options = self.options
         position = self.position
         epoch = position.epoch
@@ -111,7 +117,10 @@ class Training:
         return found
 
     def check_numbers(self) -> None:
-        """NumericsError if a gradient was not finite. Waits for the device."""
+        """Raises NumericsError if a gradient was not finite.
+
+        It waits for the device.
+        """
         if bad := self.step.not_applied():
             step = self.began_at + bad
             in_epoch = self.position.step - 1 - (self.position.global_step - step)

@@ -1,4 +1,4 @@
-"""Features of sentences, and alignment and uniformity of held-out text."""
+"""Computes features of sentences, and alignment and uniformity of held-out text."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _AT_ONCE = 512  # sentences
 
 @torch.no_grad()
 def encode(pair: SentencePair, corpus: Corpus, device: torch.device) -> tuple[Tensor, Tensor]:
-    """f and g of every sentence, on every rank: unit rows [n, C].
+    """Encodes every sentence by f and g.
 
-    Each rank encodes its part.
+    Returns f and g on every rank: unit rows [n, C]. Each rank encodes its part.
     """
     training = pair.training
     pair.eval()
@@ -34,9 +34,10 @@ def encode(pair: SentencePair, corpus: Corpus, device: torch.device) -> tuple[Te
 
 
 def held_out_measures(f: Tensor, g: Tensor) -> dict[str, float]:
-    """Alignment (α 2) of f_i with g_{i±1}, and uniformity (t 2), mean of both.
+    """Measures alignment and uniformity of consecutive sentences.
 
-    f, g [n, C]: unit rows of n ≥ 2 consecutive sentences.
+    Alignment (α 2) compares f_i with g_{i±1}. Uniformity (t 2) is the mean of that of f and that of g. f, g [n, C]:
+    unit rows of n ≥ 2 consecutive sentences.
     """
     forward = metrics.alignment(f[:-1], g[1:])
     backward = metrics.alignment(f[1:], g[:-1])

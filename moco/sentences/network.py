@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 
 class SentenceEncoder(nn.Module):
-    """Word embedding and a bidirectional GRU.
+    """Encodes sentences by a word embedding and a bidirectional GRU.
 
     The feature is the last state of both directions.
     """
@@ -20,7 +20,7 @@ class SentenceEncoder(nn.Module):
         self.gru = nn.GRU(embedding, hidden, bidirectional=True)
 
     def forward(self, sentences: PackedSequence) -> Tensor:
-        """Ids of n sentences -> unit features [n, 2 · hidden]."""
+        """Encodes n sentences, given as ids: unit features [n, 2 · hidden]."""
         words = self.embedding(sentences.data)
         if words.is_cuda:
             _, last = self.gru(sentences._replace(data=words))
@@ -31,10 +31,11 @@ class SentenceEncoder(nn.Module):
 
 
 def last_states(gru: nn.GRU, words: Tensor, sizes: list[int]) -> Tensor:
-    """The last state of both directions on a CPU: [n, 2 · hidden], longest sentence first.
+    """Computes the last state of both directions on a CPU.
 
-    words [sum(sizes), C]: packed; `sizes[t]` sentences have a word t. The result equals that of `gru`. On a CPU `gru`
-    is twice as slow: the backward pass of each of its time steps fills a gradient as large as all words.
+    Returns [n, 2 · hidden], the longest sentence first. words [sum(sizes), C]: packed; `sizes[t]` sentences have a word
+    t. The result equals that of `gru`. On a CPU `gru` is twice as slow: the backward pass of each of its time steps
+    fills a gradient as large as all words.
     """
     parts = words.split(sizes)
     weights = [[getattr(gru, name) for name in names] for names in gru._all_weights]
@@ -53,7 +54,7 @@ def last_states(gru: nn.GRU, words: Tensor, sizes: list[int]) -> Tensor:
 
 
 class SentencePair(nn.Module):
-    """The encoders f and g, without shared weights.
+    """Holds the encoders f and g, without shared weights.
 
     Initial parameters are uniform in ± `init`.
     """
@@ -66,5 +67,8 @@ class SentencePair(nn.Module):
             nn.init.uniform_(parameter, -init, init)
 
     def forward(self, sentences: PackedSequence) -> tuple[Tensor, Tensor]:
-        """Ids of n sentences -> f, g: unit rows [n, 2 · hidden]."""
+        """Encodes n sentences, given as ids, by f and g.
+
+        Returns two tensors of unit rows [n, 2 · hidden].
+        """
         return self.encoder_f(sentences), self.encoder_g(sentences)

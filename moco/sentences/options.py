@@ -1,4 +1,4 @@
-"""The options of python -m moco.sentences.train.
+"""Defines the options of python -m moco.sentences.train.
 
 Flags have the names of the image trainer. The defaults are those of Wang & Isola's BookCorpus encoders.
 """
@@ -37,7 +37,7 @@ loss_option = partial(result, topic="loss")
 
 @dataclass(frozen=True)
 class TextOptions:
-    """Holds the options of which sentences are read, and how."""
+    """Holds the options for reading the text."""
 
     data: list[str] = text_option(
         [], "plain-text files, or folders with .txt files, in the order of reading", nargs="*"
@@ -92,9 +92,10 @@ class SentenceOptions(SavingOptions, TextOptions):
 
 
 def parse_sentences(argv: list[str] | None = None, world_size: int | None = None) -> SentenceOptions:
-    """The options, checked and resolved. InputError if they are wrong.
+    """Parses, checks and resolves the options.
 
-    world_size: the number of ranks that will train; None: the ranks of this process's start.
+    InputError if they are wrong. world_size: the number of ranks that will train; None: the ranks of this
+    process's start.
     """
     world_size = World.launched().size if world_size is None else world_size
     o = flags.parse(SentenceOptions, "Sentence encoders from plain text.", argv)
@@ -119,12 +120,15 @@ def parse_sentences(argv: list[str] | None = None, world_size: int | None = None
         raise InputError(f"--batch-size {resolved.batch_size} must be at least {world_size}, the number of ranks")
     unread = {} if resolved.classify else {"folds": "training alone, without --classify"}
     check_unread(flags.typed(SentenceOptions, argv), unread | unread_saves(resolved))
-    make_loss(resolved)  # its own checks, before anything is read
+    make_loss(resolved)  # for the loss's own checks, before any text is read
     return resolved
 
 
 def make_loss(o: SentenceOptions, across: Across | None = None) -> NeighbourLoss:
-    """The loss that the resolved options describe. across: the other ranks."""
+    """Makes the loss that the resolved options describe.
+
+    across: the other ranks.
+    """
     assert o.moco_contr_w is not None and o.moco_align_w is not None and o.moco_unif_w is not None
     return NeighbourLoss(
         contr_w=o.moco_contr_w,

@@ -1,4 +1,4 @@
-"""The batches of an epoch: windows of consecutive sentences.
+"""Divides an epoch into batches: windows of consecutive sentences.
 
 Their order is a function of seed and epoch.
 """
@@ -13,18 +13,18 @@ from moco.randomness import Purpose, permutation, stream_key
 
 
 def held_out_count(n: int, wish: int | None) -> int:
-    """Number of sentences held out at the end of a text of n.
+    """Returns the number of sentences that are held out.
 
-    wish None: a tenth, at most 5000.
+    They are at the end of a text of n sentences. wish None: a tenth, at most 5000.
     """
     return min(n, min(5000, n // 10) if wish is None else wish)
 
 
 class WindowSampler:
-    """The sentences 0 … n - 1 in windows of `batch_size`.
+    """Divides the sentences 0 … n - 1 into windows of `batch_size`.
 
     The last, smaller part of the text is left out. Each rank gets a contiguous part of a window, so all ranks together
-    see the same as one process. InputError if n < batch_size.
+    train on the same window as one process. InputError if n < batch_size.
     """
 
     def __init__(self, n: int, batch_size: int, seed: int):
@@ -43,10 +43,10 @@ class WindowSampler:
         return self.steps
 
     def starts(self, epoch: int) -> np.ndarray:
-        """First sentence of each step's window: int64 [steps]."""
+        """Returns the first sentence of each step's window: int64 [steps]."""
         return permutation(stream_key(self.seed, epoch, Purpose.ORDER), self.steps) * self.batch_size
 
     def own(self, start: int) -> np.ndarray:
-        """This rank's sentences of the window at `start`."""
+        """Returns this rank's sentences of the window at `start`."""
         first = start + self._before
         return np.arange(first, first + self.sizes[rank()])

@@ -29,7 +29,7 @@ def snapshot(
     vocabulary: Vocabulary,
     text: str,
 ) -> dict[str, Any]:
-    """The contents of a checkpoint. All ranks must call it.
+    """Returns the contents of a checkpoint. All ranks must call it.
 
     text: the digest of the corpus.
     """
@@ -52,7 +52,10 @@ def snapshot(
 
 
 def check(state: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The run's part of a checkpoint. InputError for a checkpoint of another program."""
+    """Returns the run's part of a checkpoint.
+
+    InputError for a checkpoint of another program.
+    """
     if state.get("arch") != ARCH or "moco_run" not in state:
         raise InputError(f"{path} is no checkpoint of python -m moco.sentences.train; check the path")
     return state["moco_run"]
@@ -81,9 +84,10 @@ def load_weights(pair: SentencePair, state: dict[str, Any], path: Path) -> None:
 def restore(
     state: dict[str, Any], path: Path, step: TrainingStep, meters: list[Meter], options: SentenceOptions
 ) -> tuple[Position, list[str]]:
-    """Restores a run from a checkpoint; returns its position, and notes for the log.
+    """Restores a run from a checkpoint.
 
-    InputError if the checkpoint does not fit the model, or its epoch cannot be finished with these options.
+    Returns its position, and notes for the log. InputError if the checkpoint does not fit the model, or its epoch
+    cannot be finished with these options.
     """
     run = check(state, path)
     before = run["options"]

@@ -1,4 +1,4 @@
-"""One optimiser step on a window of sentences."""
+"""Takes one optimiser step on a window of sentences."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from moco.sentences.network import SentencePair
 
 
 class TrainingStep:
-    """Encode, loss, backward, clip, Adam.
+    """Takes one step: encoders, loss, backward pass, clipping, Adam.
 
-    A step whose gradient is not finite is counted but not applied.
-    model: a SentencePair, or DistributedDataParallel around one. sizes: sentences of each rank.
+    A step whose gradient is not finite is counted but not applied. model: a SentencePair, or DistributedDataParallel
+    around one. sizes: sentences of each rank.
     """
 
     def __init__(
@@ -33,7 +33,11 @@ class TrainingStep:
         self.model = model
         self.loss = loss
         self.optimizer = optimizer
-        self.pair: SentencePair = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model  # type: ignore[assignment]
+        self.pair: SentencePair = (
+            model.module  # type: ignore[assignment]
+            if isinstance(model, nn.parallel.DistributedDataParallel)
+            else model
+        )
         self.device = next(self.pair.parameters()).device
         # DistributedDataParallel averages over ranks; this weight makes it the mean over sentences
         self.weight = sizes[rank()] * world_size() / sum(sizes)
@@ -43,10 +47,10 @@ class TrainingStep:
         self.guard = GuardedOptimizer(optimizer, self.pair.parameters(), self.device, grad_clip=grad_clip or None)
 
     def __call__(self, sentences: PackedSequence, measure: bool = False) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """One step on this rank's part of the window.
+        """Takes one step on this rank's part of the window.
 
-        Returns means on the device: (loss and its parts, measures). With `measure` these are the alignment of adjacent
-        sentences and the uniformity of f; else there are none.
+        Returns (loss and its parts, measures), as means on the device. The measures are the alignment of adjacent
+        sentences and the uniformity of f. There are none without `measure`, or if a rank has only one sentence.
         """
         self.guard.begin()
         f, g = self.model(sentences)
@@ -60,8 +64,8 @@ class TrainingStep:
         return {"loss": loss.detach(), **logs}, measured
 
     def not_applied(self) -> int:
-        """The first step, from 1, that was not applied since the last call.
+        """Returns the first step not applied since the last call.
 
-        0 if all were applied. Waits for the device.
+        It counts from 1; 0 if all were applied. It waits for the device.
         """
         return self.guard.not_applied()[1]

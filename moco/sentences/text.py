@@ -1,4 +1,4 @@
-"""Plain text as tokens: files, encodings, sentences, words."""
+"""Reads plain text as tokens: files, encodings, sentences, words."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from moco.errors import InputError
 LAYOUTS = ("auto", "lines", "paragraphs", "wrapped")
 _BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")  # bytes that no text has
-_LINE = re.compile(r"\r\n|\n|\r")  # str.splitlines also splits at U+0085, an ellipsis in text taken for Latin-1
+_LINE = re.compile(r"\r\n|\n|\r")  # str.splitlines also splits at U+0085, a Windows-1252 ellipsis read as Latin-1
 _QUOTES = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "_": " "})
 _TOKEN = re.compile(r"[^\W\d]+|'[^\W\d]{1,2}(?![^\W\d])|\d+(?:[.,]\d+)*|\.{2,}|-{2,}|[^\w\s]")
 _LINE_END = tuple(".!?\"':;)]…—")
 
 
 def find_files(paths: Iterable[str | Path]) -> list[Path]:
-    """The text files of `paths`, in order; of a folder its .txt files, sorted.
+    """Returns the text files of `paths`, in order.
 
-    InputError if a path does not exist or holds no text file.
+    For a folder these are its .txt files, sorted. InputError if a path does not exist or holds no text file.
     """
     files: list[Path] = []
     for path in map(Path, paths):
@@ -41,17 +41,20 @@ def find_files(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def text_files(folder: Path) -> list[Path]:
-    """The .txt files in and below a folder, sorted. InputError if it or a folder below cannot be listed."""
+    """Returns the .txt files in and below a folder, sorted.
+
+    InputError if the folder or one below it cannot be listed.
+    """
 
     def refuse(error: OSError) -> NoReturn:
         raise InputError(f"cannot read {error.filename}: {error.strerror}; check the path") from error
 
-    places = os.walk(folder, onerror=refuse)  # Path.rglob is silent about what it may not list
+    places = os.walk(folder, onerror=refuse)  # Path.rglob does not report a folder that it cannot list
     return sorted(Path(place, name) for place, _, names in places for name in names if name.endswith(".txt"))
 
 
 def read_text(path: Path, encoding: str = "auto") -> str:
-    """The text of a file.
+    """Returns the text of a file.
 
     encoding 'auto': that of the byte order mark, else UTF-8, else Windows-1252 (Latin-1 with quotation marks and dashes
     instead of control characters). InputError for a file that is empty, binary or in another encoding.
@@ -83,22 +86,26 @@ def read_text(path: Path, encoding: str = "auto") -> str:
 
 
 def lines_of(text: str) -> list[str]:
-    """The lines of a text, without their ends."""
+    """Returns the lines of a text, without their ends."""
     return _LINE.split(text)
 
 
 def is_wrapped(lines: list[str]) -> bool:
-    """Whether lines seem wrapped: short, and often not at a sentence's end."""
+    """Returns True if lines seem wrapped.
+
+    Such lines have at most 100 characters, and more than a quarter of them end inside a sentence.
+    """
     full = [line.rstrip() for line in lines if line.strip()]
     open_ended = sum(not line.endswith(_LINE_END) for line in full)
     return max(map(len, full), default=0) <= 100 and open_ended > len(full) / 4
 
 
 def split_sentences(text: str, layout: str = "auto") -> Iterator[str]:
-    """Yields the sentences of a text that contain a letter or a digit.
+    """Yields the sentences of a text.
 
-    layout: 'lines' is one sentence a line, 'paragraphs' one paragraph a line, 'wrapped' has paragraphs between blank
-    lines, 'auto' is one of the last two. sentencex splits paragraphs. InputError if it is not installed.
+    Sentences without a letter or a digit are left out. layout: 'lines' is one sentence a line, 'paragraphs' one
+    paragraph a line, 'wrapped' has paragraphs between blank lines, 'auto' is one of the last two. sentencex splits
+    paragraphs. InputError if it is not installed.
     """
     lines = lines_of(text)
     if layout == "auto":
@@ -135,5 +142,8 @@ def _segment(paragraph: str) -> list[str]:
 
 
 def words(sentence: str) -> list[str]:
-    """Tokens of a sentence: words, endings ('s, 't), numbers, punctuation; case kept."""
+    """Returns the tokens of a sentence, in their case.
+
+    They are words, endings ('s, 't), numbers and punctuation.
+    """
     return _TOKEN.findall(unicodedata.normalize("NFC", sentence).translate(_QUOTES))

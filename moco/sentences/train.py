@@ -1,10 +1,11 @@
-"""Sentence encoders from plain text, as Quick-Thought and Wang & Isola train them.
+"""Trains sentence encoders on plain text.
 
     python -m moco.sentences.train novels/ --loss infonce
     torchrun --nproc_per_node=8 -m moco.sentences.train bookcorpus/ --layout lines --loss align-uniform --held-out 50000
 
-Two encoders f and g read the same sentences; the positives of f(s_i) are g(s_{i-1}) and g(s_{i+1}). The loop is
-moco/sentences/loop.py, the losses are moco/losses/neighbours.py, the output folder is that of any run (moco/run/).
+The method is that of Quick-Thought and of Wang & Isola. Two encoders f and g read the same sentences. The positives of
+f(s_i) are g(s_{i-1}) and g(s_{i+1}). The loop is moco/sentences/loop.py, the losses are moco/losses/neighbours.py. The
+output folder is that of any run (moco/run/).
 Exit codes (moco/errors.py): 0 done, 2 bad input, 3 numbers not finite, 75 preempted and saved. After 75 start the same
 command again with --resume auto.
 """
@@ -105,7 +106,7 @@ def train(options: SentenceOptions, world: World, device: torch.device, preempti
 
 
 def make_step(options: SentenceOptions, words: int, sizes: list[int], device: torch.device) -> TrainingStep:
-    """The encoders, their loss and their optimiser.
+    """Builds the encoders, their loss and their optimiser.
 
     words: of the vocabulary. sizes: sentences of each rank in a batch.
     """
@@ -147,7 +148,7 @@ def read_text(options: SentenceOptions, run: dict[str, Any] | None, path: Path |
 
 
 def about_text(text: corpus.Corpus, options: SentenceOptions) -> list[str]:
-    """Notes for the log about the reading of the text."""
+    """Returns notes for the log about the reading of the text."""
     if not text.cut:
         return []
     return [f"{text.cut} of {len(text)} sentences are longer than --longest {options.longest} words and were cut"]

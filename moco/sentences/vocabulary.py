@@ -1,4 +1,4 @@
-"""The vocabulary of a run: word to row of the embedding."""
+"""Holds the vocabulary of a run: word to row of the embedding."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ FILE = "vocabulary.txt"  # in the run's folder: a word a line, in the order of t
 
 
 class Vocabulary:
-    """Words in the order of their ids; 0 is the unknown word."""
+    """Holds words in the order of their ids.
+
+    Id 0 is the unknown word.
+    """
 
     def __init__(self, words: Iterable[str]):
         self.words = [UNKNOWN, *words]
@@ -37,9 +40,9 @@ class Vocabulary:
 
 
 def most_frequent(words: list[str], counts: np.ndarray, size: int) -> Vocabulary:
-    """The `size` most frequent words; ties are in alphabetical order.
+    """Returns the vocabulary of the `size` most frequent words.
 
-    counts: int64 [len(words)].
+    Equally frequent words are in alphabetical order. counts: int64 [len(words)].
     """
     order = sorted(range(len(words)), key=lambda number: (-counts[number], words[number]))
     return Vocabulary(words[number] for number in order[:size])

@@ -1,4 +1,4 @@
-"""Photometric augmentation of whole batches of uint8 crops, on their device."""
+"""Augments the colours of whole batches of uint8 crops, on their device."""
 
 from moco.data.augment.apply import Augment as Augment
 from moco.data.augment.on_device import everywhere as everywhere

@@ -1,13 +1,14 @@
 """Augments batches on a device: uint8 crops in, normalised float images out.
 
-Workers decode and crop. Colours and blur are done here for a whole batch, and each sample has its own parameters.
-torchvision's transforms draw once per call, so once for a batch, from a generator that is a state. Here each parameter
-is a function of (seed, epoch, sample index, view): a sample looks the same in any batch, on any rank, after any resume.
+Workers decode and crop. Colours and blur are changed here for a whole batch, and each sample has its own parameters.
+torchvision's transforms draw once per call, so once for a batch, from a generator with a state. Here each parameter is
+a function of (seed, epoch, sample index, view): a sample looks the same in any batch, on any rank, after any resume.
 Results equal torchvision's functional operations on float images, sample by sample, in the drawn order.
 
-There are two ways to the same numbers, to rounding. On an accelerator `everywhere` runs every operation on every sample
-and selects, because to choose samples would mean to wait for the device. On a CPU `moco.data.augment.samplewise` runs
-on each sample only what was drawn for it; images that are not RGB take the first way there too.
+Two ways compute the same numbers, up to rounding. On an accelerator, `everywhere` runs every operation on every sample
+and selects the results, because choosing samples first would mean waiting for the device. On a CPU,
+`moco.data.augment.samplewise` runs on each sample only the operations drawn for it. Images that are not RGB always take
+the first way.
 """
 
 from __future__ import annotations
@@ -32,17 +33,17 @@ from moco.randomness import column_steps, key_tensor
 
 __all__ = ["RECIPES", "Augment", "Parameters", "Recipe", "View", "draw", "find_recipe"]
 
-SAMPLES_PER_TASK = 4  # of a CPU thread: few enough that threads end together, enough that handing out costs nothing
+SAMPLES_PER_TASK = 4  # for a CPU thread at a time: few, so threads end together; enough, so the queue costs little
 
 
 class Augment:
-    """augment(crops, index, epoch, view) -> images.
+    """Augments crops: augment(crops, index, epoch, view) -> images.
 
-    crops: uint8 [n, S, S, C]; index: int64 [n], the samples' numbers in the data set, on the crops' device.
-    Returns `dtype` [n, C, S, S] in channels_last memory format, normalised by the recipe's mean and std. Arithmetic
-    is float32 throughout, whatever `dtype` and autocast say; only the result is rounded. `compile` fuses the passes
-    on an accelerator; where that fails, and on a CPU, it changes nothing. InputError for crops that are not uint8 [n,
-    S, S, C] with the C of the recipe's mean.
+    crops: uint8 [n, S, S, C]. index: int64 [n], the samples' numbers in the data set, on the crops' device. Returns
+    `dtype` [n, C, S, S] in channels_last memory format, normalised by the recipe's mean and std. The arithmetic is
+    float32 for any `dtype`, also under autocast; only the result is rounded. compile: fuses the operations on an
+    accelerator. If that fails, and on a CPU, it has no effect. Raises InputError for crops that are not uint8
+    [n, S, S, C] with the C of the recipe's mean.
     """
 
     def __init__(self, recipe: Recipe, seed: int, *, compile: bool = False, dtype: torch.dtype = torch.float32) -> None:
@@ -50,7 +51,7 @@ class Augment:
         self.seed = seed
         self.dtype = dtype
         self._constants: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
-        self._keys: dict[int, tuple[tuple[int, torch.device], Tensor]] = {}  # of each view, the last that were used
+        self._keys: dict[int, tuple[tuple[int, torch.device], Tensor]] = {}  # of each view, the last ones used
         self._everywhere = _compiled() if compile else everywhere
 
     @torch.no_grad()
@@ -70,9 +71,10 @@ class Augment:
             return self._everywhere(crops, index, keys, steps, scale, shift, operations, self.dtype)
 
     def _on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """scale, shift [C]: bytes * scale + shift are normalised; the columns' steps of `uniform`.
+        """Returns constants on `device`: scale [C], shift [C], steps.
 
-        Kept per device: sending them there is a wait.
+        bytes * scale + shift are the normalised values. steps: of the columns of `uniform`. They are kept for each
+        device, because sending them there means waiting.
         """
         if device not in self._constants:
             std = torch.tensor(self.recipe.std)
@@ -82,7 +84,7 @@ class Augment:
         return self._constants[device]
 
     def _stream_keys(self, epoch: int, view: int, device: torch.device) -> Tensor:
-        """int64 [purposes]; sent once an epoch, without a wait."""
+        """Returns int64 [purposes], sent once an epoch without waiting."""
         where, keys = self._keys.get(view, (None, None))
         if where != (epoch, device) or keys is None:
             keys = key_tensor(stream_keys(self.seed, epoch, view))
@@ -105,7 +107,10 @@ def _check(crops: Tensor, index: Tensor, channels: int) -> None:
 
 @cache
 def _compiled() -> Callable[..., Tensor]:
-    """`everywhere`, compiled once for the process: a graph for each view that differs, for any number of samples."""
+    """Returns `everywhere`, compiled once for the process.
+
+    There is one graph for each different view, for any number of samples.
+    """
     fused = compiled(everywhere, "augmentations")
 
     def run(crops: Tensor, index: Tensor, *more: Any) -> Tensor:
@@ -121,8 +126,10 @@ def _compiled() -> Callable[..., Tensor]:
 
 @cache
 def _kernel() -> Callable[..., None] | None:
-    """The compiled samplewise code; None where there is no numba, which lags behind new Pythons. Imported on first use:
-    who trains on a GPU need not wait for it."""
+    """Returns the compiled samplewise code; None without numba.
+
+    numba supports new versions of Python late. The import is here because training on a GPU does not need it.
+    """
     try:
         from moco.data.augment import samplewise
     except ImportError as error:
@@ -134,14 +141,17 @@ def _kernel() -> Callable[..., None] | None:
 def _one_by_one(
     kernel: Callable[..., None], crops: Tensor, p: Parameters, view: View, scale: Tensor, shift: Tensor
 ) -> Tensor:
-    """uint8 [n, S, S, 3] -> normalised float32 [n, S, S, 3], by as many threads as torch would use."""
+    """Augments samples on as many threads as torch would use.
+
+    crops: uint8 [n, S, S, 3]. Returns normalised float32 [n, S, S, 3].
+    """
     n, size = crops.shape[:2]
-    # NumPy asks the kernel for huge pages: touching a fresh batch page by page takes longer than writing it.
+    # NumPy asks the kernel for huge pages: the first access to each small page takes longer than writing the batch.
     out = np.empty(crops.shape, np.float32)
     if not crops[:1].is_contiguous():
         crops = crops.contiguous()
-    # One view of several: samples follow each other at a distance. Flat, so that the compiled code knows its bytes
-    # are in a row.
+    # In one of several views, the samples begin `stride` bytes apart. The array is flat, so that the compiled code can
+    # rely on contiguous bytes.
     stride = crops.stride(0) if n > 1 else 0
     flat = crops.as_strided(((n - 1) * stride + size * size * 3,), (1,)).numpy()
     arguments = (

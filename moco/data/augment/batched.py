@@ -1,10 +1,10 @@
-"""The arithmetic of the augmentations on whole batches, float32 in [0, 255], each channel a plane [n, H, W].
+"""Computes the augmentations of whole batches.
 
-Planes apart, an operation that mixes channels needs no copy that joins them, and a compiler can fuse all of them.
-Staying in [0, 255] saves a division: every operation scales with its input, and the normalisation at the end absorbs
-the factor.
+Values are float32 in [0, 255]. Each channel is a plane [n, H, W]. With separate planes, an operation that mixes
+channels needs no copy that joins them, and a compiler can fuse all of them. The range [0, 255] saves a division: every
+operation scales with its input, and the factor is part of the normalisation at the end.
 
-Every function takes one parameter per sample and equals the torchvision function of that name applied sample by
+Every function takes one parameter per sample, and equals the torchvision function of that name applied sample by
 sample. None waits for the device: no value is read back, no shape depends on data.
 """
 
@@ -24,33 +24,40 @@ BLUR_REACH = 3.5  # standard deviations kept on each side of the blur kernel; se
 
 
 def per_sample(values: Tensor) -> Tensor:
-    """[n] -> [n, 1, 1]"""
+    """Reshapes [n] to [n, 1, 1]."""
     return values.view(-1, 1, 1)
 
 
 def luma(planes: Planes) -> Tensor:
-    """Grey value of each pixel: [n, H, W]."""
+    """Returns the grey value of each pixel: [n, H, W]."""
     r, g, b = planes
     return LUMA[0] * r + LUMA[1] * g + LUMA[2] * b
 
 
 def blend(x: Tensor, base: Tensor | float, factor: Tensor) -> Tensor:
-    """factor * x + (1 - factor) * base, clamped; a plane, factor [n]. Brightness (base: black), contrast (base: the
-    image's mean grey) and saturation (base: the pixel's grey) are this one formula."""
+    """Returns factor * x + (1 - factor) * base, clamped.
+
+    x: a plane. factor: [n]. Three operations use this formula. Their bases are black for brightness, the image's mean
+    grey for contrast, and the pixel's grey for saturation.
+    """
     factor = per_sample(factor)
     return (factor * x + (1 - factor) * base).clamp(0, WHITE)
 
 
 def shift_hue(planes: Planes, turns: Tensor) -> Planes:
-    """Rotate the hue by `turns` [n], each in [-0.5, 0.5], at constant HSV value and saturation.
+    """Rotates the hue by `turns`, at constant HSV value and saturation.
 
-    With M, m and C = M - m the largest channel, the smallest and their difference, the hue in sixths of a turn from
-    red is
-        h = copysign(C + g + b - r - m, g - b) / C,    in [-3, 3],
-    which holds in all six sectors, and the shifted channel whose own hue is c (red 0, green 2, blue -2) is
-        m + C * clamp(||h + d| - 3| - 1, 0, 1),    d = 6 * turns - c, wrapped into [-3, 3].
-    Multiplied by C no division is left (so no case for grey pixels, C = 0), and neither sectors nor saturation are
-    ever formed.
+    turns: [n], each in [-0.5, 0.5]. Let M and m be the largest and the smallest channel, and C = M - m. The hue in
+    sixths of a turn from red is
+
+          h = copysign(C + g + b - r - m, g - b) / C,    in [-3, 3],
+
+    in all six sectors. Let c be the hue of a channel: red 0, green 2, blue -2. The shifted channel is
+
+          m + C * clamp(||h + d| - 3| - 1, 0, 1),    d = 6 * turns - c, wrapped into [-3, 3].
+
+    The code multiplies by C, so it has no division, and grey pixels (C = 0) need no special case. Neither sectors nor
+    saturation are computed.
     """
     r, g, b = planes
     high = torch.maximum(torch.maximum(r, g), b)
@@ -67,23 +74,30 @@ def shift_hue(planes: Planes, turns: Tensor) -> Planes:
 
 
 def solarize(x: Tensor) -> Tensor:
-    """Invert what is at or above half intensity: min(x, white - x), continuous, so rounding cannot flip a pixel."""
+    """Inverts what is at or above half intensity: min(x, white - x).
+
+    The function is continuous, so rounding cannot flip a pixel.
+    """
     return torch.minimum(x, WHITE - x)
 
 
 def blur_radius(sigma: float, size: int) -> int:
-    """Taps on each side for blurs of up to `sigma` pixels on images of `size` x `size`.
+    """Returns the number of taps on each side of the blur's centre.
 
-    MoCo blurs with PIL, which approximates the untruncated Gaussian; SimCLR's kernel has a tenth of the image, 23
-    taps at 224 pixels: 5.5 sigma at their largest sigma of 2. Both mean "the whole Gaussian", so here it is that at
-    any image size. What lies beyond 3.5 sigma weighs less than 5e-4: an error below a quarter of an 8-bit step
-    however hard the edges, for two thirds of the taps. A mirrored border cannot reach further than size - 1.
+    It is for blurs of up to `sigma` pixels on images of `size` x `size`. MoCo blurs with PIL, which approximates the
+    untruncated Gaussian. SimCLR's kernel is a tenth of the image: 23 taps at 224 pixels, 5.5 sigma at their largest
+    sigma of 2. Both are in effect the whole Gaussian, so here it is the whole one at any image size. The weights beyond
+    3.5 sigma sum to less than 5e-4. Without them the error is below a quarter of an 8-bit step for any edges, and a
+    third of the taps is saved. A mirrored border cannot reach further than size - 1.
     """
     return min(math.ceil(BLUR_REACH * sigma), size - 1)
 
 
 def blur_taps(sigma: Tensor, radius: int) -> list[Tensor]:
-    """2 · radius + 1 weights [n] of sigma [n]; a sigma of 0 gives the identity."""
+    """Returns the 2 · radius + 1 weights [n] of a blur.
+
+    sigma: [n]; 0 gives the identity.
+    """
     squares = -0.5 / sigma.clamp(min=0.01) ** 2  # at 0.01 only the centre is above 0
     taps = [torch.exp(squares * offset**2) for offset in range(radius + 1)]
     total = taps[0] + 2 * sum(taps[1:], torch.zeros_like(sigma))
@@ -91,8 +105,10 @@ def blur_taps(sigma: Tensor, radius: int) -> list[Tensor]:
 
 
 def blur(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
-    """Separable Gaussian blur of [n, C, H, W], mirrored at the borders (torchvision's `gaussian_blur`); sigma [n], 0
-    leaves a sample as it is."""
+    """Blurs with a separable Gaussian, mirrored at the borders.
+
+    As torchvision's `gaussian_blur`. x: [n, C, H, W]. sigma: [n]; 0 leaves a sample as it is.
+    """
     taps = [tap.view(-1, 1, 1, 1) for tap in blur_taps(sigma, radius)]
     for dimension in (2, 3):
         size = x.shape[dimension]
@@ -103,13 +119,19 @@ def blur(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
 
 
 def _reflected(at: Tensor, size: int) -> Tensor:
-    """Positions in [0, size) that a mirror at both ends shows at positions less than a length away."""
+    """Mirrors positions at both ends of [0, size).
+
+    at: positions less than one length outside.
+    """
     at = at.abs()
     return torch.where(at < size, at, 2 * (size - 1) - at)
 
 
 def rotate(x: Tensor, degrees: Tensor) -> Tensor:
-    """Rotate square images [n, C, S, S] counter-clockwise about the centre, bilinear, black outside; degrees [n]."""
+    """Rotates square images counter-clockwise about the centre.
+
+    x: [n, C, S, S]. degrees: [n]. Bilinear; black outside.
+    """
     angle = torch.deg2rad(degrees)
     cos = torch.cos(angle)
     sin = torch.sin(angle)

@@ -1,7 +1,8 @@
-"""The augmentations of a whole batch on an accelerator: every operation on every sample, and a selection.
+"""Augments a whole batch on an accelerator, as one graph.
 
-To choose samples would mean to wait for the device. All of it is one graph for torch.compile: it reads the bytes twice,
-for contrast needs an image's mean, and the blur's two passes once each.
+Every operation runs on every sample, and the results are selected. Choosing samples first would mean waiting for the
+device. All of it is one graph for torch.compile. It reads the bytes twice, because contrast needs an image's mean, and
+reads the image once more in each of the blur's two passes.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ def everywhere(
     view: View,
     dtype: torch.dtype,
 ) -> Tensor:
-    """uint8 [n, S, S, C] -> normalised `dtype` [n, C, S, S] in channels_last; no value is read back from the device.
+    """Augments crops, and reads no value back from the device.
 
-    One graph for a view: nothing in it knows the epoch, nor the number of samples. keys: of its streams. steps: see
-    `moco.randomness.uniform`.
+    crops: uint8 [n, S, S, C]. Returns normalised `dtype` [n, C, S, S] in channels_last. There is one graph for a
+    view, because nothing in it depends on the epoch or on the number of samples. keys: of the view's streams.
+    steps: see `moco.randomness.uniform`.
     """
     x = change(crops, draw_with(view, keys.unbind(), index, steps), view)
     x = x * scale.view(-1, 1, 1) + shift.view(-1, 1, 1)
@@ -36,7 +38,10 @@ def everywhere(
 
 
 def change(crops: Tensor, p: Parameters, view: View) -> Tensor:
-    """uint8 [n, S, S, C] -> float32 [n, C, S, S] in [0, 255]."""
+    """Augments crops, without normalisation.
+
+    crops: uint8 [n, S, S, C]. Returns float32 [n, C, S, S] in [0, 255].
+    """
     if p.flip is not None:
         crops = torch.where(p.flip.view(-1, 1, 1, 1), crops.flip(2), crops)
     planes = [plane.to(torch.float32, memory_format=torch.contiguous_format) for plane in crops.unbind(3)]
@@ -64,10 +69,10 @@ def _grey(planes: Planes, chosen: Tensor | None) -> Planes:
 
 
 def _jitter(planes: Planes, order: Tensor, factors: Tensor, rgb: bool) -> Planes:
-    """Contrast alone needs the whole image, its mean: up to three operations, contrast, up to three more.
+    """Applies the jitter's operations in the order of each sample.
 
-    So the batch is read twice, however the samples' orders differ. Of images that are not RGB, each channel has its own
-    mean.
+    Only contrast needs the whole image, for its mean. So there are up to three operations, contrast, and up to three
+    more, and the batch is read twice for any orders. In images that are not RGB, each channel has its own mean.
     """
     orders = order.unbind(1)
     place = sum(((orders[k] == CONTRAST) * k for k in range(1, 4)), torch.zeros_like(orders[0]))
@@ -83,7 +88,10 @@ def _jitter(planes: Planes, order: Tensor, factors: Tensor, rgb: bool) -> Planes
 
 
 def _one_operation(planes: Planes, which: Tensor, factors: Tensor, rgb: bool) -> Planes:
-    """Brightness, saturation or hue, as `which` [n] says; nothing for CONTRAST. Without RGB, brightness alone."""
+    """Applies brightness, saturation or hue, as `which` [n] says.
+
+    CONTRAST changes nothing. Without RGB, only brightness changes the planes.
+    """
     which = pixels.per_sample(which)
     bright = [pixels.blend(plane, 0.0, factors[:, BRIGHTNESS]) for plane in planes]
     if not rgb:
@@ -99,6 +107,9 @@ def _one_operation(planes: Planes, which: Tensor, factors: Tensor, rgb: bool) ->
 
 
 def _mirrored(degrees: Tensor, flip: Tensor | None) -> Tensor:
-    """The flip runs first, on bytes, though the view puts it last: it commutes with all but the rotation, whose sense
-    it turns."""
+    """Returns the angles, negated for flipped samples.
+
+    The flip runs first, on bytes, although the view puts it last. It commutes with all operations except the rotation,
+    whose direction it reverses.
+    """
     return degrees if flip is None else torch.where(flip, -degrees, degrees)

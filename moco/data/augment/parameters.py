@@ -1,4 +1,4 @@
-"""The parameters of each augmented sample, drawn for a batch at a time.
+"""Draws the parameters of each augmented sample, a batch at a time.
 
 They are functions of (seed, epoch, sample index, view).
 """
@@ -20,9 +20,9 @@ NO_JITTER = (1.0, 1.0, 1.0, 0.0)
 
 @dataclass(frozen=True)
 class Parameters:
-    """The parameters of each operation for n samples. None: the view never does it.
+    """Holds the parameters of each operation for n samples.
 
-    A sample that an operation leaves out has the value of the identity.
+    None if the view never does the operation. A sample that an operation leaves out has the value of the identity.
     """
 
     order: Tensor | None = None  # int64 [n, 4]: the jitter's operations, first to last
@@ -39,17 +39,23 @@ MOST_DRAWS = 9  # numbers of one purpose for a sample
 
 
 def stream_keys(seed: int, epoch: int, number: int) -> list[int]:
-    """The keys of view `number`, one of each of PURPOSES."""
+    """Returns the keys of view `number`, one for each of PURPOSES."""
     return [stream_key(seed, epoch, purpose, number) for purpose in PURPOSES]
 
 
 def draw(view: View, seed: int, epoch: int, index: Tensor, number: int) -> Parameters:
-    """The parameters of view `number` for the samples `index` (int64 [n]), on its device."""
+    """Draws the parameters of view `number`, on the device of `index`.
+
+    index: int64 [n], the samples.
+    """
     return draw_with(view, stream_keys(seed, epoch, number), index)
 
 
 def draw_with(view: View, keys: Sequence[int | Tensor], index: Tensor, steps: Tensor | None = None) -> Parameters:
-    """`draw` with the view's `stream_keys`. steps: see `moco.randomness.uniform`."""
+    """Draws as `draw` does, with the view's `stream_keys`.
+
+    steps: see `moco.randomness.uniform`.
+    """
     key_of = dict(zip(PURPOSES, keys, strict=True))
 
     def numbers(purpose: Purpose, count: int) -> Tensor:
@@ -83,7 +89,10 @@ def draw_with(view: View, keys: Sequence[int | Tensor], index: Tensor, steps: Te
 
 
 def _argsort(values: Tensor) -> Tensor:
-    """Stable argsort along the second of two short dimensions, by comparisons, which a compiler fuses."""
+    """Returns the stable argsort along the second dimension.
+
+    That dimension is short, so it uses comparisons, which a compiler fuses.
+    """
     columns = values.unbind(1)
     ranks = []
     for k, own in enumerate(columns):

@@ -1,9 +1,9 @@
-"""Augmentation recipes: ranges and probabilities of each view's operations.
+"""Defines the recipes: ranges and probabilities of each view's operations.
 
-A recipe holds one `View` per view it treats differently (view v uses `views[v % len(views)]`), the crop that the loader
-cuts, the channel statistics that end the chain, and the source of its numbers. Horizontal flips commute with every
-photometric operation (and with the blur, whose kernel is symmetric), so recipes that differ only in where the flip
-stands are the same function and need no field for it.
+A recipe holds one `View` for each view that it treats differently (view v uses `views[v % len(views)]`), the crop that
+the loader cuts, the channel statistics of the final normalisation, and the source of its numbers. Horizontal flips
+commute with every operation on colours, and with the blur, whose kernel is symmetric. So recipes that differ only in
+the position of the flip are equal, and have no field for it.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ DIGITS_STD: PerChannel = (0.324, 0.324, 0.324)
 
 @dataclass(frozen=True)
 class Jitter:
-    """ColorJitter, with probability `p`.
+    """Holds the strengths of ColorJitter, done with probability `p`.
 
-    Factors lie in [max(0, 1 - x), 1 + x] for the first three; the hue shift lies in [-hue, hue] turns.
+    The factors of the first three lie in [max(0, 1 - x), 1 + x]. The hue shift lies in [-hue, hue] turns.
     """
 
     brightness: float = 0.0
@@ -47,18 +47,23 @@ class Jitter:
             raise InputError("a jitter strength below 0 has no meaning; give 0 to leave an operation out")
 
     def ranges(self) -> tuple[Range, Range, Range, Range]:
-        """(low, high) of brightness, contrast, saturation (factors) and hue (turns): torchvision's rule."""
+        """Returns (low, high) of brightness, contrast, saturation and hue.
+
+        Hue is in turns, the others are factors. The rule is torchvision's.
+        """
         factors = [(max(0.0, 1 - x), 1 + x) for x in (self.brightness, self.contrast, self.saturation)]
         return factors[0], factors[1], factors[2], (-self.hue, self.hue)
 
 
 @dataclass(frozen=True)
 class View:
-    """One view's operations in the order they run; odds of 0 leave an operation out.
+    """Holds one view's operations; those with probability 0 are left out.
 
-    rgb: the image's three channels are colours; else contrast is about each channel's own mean.
-    rotation (degrees, either way) -> [grayscale, if grayscale_first] -> jitter -> grayscale -> blur (sigma in pixels,
-    uniform in `sigma`) -> solarize (at half intensity) -> horizontal flip.
+    Their order is rotation, jitter, grayscale, blur, solarize, horizontal flip.
+    grayscale_first: True if grayscale comes before the jitter instead.
+    rotation: largest angle in degrees, in both directions.
+    sigma: range of the blur's sigma in pixels, drawn uniformly. solarize: probability; the threshold is half intensity.
+    rgb: True if the three channels are colours. Otherwise contrast uses each channel's own mean.
     """
 
     rotation: float = 0.0
@@ -79,21 +84,22 @@ class View:
 
     @property
     def changes_colour(self) -> bool:
-        """Whether it has an operation that only RGB has."""
+        """Returns True if it has an operation that only RGB has."""
         return bool(self.grayscale or (self.jitter and (self.jitter.saturation or self.jitter.hue)))
 
     def without_colour(self) -> View:
-        """The view without hue, saturation and grey, which only RGB has."""
+        """Returns the view without hue, saturation and grey, which need RGB."""
         jitter = replace(self.jitter, saturation=0.0, hue=0.0) if self.jitter else None
         return replace(self, jitter=jitter, grayscale=0.0, grayscale_first=False, rgb=False)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A named set of views.
+    """Holds a named set of views.
 
-    scale, ratio: area share and aspect of the loader's random crop. probe_scale: that share for a probe. centre: the
-    central square of an evaluation, as a share of the shorter side; by default that of 224 in 256 px.
+    scale, ratio: area share and aspect ratio of the loader's random crop. probe_scale: area share of the crop for a
+    probe. centre: side of the central square of an evaluation, as a share of the shorter side; by default that of 224
+    in 256 px.
     """
 
     name: str
@@ -110,7 +116,10 @@ class Recipe:
         return self.views[number % len(self.views)]
 
     def for_probe(self) -> Recipe:
-        """The linear probe's training recipe: crop and this recipe's flip, no change of colours."""
+        """Returns the recipe for training a linear probe.
+
+        It has the crop and this recipe's flip, and no change of colours.
+        """
         flip = max(view.flip for view in self.views)
         return Recipe(
             f"lincls ({self.name})",
@@ -124,17 +133,17 @@ class Recipe:
         )
 
     def for_evaluation(self) -> Recipe:
-        """Normalisation alone, with this recipe's statistics."""
+        """Returns the recipe that only normalises, with this recipe's statistics."""
         return replace(RECIPES["eval"], name=f"eval ({self.name})", mean=self.mean, std=self.std, centre=self.centre)
 
     def for_channels(
         self, channels: int, mean: Sequence[float] = (), std: Sequence[float] = (), rgb: bool = True
     ) -> Recipe:
-        """This recipe for images of `channels`, with the `mean` and `std` of their values / 255.
+        """Returns this recipe for images of `channels`.
 
-        rgb: whether three channels are colours. Without mean and std it is the recipe's own for RGB, and for other
-        images where its three are equal (grey scans); else 0.5 and 0.5. The views of other images are those of
-        `View.without_colour`.
+        mean, std: of their values / 255. rgb: True if three channels are colours. Without mean and std, RGB images have
+        the recipe's. Other images have them too if the recipe's three are equal (grey scans), and otherwise 0.5 and
+        0.5. The views of other images are those of `View.without_colour`.
         """
         recipe = self
         if channels != 3 or not rgb:
@@ -158,9 +167,10 @@ def find_recipe(
     std: Sequence[float] = (),
     rgb: bool = True,
 ) -> Recipe:
-    """The recipe called `name`, `for_channels`; InputError with the known names if there is none.
+    """Returns the recipe called `name`, for these channels.
 
-    crop_min: smallest area share of the random crop, in place of the recipe's.
+    crop_min: smallest area share of the random crop, instead of the recipe's. For the others see `Recipe.for_channels`.
+    Raises InputError, with the known names, if there is no such recipe.
     """
     if name not in RECIPES:
         hint = did_you_mean(name, RECIPES, 1)

@@ -1,11 +1,10 @@
-"""The augmentations as a CPU likes them: one sample at a time, row by row in its nearest cache, compiled by numba.
+"""Augments on a CPU, one sample at a time, compiled by numba.
 
-On a CPU the batched operations of `moco.data.augment.batched` are bound by memory and by Python: some fifty passes over
-each image, and threads that wait for one another between them. Here a sample needs two passes whatever is done to it
-(three with a blur), only what is due is done, and threads run free of the interpreter. Each sample is computed by the
-same instructions from its own numbers alone, so its bits depend neither on its batch nor on the number of threads.
-
-The formulas are those of `batched`. numba keeps compiled code on disk until this file changes, so all of it is here.
+The operations of `moco.data.augment.batched` pass some fifty times over each image, and their threads wait for each
+other. On a CPU, memory and Python limit their speed. Here a sample takes two passes for all operations, three with a
+blur. Rows stay in the nearest cache, only operations drawn for the sample run, and threads hold no interpreter lock.
+Each sample is computed alone by the same instructions, so its bits do not depend on its batch or on the threads. The
+formulas are those of `batched`. numba keeps compiled code on disk until this file changes, so all of it is here.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-# As in moco.data.augment.parameters and moco.data.augment.batched; a test holds them equal.
+# As in moco.data.augment.parameters and moco.data.augment.batched; a test checks that they are equal.
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 LUMA = (0.2989, 0.587, 0.114)
 BLUR_REACH = 3.5
@@ -28,7 +27,7 @@ _ZERO, _WHITE, _ONE, _TWO, _THREE = (np.float32(value) for value in (0, 255, 1, 
 
 
 def _jit(function: Callable) -> Any:
-    # Free to fuse, reorder and vectorise sums, but not to assume that no number is infinite or NaN.
+    # numba may fuse, reorder and vectorise sums, but must not assume that no number is infinite or NaN.
     options: dict[str, Any] = {
         "nogil": True,
         "error_model": "numpy",
@@ -52,7 +51,7 @@ def _luma(row: np.ndarray, i: int) -> Number:
 
 @_jit
 def _read(row: np.ndarray, crop: np.ndarray, y: int, flip: bool) -> None:
-    """Row y of the crop, bytes [S * S * 3], into row [3, S]."""
+    """Reads row y of crop, bytes [3·S²], into row [3, S]."""
     size = row.shape[1]
     start, step = (3 * ((y + 1) * size - 1), -3) if flip else (3 * y * size, 3)
     for i in range(size):
@@ -62,19 +61,19 @@ def _read(row: np.ndarray, crop: np.ndarray, y: int, flip: bool) -> None:
 
 @_jit
 def _read_rotated(row: np.ndarray, crop: np.ndarray, y: int, flip: bool, cos: float, sin: float) -> None:
-    """As `_read`, of the crop rotated about its centre: bilinear, black outside. The flip comes after the rotation."""
+    """Reads as `_read` does, bilinear, from the crop rotated about its centre."""
     size = row.shape[1]
     centre = (size - 1) / 2
     dy = y - centre
     for i in range(size):
-        dx = (size - 1 - i if flip else i) - centre
+        dx = (size - 1 - i if flip else i) - centre  # the flip comes after the rotation
         sx = cos * dx - sin * dy + centre
         sy = sin * dx + cos * dy + centre
         left, top = math.floor(sx), math.floor(sy)
         right, bottom = np.float32(sx - left), np.float32(sy - top)  # shares of the neighbours on that side
         x0, x1 = min(max(left, 0), size - 1), min(max(left + 1, 0), size - 1)
         y0, y1 = min(max(top, 0), size - 1), min(max(top + 1, 0), size - 1)
-        a = (_ONE - right) * (x0 == left)
+        a = (_ONE - right) * (x0 == left)  # a neighbour outside is black
         b = right * (x1 == left + 1)
         c = (_ONE - bottom) * (y0 == top)
         d = bottom * (y1 == top + 1)
@@ -137,7 +136,7 @@ def _shift_hue(row: np.ndarray, turns: Number) -> None:
 
 @_jit
 def _jitter(row: np.ndarray, order: np.ndarray, first: int, last: int, factors: np.ndarray) -> None:
-    """The operations order[first:last] on a row; contrast, which needs the whole image, is not among them."""
+    """Applies the operations order[first:last] to a row; contrast is skipped."""
     for place in range(first, last):
         which = order[place]
         if which == BRIGHTNESS and factors[BRIGHTNESS] != _ONE:
@@ -170,10 +169,11 @@ def _add_pair(to: np.ndarray, left: np.ndarray, right: np.ndarray, weight: Numbe
 def _blur_row(
     image: np.ndarray, y: int, taps: np.ndarray, down: np.ndarray, padded: np.ndarray, row: np.ndarray
 ) -> None:
-    """Row y of the image [S, 3 * S], blurred down the columns first, then along them, into `row`.
+    """Blurs row y of the image [S, 3 * S] into `row`.
 
-    taps [radius + 1]: from the centre outwards. Scratch: down [3 * S], padded; like row flat [3, S + 2 * radius]. The
-    second pass runs over the three mirrored channels in one go: what comes out between them is of no meaning.
+    It blurs down the columns first, then along the row. taps [radius + 1]: from the centre outwards. Scratch: down
+    [3 * S], padded; like row flat [3, S + 2 * radius]. The second pass runs over the three mirrored channels at once.
+    Its results between the channels have no meaning.
     """
     size, radius = image.shape[0], len(taps) - 1
     wide = size + 2 * radius
@@ -202,12 +202,12 @@ def _taps(sigma: float, size: int) -> np.ndarray:
 
 @_jit
 def _write(out: np.ndarray, line: np.ndarray, wide: int, solarize: bool, scale: np.ndarray, shift: np.ndarray) -> None:
-    """Three channels, each `wide` after the one before, solarized if so wished and normalised, into out [S, 3]."""
+    """Writes the channels of `line`, solarized if asked and normalised."""
     if solarize:
         for i in range(len(line)):
             line[i] = min(line[i], _WHITE - line[i])
     size = out.shape[0]
-    red, green, blue = line[:size], line[wide : wide + size], line[2 * wide : 2 * wide + size]
+    red, green, blue = line[:size], line[wide : wide + size], line[2 * wide : 2 * wide + size]  # `wide` apart
     a, b, c, d, e, f = scale[0], scale[1], scale[2], shift[0], shift[1], shift[2]
     for i in range(size):
         out[i, 0] = a * red[i] + d
@@ -224,10 +224,10 @@ def augment(
     scale: np.ndarray, shift: np.ndarray, out: np.ndarray,
 ) -> None:
     # fmt: on
-    """The samples first .. last - 1 of a batch of n into out, float32 [n, S, S, 3]: bytes * scale + shift, each [3].
+    """Augments samples first to last - 1 of a batch into `out`.
 
-    crops: uint8, flat, sample i [S, S, 3] beginning at i * stride. Parameters as in `moco.data.augment.parameters`,
-    none None.
+    out: float32 [n, S, S, 3], bytes * scale + shift, each [3]. crops: uint8, flat; sample i [S, S, 3] begins at i *
+    stride. The parameters are those of `moco.data.augment.parameters`, and none is None.
     """
     size = out.shape[1]
     image = np.empty((size, 3, size), np.float32)
@@ -238,7 +238,7 @@ def augment(
         crop = crops[n * stride : n * stride + size * size * 3]
         contrast = factors[n, CONTRAST]
         place = 0
-        while place < 4 and order[n, place] != CONTRAST:
+        while place < 4 and order[n, place] != CONTRAST:  # contrast needs the whole image
             place += 1
         cos, sin = math.cos(math.radians(degrees[n])), math.sin(math.radians(degrees[n]))
         mean = 0.0

@@ -2,7 +2,7 @@
 
     python -m moco.data.beton write /data/imagenet imagenet100.beton --subset imagenet100 --max-resolution 400
 
-It writes imagenet100.beton from train/ and imagenet100.val.beton from val/; main_moco.py and main_lincls.py take the
+It writes imagenet100.beton from train/ and imagenet100.val.beton from val/. main_moco.py and main_lincls.py take the
 first as their `data` and find the second beside it.
 """
 
@@ -143,8 +143,8 @@ def _first(names: list[str], most: int = 8) -> str:
 def find_damage(path: str | Path, workers: int = 1) -> list[str]:
     """Returns the faults of a .beton file, a line for each.
 
-    It checks every byte: tables and samples by checksum, JPEGs by decoding them if there are no side data, and the
-    padding between pages, which FFCV fills with zeros.
+    It checks every byte. With side data, tables and samples must have their checksums. Without, JPEGs are decoded. The
+    padding between pages must be zeros, as FFCV writes it.
     """
     try:
         source = BetonSource(path)

@@ -2,7 +2,7 @@
 
 It waits for ever if one of its processes dies. Any exception makes a process die: an unreadable or greyscale image, a
 picture larger than a page, a full disk. Here every image is upright RGB before FFCV gets it, an unreadable one is noted
-and not raised, and the wait ends when a process dies. placing.py decides where samples are.
+and not raised, and the wait ends when a process dies. placing.py chooses the places of the samples.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PLACEHOLDER = np.zeros((1, 1, 3), np.uint8)  # of a bad image: FFCV needs some p
 
 
 class Job:
-    """The data set that FFCV's writing processes ask for images.
+    """Holds the data set that FFCV's writing processes read.
 
     They write their results to memory that this process shares.
     """
@@ -135,8 +135,8 @@ class ProcessDied(Exception):
 def run_guarded(job: Job, path: Path, page_size: int, workers: int, watch: Callable[[], None]) -> None:
     """Writes the job's samples to `path`, and notices when a process dies.
 
-    FFCV's processes and layout. watch: called several times a second; if it raises, the writing ends. Raises
-    ProcessDied, OSError.
+    The processes and the layout are FFCV's. watch: called several times a second; if it raises, the writing ends.
+    Raises ProcessDied, OSError.
     """
     from ffcv.writer import DatasetWriter
 
@@ -184,7 +184,7 @@ def run_guarded(job: Job, path: Path, page_size: int, workers: int, watch: Calla
 def _work(failures: multiprocessing.queues.SimpleQueue[str], arguments: tuple[Any, ...]) -> None:
     """Runs a writing process, which must not outlive its parent.
 
-    Otherwise it would wait for ever for a reader of its results.
+    Otherwise it would wait for ever for its results to be read.
     """
     from ffcv.writer import worker_job_indexed_dataset
 

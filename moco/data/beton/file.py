@@ -1,10 +1,10 @@
 """Reads a .beton file with FFCV's reader and JPEG decoder.
 
 FFCV's own loader compiles its pipelines in every process (seconds), decodes once per view, draws crops that cannot be
-seeded, and gives constant or stale pixels for damaged data without an error. Its file format and its C functions have
-no such faults, so only they are used. The file's structure is checked on opening, each JPEG's checksum and the
-decoder's return code at every read. pread reads the pixels, so a file that shrinks gives an error; a memory map would
-end the process.
+seeded, and gives constant or stale pixels for damaged data without an error. Only its file format and its C functions
+are used, because they do not have these faults. The file's structure is checked on opening, each JPEG's checksum and
+the decoder's return code at every read. pread reads the pixels, so a file that shrinks gives an error; a memory map
+would end the process.
 """
 
 from __future__ import annotations
@@ -223,7 +223,7 @@ class BetonSource:
         return pixels.reshape(shape)
 
     def _buffer(self, purpose: str, count: int) -> np.ndarray:
-        """Returns this thread's buffer, so that no sample pays for fresh pages."""
+        """Returns this thread's buffer, which is reused to avoid fresh pages."""
         buffer = getattr(self._scratch, purpose, None)
         if buffer is None or len(buffer) < count:
             buffer = np.empty(count * 5 // 4, dtype=np.uint8)
@@ -232,7 +232,7 @@ class BetonSource:
 
 
 class BetonPicture:
-    """A sample of a .beton file."""
+    """Holds a sample of a .beton file, not yet decoded."""
 
     def __init__(self, source: BetonSource, index: int) -> None:
         self.source = source

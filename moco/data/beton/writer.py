@@ -79,7 +79,7 @@ def write_beton(
 
 @contextlib.contextmanager
 def _only_writer(out: Path, partial: Path) -> Iterator[None]:
-    """Creates `partial` and holds its lock. InputError if another process does."""
+    """Creates `partial` and holds its lock. InputError if it is locked."""
     import fcntl  # Windows has neither it nor FFCV
 
     try:
@@ -132,14 +132,14 @@ def _sizes(source: Source, workers: int, title: str) -> tuple[np.ndarray, dict[i
 def progress_bar(total: int, title: str) -> tqdm:
     """Shows images done, speed and time left.
 
-    On a terminal ten times a second, in a log file every ten seconds.
+    It is updated ten times a second on a terminal, and every ten seconds in a log file.
     """
     every = 0.1 if sys.stderr.isatty() else 10.0
     return tqdm(total=total, desc=title, unit="img", smoothing=0.05, dynamic_ncols=True, mininterval=every)
 
 
 def _short_name(source: Source, index: int) -> str:
-    """Returns the name without the common folder, for use in other places."""
+    """Returns the name without the common folder, valid in other places."""
     paths = getattr(source, "paths", None)
     return paths[index] if paths is not None else source.name(index)
 
@@ -159,8 +159,8 @@ def _refuse(source: Source, bad: dict[int, str], skip: bool) -> None:
 def _page_size(source: Source, kept: np.ndarray, sizes: np.ndarray, max_resolution: int | None) -> int:
     """Returns the bytes of a page, which must hold the largest image.
 
-    The smallest size that FFCV allows, from 8 MiB on. A sample is inside one page, and its table has 16 bits for a
-    side. InputError, naming the image, for one that is too large for these.
+    It is the smallest size that FFCV allows, but at least 8 MiB. A sample must be inside one page, and the file's table
+    has 16 bits for a side. Raises InputError, naming the image, for one that is too large for these.
     """
     longest = sizes.max(1).astype(float)
     shrink = np.minimum(1.0, (max_resolution or np.inf) / longest)

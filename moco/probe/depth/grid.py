@@ -17,8 +17,8 @@ SHOWN = 8  # validation images, evenly spread
 def grid(val: DepthLoader, predicted: Tensor, truth: Tensor) -> bytes:
     """Draws a PNG of images and depth.
 
-    It has a row for each of SHOWN images of `val`, with image, true and predicted depth [n, S, S] in metres. Near is
-    bright, the farthest true pixel of all rows nearly black; black is where depth is missing.
+    It has a row for each of SHOWN images of `val`, with image, true and predicted depth [n, S, S] in metres. Near
+    pixels are bright. The farthest true pixel of all rows is nearly black. Missing depth is black.
     """
     chosen = np.unique(np.linspace(0, len(truth) - 1, min(SHOWN, len(truth))).astype(int))
     farthest = float(truth[chosen].max().clamp_min(1e-6))

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 class DepthPredictor(nn.Module):
     """Maps features to depth in metres.
 
-    [N, C, h, h] -> [N, size, size]. Wang & Isola 2020, appendix B: n times a transposed convolution (3x3, stride 2)
-    with BatchNorm and ReLU, each doubling the side and halving the channels, then a 3x3 convolution to one channel. n
-    is the most doublings that do not pass `size`. A side that doubling does not bring to `size` (SmallAlexNet's 15 and
-    7 become 60 and 56) is resized, bilinear.
+    [N, C, h, h] -> [N, size, size]. The network is that of Wang & Isola 2020, appendix B. It has n transposed
+    convolutions (3x3, stride 2) with BatchNorm and ReLU. Each doubles the side and halves the channels. A 3x3
+    convolution to one channel follows. n is the largest number of doublings that does not pass `size`. A side that
+    doubling does not bring to `size` is resized, bilinear: SmallAlexNet's sides of 15 and 7 become 60 and 56.
     """
 
     def __init__(self, channels: int, side: int, size: int) -> None:
