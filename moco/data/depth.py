@@ -5,6 +5,7 @@ Depth is in whole millimetres, and 0 if it is missing, as cameras write it.
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -117,13 +118,18 @@ class PairFolder(_Unlabelled):
         colours = sorted(name for name in files if name.lower().endswith(_COLOUR))
         if not colours:
             raise InputError(f"there are no pairs NAME.color.jpg and NAME.depth.png in {root}: check the path")
-        self.pairs = [(root / name, root / f"{name.rpartition('.color.')[0]}{_DEPTH}") for name in colours]
-        alone = [colour.name for colour, depth in self.pairs if depth.name not in files]
+        depths = {name[: -len(_DEPTH)]: name for name in files if name.lower().endswith(_DEPTH)}
+        stems = [name[: name.lower().rindex(".color.")] for name in colours]
+        alone = [name for name, stem in zip(colours, stems, strict=True) if stem not in depths]
         if alone:
             raise InputError(
                 f"{len(alone)} images in {root} have no depth, the first is {alone[0]}: add"
-                f" {alone[0].rpartition('.color.')[0]}{_DEPTH}, or remove the image"
+                f" {stems[colours.index(alone[0])]}{_DEPTH}, or remove the image"
             )
+        twice = [stem for stem, times in Counter(stems).items() if times > 1]
+        if twice:
+            raise InputError(f"several images in {root} have the depth {depths[twice[0]]}: keep one of them")
+        self.pairs = [(root / name, root / depths[stem]) for name, stem in zip(colours, stems, strict=True)]
         super().__init__(len(self.pairs))
 
     def name(self, index: int) -> str:

@@ -70,6 +70,25 @@ def test_pairs_lie_side_by_side(pairs: Path) -> None:
     assert not has_split(None, "nyu-depth", "train")
 
 
+def test_suffixes_are_read_in_either_case(pairs: Path) -> None:
+    first = sorted((pairs / "val").glob("*.color.*"))[0]
+    stem, suffix = first.name.split(".color.")
+    before = open_depth(str(pairs), "val").depth(0)
+    first.rename(first.with_name(f"{stem}.Color.{suffix.upper()}"))
+    (pairs / "val" / f"{stem}.depth.png").rename(pairs / "val" / f"{stem}.Depth.PNG")
+    source = open_depth(str(pairs), "val")
+    assert len(source) == 3 and np.array_equal(source.depth(0), before)
+
+
+def test_two_images_of_one_depth_are_refused(pairs: Path) -> None:
+    first = sorted((pairs / "val").glob("*.color.*"))[0]
+    stem = first.name.split(".color.")[0]
+    other = first.with_name(f"{stem}.color.{'jpeg' if first.suffix == '.png' else 'png'}")
+    other.write_bytes(first.read_bytes())
+    with pytest.raises(InputError, match=rf"several images in .* have the depth {stem}\.depth\.png: keep one"):
+        open_depth(str(pairs), "val")
+
+
 def alike(images: torch.Tensor, depth: torch.Tensor) -> None:
     """In the material depth is 8 mm + 16 mm · blue, and both are smooth: a crop or a flip of one alone would differ."""
     blue = (depth - 0.008) / 0.016
