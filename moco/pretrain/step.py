@@ -105,14 +105,36 @@ class TrainingStep:
         from the queue, alignment and uniformity of the batch. Without `measure` there are none.
         """
         parts = [shares(size, self.accum_steps) for size in sizes]
-        small = 0 if batch.small is None else batch.small.shape[1]
-        # a loss for each direction, then for each direction and small crop
-        outputs: list[list[_Part]] = [[] for _ in range(len(self.directions) * (1 + small))]
-        self.share = (len(self.directions) if self.moco.keys == "batch" else 1) / len(outputs)
-
         with stage("EMA"):
             self.moco.update_key_encoder()
         self.guard.begin()
+        outputs = self._gradients(batch, epoch, sizes, parts)
+        with stage("optimiser"):
+            self.loss_state.average_gradients()
+            self.guard.step(torch.stack([out.loss for done in outputs for out in done]).sum(), self.moco.step)
+            self.loss_state.average_buffers()
+
+        q = torch.cat([out.q for out in outputs[0]])
+        keys = [torch.cat([out.k for out in done]) for done in outputs[: len(self.directions)]]
+        # this must come before the queue holds these keys
+        measured = self._measure(q, keys[0], pairs=min(sizes) > 1) if measure else {}
+        if self.moco.K:
+            self._enqueue(keys, batch.labels, sizes)
+        means = self._means(outputs, parts[rank()])
+        if self.online_probe is not None:
+            features = torch.cat([out.features for out in outputs[0] if out.features is not None])
+            means |= self.online_probe.step(features, batch.labels, sum(sizes))
+        return means, measured
+
+    def _gradients(self, batch: Batch, epoch: int, sizes: list[int], parts: list[list[int]]) -> list[list[_Part]]:
+        """Computes keys, losses and gradients of the whole batch, part after part.
+
+        Returns the parts' outputs for each direction, then for each direction and small crop.
+        parts: for each rank, the number of samples in each part.
+        """
+        small = 0 if batch.small is None else batch.small.shape[1]
+        outputs: list[list[_Part]] = [[] for _ in range(len(self.directions) * (1 + small))]
+        self.share = (len(self.directions) if self.moco.keys == "batch" else 1) / len(outputs)
         fields = [field.split(parts[rank()]) for field in (batch.crops, batch.index, batch.labels)]
         for number, part in enumerate(zip(*fields, strict=True)):
             of_ranks = [of_rank[number] for of_rank in parts]
@@ -127,28 +149,20 @@ class TrainingStep:
                     losses = self._small_crops(crops, Batch(*part), epoch, keys_of_part, of_ranks, sum(sizes))
                 for done, out in zip(outputs[len(self.directions) :], losses, strict=True):
                     done.append(out)
-        with stage("optimiser"):
-            self.loss_state.average_gradients()
-            self.guard.step(torch.stack([out.loss for done in outputs for out in done]).sum(), self.moco.step)
-            self.loss_state.average_buffers()
+        return outputs
 
-        q = torch.cat([out.q for out in outputs[0]])
-        keys = [torch.cat([out.k for out in done]) for done in outputs[: len(self.directions)]]
-        # this must come before the queue holds these keys
-        measured = self._measure(q, keys[0], pairs=min(sizes) > 1) if measure else {}
-        if self.moco.K:
-            labels = gather_rows(batch.labels, sizes)
-            everyones = [gather_rows(k, sizes) for k in keys]
-            with stage("queue"):
-                if self.moco.queue_of_view_0 is not None:
-                    self.moco.enqueue(everyones[0], labels, everyones[1])
-                else:
-                    self.moco.enqueue(torch.cat(everyones), labels.repeat(len(keys)))
-        means = self._means(outputs, parts[rank()])
-        if self.online_probe is not None:
-            features = torch.cat([out.features for out in outputs[0] if out.features is not None])
-            means |= self.online_probe.step(features, batch.labels, sum(sizes))
-        return means, measured
+    def _enqueue(self, keys: list[Tensor], own_labels: Tensor, sizes: list[int]) -> None:
+        """Puts the keys of all ranks into the queue, or each view's into its own.
+
+        keys: of each direction, [n, dim]. own_labels: int64 [n]. sizes: number of samples on each rank.
+        """
+        labels = gather_rows(own_labels, sizes)
+        of_all_ranks = [gather_rows(k, sizes) for k in keys]
+        with stage("queue"):
+            if self.moco.queue_of_view_0 is not None:
+                self.moco.enqueue(of_all_ranks[0], labels, of_all_ranks[1])
+            else:
+                self.moco.enqueue(torch.cat(of_all_ranks), labels.repeat(len(keys)))
 
     def _forward_backward(self, part: Batch, epoch: int, views: tuple[int, int], sizes: list[int], total: int) -> _Part:
         """Computes keys, loss and gradients for one part of the batch.
