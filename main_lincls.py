@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Linear classification on frozen features: MoCo's script, the same as `python -m moco.probe`.
+"""Trains a linear classifier on frozen features, as MoCo's script does.
 
     torchrun --nproc_per_node=8 main_lincls.py --pretrained runs/v2/checkpoint_0199.pth.tar /data/imagenet
     python main_lincls.py --dataset digits --pretrained runs/digits/checkpoint_0039.pth.tar --sweep
     python main_lincls.py --dataset digits --pretrained runs/digits/checkpoint_0039.pth.tar --cached
     python main_lincls.py --evaluate --resume runs/lincls/model_best.pth.tar /data/imagenet
 
-The program is moco/probe/__main__.py; docs/evaluation.md has the protocols.
+It is the same as `python -m moco.probe`. The program is moco/probe/__main__.py; docs/evaluation.md has the protocols.
 """
 
 from moco.commands import end_with

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""How fast MoCo v2's augmentations are on a CPU (and which share of a step they take on a GPU), against the usual ways.
+"""Measures the speed of MoCo v2's augmentations against the usual ways.
 
     python -m benchmarks.augmentation [--data FOLDER] [--beton FILE ...] [--threads 2] [--rounds 7]
 
@@ -9,9 +9,10 @@ end to end    two-view float batches from files: our loader and augmentations, f
               MoCo's recipe as published (ImageFolder, PIL, its transforms, DataLoader with as many workers as threads).
 GPU           the augmentations of two views against a MoCo step of ResNet-50 in bf16, batch 256; with a GPU only.
 
-FOLDER has train/<class>/*; without one, photograph-like JPEGs of 500 x 375 are made up. All contestants of a table take
-turns in one process, round by round; printed are medians over the rounds, and of the ratios within a round (with
-their range): by the clock and by processor time.
+FOLDER has train/<class>/*. Without it, photograph-like JPEGs of 500 x 375 are made up.
+All contestants of a table take turns in one process, round by round.
+Printed are the medians over the rounds of the speeds and of the ratios within a round, and the range of the ratios.
+Both are given by the clock and by processor time.
 """
 
 from __future__ import annotations
@@ -42,12 +43,16 @@ from moco.data.sampler import Sampler
 
 SIZE = 224
 V2 = RECIPES["v2"]
-Contestants = dict[str, Callable[[], int]]  # name -> do one round's work, return how many views or images that was
+Contestants = dict[str, Callable[[], int]]  # name -> a function that does a round's work and returns its images
 
 
 def median_table(title: str, unit: str, contestants: Contestants, rounds: int) -> None:
-    """Run all in turn, `rounds` times after one that warms up, and print a line for each: by the clock, and by the
-    processor time of this process and its workers, which a busy machine disturbs less."""
+    """Times all contestants in turns and prints a line for each.
+
+    `rounds` rounds are timed, after one that warms up.
+    Speeds are by the clock, and by the processor time of this process and its workers.
+    A busy machine disturbs the processor time less.
+    """
     clocks: dict[str, list[tuple[float, float]]] = {name: [] for name in contestants}
     for round_number in range(rounds + 1):
         for name, work in contestants.items():
@@ -69,7 +74,10 @@ def median_table(title: str, unit: str, contestants: Contestants, rounds: int) -
 
 
 def processor_time() -> float:
-    """Seconds, of this process and of the workers that have ended (those only to 10 ms)."""
+    """Returns the processor seconds of this process and its ended workers.
+
+    Those of the workers are exact only to 10 ms.
+    """
     children = os.times()
     return time.process_time() + children.children_user + children.children_system
 
@@ -78,7 +86,10 @@ def processor_time() -> float:
 
 
 def made_up_folder(folder: Path, count: int = 256) -> Path:
-    """train/ of photograph-like JPEGs, 500 x 375, quality 90: clouds of several sizes with a little grain."""
+    """Writes photograph-like JPEGs into train/ of `folder`; returns `folder`.
+
+    They have 500 x 375 pixels and quality 90, and show clouds of several sizes with a little grain.
+    """
     rng = np.random.default_rng(0)
     for i in range(count):
         layers = []
@@ -224,8 +235,8 @@ def end_to_end(folder: Path, betons: list[Path], threads: int, rounds: int, batc
     images = datasets.ImageFolder(str(folder / "train"), Twice(transform))
 
     def run_theirs() -> int:
-        # Workers are forked anew each time, in some 50 ms: so nothing that they prefetch meanwhile is for free, and
-        # their processor time is known once they have ended.
+        # Workers are forked anew each time, in about 50 ms. So all their prefetching is timed, and their processor
+        # time is known when they have ended.
         part = torch.utils.data.Subset(images, torch.randperm(len(images))[:count].tolist())
         return sum(len(views[0]) for views, _ in torch.utils.data.DataLoader(part, batch, num_workers=threads))
 

@@ -1,11 +1,13 @@
-"""What crosses the network in a step, in bytes per rank: counted at 2, 4 and 8 gloo ranks, modelled to 1,024.
+"""Counts the bytes that each rank sends in a training step.
 
     python -m benchmarks.communication
 
-Counted is what each rank sends to others in a whole training step, call by call, where this project hands it to
-torch.distributed; and for comparison in the shuffle of the reference step, an all-gather of the finished fp32 images.
-(An all-gather of n bytes counts as n bytes to each of the others, as in a ring; an all-reduce of n as 2n(w-1)/w.)
-The gradients' all-reduce is inside DistributedDataParallel and is modelled from the number of parameters.
+The bytes are counted at 2, 4 and 8 gloo ranks, and modelled for up to 1,024 ranks.
+Each call of torch.distributed by this project is counted in a whole step, with the bytes that a rank sends to others.
+The shuffle of the reference step is counted for comparison: an all-gather of the finished fp32 images.
+An all-gather of n bytes counts as n bytes to each of the others, as in a ring.
+An all-reduce of n bytes over w ranks counts as 2n(w-1)/w bytes.
+The gradients' all-reduce is inside DistributedDataParallel, so it is modelled from the number of parameters.
 """
 
 from __future__ import annotations
@@ -37,7 +39,10 @@ WORLDS = (2, 4, 8)
 
 
 class Counter:
-    """Stands in front of torch.distributed and adds up what this rank sends to others, by kind of tensor."""
+    """Counts the bytes that this rank sends, by kind of tensor.
+
+    Inside the `with` block it replaces functions of torch.distributed by functions that count.
+    """
 
     def __init__(self) -> None:
         self.bytes: dict[str, int] = defaultdict(int)
@@ -76,7 +81,11 @@ class Counter:
 
 
 def model(world: int, n: int, size: int, parameters: int = RESNET50) -> dict[str, float]:
-    """Bytes that a rank of `world` sends in a step on n images of `size` px: a random row stays with 1/world."""
+    """Returns the modelled bytes that a rank sends in a step.
+
+    world: number of ranks. n: images of a rank. size: their side in px.
+    A random row stays on its rank with probability 1/world.
+    """
     away = (world - 1) / world
     return {
         "images": n * away * size**2 * 3,
@@ -120,7 +129,7 @@ def counted(rank: int, world: int, port: int, n: int, size: int, reference: bool
 
 
 def launched_as(rank: int, world: int, port: int) -> None:
-    """What torchrun would have told this process."""
+    """Sets the environment variables that torchrun would set."""
     launch = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port, "MASTER_ADDR": "127.0.0.1"}
     os.environ.update({name: str(value) for name, value in launch.items()})
 
@@ -132,7 +141,10 @@ def free_port() -> int:
 
 
 def count(world: int, n: int, size: int, reference: bool = False) -> dict[str, float]:
-    """Mean over ranks. The ranks are forked: importing torch once is enough."""
+    """Returns the counted bytes by kind, as a mean over ranks.
+
+    The ranks are forked, so torch is imported only once.
+    """
     context = mp.get_context("fork")
     out = context.SimpleQueue()
     arguments = (world, free_port(), n, size, reference, out)

@@ -1,9 +1,10 @@
-"""CPU time that torch's compiler takes for the parts of a step, up to the code that needs a GPU.
+"""Measures the CPU time that torch's compiler takes for a step's parts.
 
     python -m benchmarks.compile_time
 
-Tracing and scheduling for an H100, by Inductor, on a pretended GPU. What Triton and the GPU's assembler take after it
-is not in it: neither is here. Needs a CPU build of torch and a C++ compiler.
+Inductor traces and schedules for an H100, on a pretended GPU, up to the code that needs a real GPU.
+The time that Triton and the GPU's assembler take afterwards is not measured, because neither is used here.
+It needs a CPU build of torch and a C++ compiler.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ from tests.gpu.pretended.lowering import augmentation, lowered
 
 
 def cpu_seconds(work: Callable[[], Any], rounds: int) -> list[float]:
-    """The first is that of a new process."""
+    """Returns the CPU seconds of each round.
+
+    The first round of a new process takes longer than the others.
+    """
     seconds = []
     for _ in range(rounds):
         start = time.process_time()

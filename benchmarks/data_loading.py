@@ -1,13 +1,15 @@
-"""How fast two uint8 crops of each image are delivered: this loader against stock FFCV and against PIL in processes.
+"""Measures the speed at which loaders deliver two crops of each image.
 
     python -m benchmarks.data_loading                       # made-up JPEGs of 500×375
     python -m benchmarks.data_loading --images /data/train  # photographs: FOLDER/<class>/<image>
     python -m benchmarks.data_loading --memory              # resident memory over 50 epochs, and the loader's formula
 
-Every contender delivers the same images once per round, in rounds that alternate between all of them (so that what
-else the machine does falls on all alike), after a warm-up round that takes FFCV's compilation; printed are the
-medians. Ratios are the claim, not absolute numbers. Without FFCV its rows are left out. For augmented batches see
-augmentation.py.
+This loader is compared with stock FFCV and with PIL in processes. The crops are uint8.
+Every contender delivers the same images once per round.
+They take turns within a round, so other work on the machine affects all of them equally.
+A warm-up round comes first, and includes FFCV's compilation. Printed are the medians.
+The ratios are the result, not the absolute numbers. Without FFCV its rows are left out.
+For augmented batches see augmentation.py.
 """
 
 from __future__ import annotations
@@ -39,7 +41,10 @@ Contender = Callable[[int], Iterator[int]]  # round -> images delivered, batch b
 
 
 def made_up_photos(folder: Path, n: int) -> None:
-    """JPEGs of 500×375 with smooth shapes and fine texture: about 60 kB each, as photographs of that size have."""
+    """Writes n JPEGs of 500×375 with smooth shapes and fine texture.
+
+    Each has about 60 kB, like photographs of that size.
+    """
     (folder / "made_up").mkdir(parents=True)
     rng = np.random.default_rng(0)
     for i in range(n):
@@ -61,7 +66,10 @@ def ours(source: Source, batch: int, size: int) -> Contender:
 
 
 def stock_ffcv(path: Path, batch: int, size: int, workers: int) -> Contender:
-    """Two pipelines over the same field, which is how stock FFCV gives two views: it decodes once for each."""
+    """Returns stock FFCV with two pipelines over the same field.
+
+    Stock FFCV gives two views in this way. It decodes an image once for each view.
+    """
     from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader as Stock, OrderOption
     from ffcv.pipeline.pipeline_spec import PipelineSpec
@@ -95,7 +103,10 @@ class TwoViews:
 
 
 def pil_processes(folder: Path, batch: int, size: int, workers: int) -> Contender:
-    """The usual pipeline: ImageFolder, PIL, torchvision's crop, a DataLoader with worker processes; decodes once."""
+    """Returns the usual pipeline, with PIL in worker processes.
+
+    It consists of ImageFolder, PIL, torchvision's crop and a DataLoader. It decodes each image once.
+    """
     from torchvision import datasets, transforms as T
 
     transform = T.Compose([T.RandomResizedCrop(size, scale=(0.2, 1.0)), T.PILToTensor()])
@@ -146,7 +157,7 @@ def show(results: dict[str, list[Result]], pairs: list[tuple[str, str, str]]) ->
 
 
 def resident() -> float:
-    """MiB of this process in memory."""
+    """Returns the resident memory of this process in MiB."""
     fields = Path("/proc/self/statm").read_text().split()
     return int(fields[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 

@@ -1,11 +1,12 @@
-"""Depth read from a trained and from an untrained encoder: the table of docs/results.md.
+"""Compares depth predicted from a trained and from an untrained encoder.
 
     python -m benchmarks.depth_probe FRAMES --output-dir runs/depth-evidence
 
-FRAMES is a folder of pairs NAME.color.jpg and NAME.depth.png whose names are in order of time: the first four fifths
-train encoder and predictor, the last fifth, after a gap of two frames, is predicted. Errors are those after the last
-epoch: the best would be chosen on the frames that are measured. Finished runs are not repeated. Writes
-benchmarks/results/depth.json and the table between its two marks.
+FRAMES is a folder of pairs NAME.color.jpg and NAME.depth.png, whose names are in order of time.
+The first four fifths train encoder and predictor. After a gap of two frames, the last fifth is predicted.
+Errors are those after the last epoch, because the best epoch would be chosen on the frames that are measured.
+Finished runs are not repeated.
+Writes benchmarks/results/depth.json, and the table between its two marks in docs/results.md.
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ GAP = 2  # frames between those that train and those that are measured
 
 
 def split_by_time(frames: Path, folder: Path) -> tuple[int, int]:
-    """Links the pairs into train/ and val/ of `folder`. Returns how many there are in each."""
+    """Links the pairs into train/ and val/ of `folder`.
+
+    Returns the number of pairs in each.
+    """
     pairs = PairFolder(frames).pairs
     first = len(pairs) * 4 // 5
     parts = {"train": pairs[:first], "val": pairs[first + GAP :]}
@@ -48,7 +52,10 @@ def split_by_time(frames: Path, folder: Path) -> tuple[int, int]:
 
 
 def trained_encoder(data: Path, out: Path, epochs: int, seed: int) -> Path:
-    """The checkpoint after .75 alignment + .5 uniformity, the weights of the paper's best encoder on conv5."""
+    """Trains an encoder and returns its last checkpoint.
+
+    The loss is .75 alignment + .5 uniformity, the weights of the paper's best encoder on conv5.
+    """
     words = f"--dataset nyu-depth -a {ARCH} --image-size {SIZE} --epochs {epochs} -b 25 --lr 0.06 --moco-k 0"
     loss = "--loss align-uniform --moco-align-w 0.75 --moco-unif-w 0.5 --moco-unif-t 2"
     milestones = " ".join(str(round(epochs * at / 400)) for at in (310, 340, 370))
@@ -58,9 +65,11 @@ def trained_encoder(data: Path, out: Path, epochs: int, seed: int) -> Path:
 
 
 def predicted(data: Path, out: Path, epochs: int, seed: int, encoder: Path | None) -> dict[str, dict[str, float]]:
-    """Errors of the predictor on the encoder, or on an untrained one; and those of the mean depth.
+    """Returns the errors of the predictor and of the mean depth.
 
-    The published schedule, shortened to `epochs`; of batches of 16, so that there are several steps to an epoch.
+    encoder: its checkpoint; None for an untrained encoder.
+    The schedule is the published one, shortened to `epochs`.
+    Batches have 16 pairs, so that an epoch has several steps.
     """
     if not (out / "depth.json").exists():
         milestones = " ".join(str(round(epochs * at / 120)) for at in (70, 90, 100, 110))

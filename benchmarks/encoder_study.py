@@ -1,4 +1,4 @@
-"""Does alignment + uniformity predict accuracy on CIFAR-10? The table and figure of docs/results.md.
+"""Tests how well alignment + uniformity predicts accuracy on CIFAR-10.
 
     python -m launch.sweep launch/recipes/sweep_cifar10_encoders.yaml --cluster local --parallel 2 -- DATA.beton
     python -m benchmarks.encoder_study runs/sweeps/cifar10-encoders

@@ -1,13 +1,14 @@
-"""What one GPU can show, in stages of a few minutes: the table "On a GPU" of docs/results.md.
+"""Trains and tests on one GPU, in stages of a few minutes.
 
     make evidence-gpu STAGE=data DATA=FOLDER      # unpacks archives of CIFAR-10 and Imagenette, as often as they come
     make evidence-gpu STAGE=tests                 # the GPU tests, then make bench-gpu
     make evidence-gpu STAGE=cifar10               # again and again, until it says that the run has finished
 
 Stages: data, tests, and a name of STUDIES. A study is one run of main_moco.py with --resume auto.
-After --minutes it is told to save and end, and the next call goes on with the same bits.
-Each call writes benchmarks/results/gpu/STAGE.json, then the table.
---rehearse takes a small network, few epochs and the CPU, to try every line of this before a GPU is there.
+Shortly before --minutes have passed, the run is told to save and end. The next call goes on with the same bits.
+Each call of a stage other than data writes benchmarks/results/gpu/STAGE.json.
+It then writes the table "On a GPU" of docs/results.md.
+--rehearse takes a small network, few epochs and the CPU, to try the stages before a GPU is there.
 """
 
 from __future__ import annotations
@@ -39,7 +40,11 @@ SECONDS_TO_SAVE = 20.0  # between the signal and the end of --minutes
 
 @dataclass(frozen=True)
 class Study:
-    """One run: where its images are, its words for main_moco.py, and what others published for a setting like it."""
+    """Holds one run.
+
+    images: the folder of its images. words: its options for main_moco.py.
+    published: the accuracy that others published for a similar setting.
+    """
 
     images: str
     words: str
@@ -93,7 +98,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def unpack(archives: Path, images: Path) -> None:
-    """Every zip and tar of `archives` into the folder of its data set. InputError for any other file."""
+    """Unpacks every zip and tar file of `archives` into `images`.
+
+    Each goes into the folder of its data set. InputError for any other file.
+    """
     for path in sorted(archives.iterdir()) if archives.is_dir() else []:
         folder = next((name for name, prefix in IMAGES.items() if path.name.startswith(prefix)), None)
         if folder is None:
@@ -110,7 +118,10 @@ def unpack(archives: Path, images: Path) -> None:
 
 
 def run_tests(rehearse: bool, deadline: float) -> dict[str, Any]:
-    """The GPU tests, then the benchmarks in the time that is left. A rehearsal only collects and lists them."""
+    """Runs the GPU tests, then the benchmarks in the time left.
+
+    A rehearsal only collects the tests and lists the benchmarks.
+    """
     tests = [sys.executable, "-m", "pytest", "-q", "tests/gpu", *(["--collect-only"] if rehearse else [])]
     bench = ["make", f"PY={sys.executable}", "bench-gpu", *(["-n"] if rehearse else [])]
     found: dict[str, Any] = {}
@@ -120,7 +131,10 @@ def run_tests(rehearse: bool, deadline: float) -> dict[str, Any]:
 
 
 def told(words: list[str], seconds: float) -> dict[str, Any]:
-    """The code (None: out of time) and the last lines of a command."""
+    """Runs a command; returns its exit code and its last lines.
+
+    The code is None if the command did not end within `seconds`.
+    """
     try:
         done = subprocess.run(
             words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=max(seconds, 1)
@@ -131,7 +145,10 @@ def told(words: list[str], seconds: float) -> dict[str, Any]:
 
 
 def run_study(name: str, output_dir: Path, rehearse: bool, deadline: float) -> dict[str, Any]:
-    """Goes on with the run until it ends or the time is over, and reads what its log says by then."""
+    """Goes on with a run until it or the time ends.
+
+    Returns what its log holds by then.
+    """
     study = STUDIES[name]
     images, folder = output_dir / "images" / study.images, output_dir / name
     if not (images / "train").is_dir():
@@ -144,7 +161,7 @@ def run_study(name: str, output_dir: Path, rehearse: bool, deadline: float) -> d
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGTERM)
         code = process.wait()
-    # before the handler is there, the signal itself ends the process: nothing was begun
+    # before the handler is installed, the signal itself ends the process: no training had begun
     stopped = code in (EXIT_PREEMPTED, -signal.SIGTERM)
     records = read_log(folder / "log.jsonl") if (folder / "log.jsonl").exists() else []
     knn = {record["epoch"]: record["knn_top1"] for record in records if "knn_top1" in record}
@@ -159,7 +176,7 @@ def run_study(name: str, output_dir: Path, rehearse: bool, deadline: float) -> d
 
 
 def table(results: Path) -> list[str]:
-    """A row for each study with a result; rehearsals are none."""
+    """Returns a row for each study with a result, without rehearsals."""
     found = {name: json.loads(path.read_text()) for name in STUDIES if (path := results / f"{name}.json").exists()}
     real = {name: one for name, one in found.items() if not one["rehearsal"] and one["knn_top1"]}
     if not real:

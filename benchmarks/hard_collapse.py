@@ -1,9 +1,10 @@
-"""Where the hard contrastive loss collapses: the table of docs/results.md, from a sweep's encoders.
+"""Finds the settings with which the hard contrastive loss collapses.
 
     python -m launch.sweep launch/recipes/sweep_imagenette_hard.yaml --cluster local --parallel 2 -- DATA
     python -m benchmarks.hard_collapse runs/sweeps/imagenette-hard
 
-Writes benchmarks/results/imagenette_hard.json and the table between its two marks.
+Reads the encoders of a sweep.
+Writes benchmarks/results/imagenette_hard.json, and the table between its two marks in docs/results.md.
 """
 
 from __future__ import annotations
@@ -24,7 +25,11 @@ MEASURES = {"knn_top1": "kNN top-1", "val_alignment": "alignment", "val_uniformi
 
 
 def row(encoder: Encoder) -> dict[str, float]:
-    """Settings, measures, the last epoch's mean loss, and the loss of a point: log(1 + hard negatives)."""
+    """Returns the settings, measures and losses of an encoder.
+
+    `loss` is the mean over the last epoch.
+    `loss_of_a_point` is the loss if all features are the same point: log(1 + hard negatives).
+    """
     options = encoder.options
     found = {name: options[name] for name in SETTINGS} | {name: encoder.measured[name] for name in MEASURES}
     found["loss"] = [record["loss"] for record in encoder.records if record["kind"] == "epoch"][-1]

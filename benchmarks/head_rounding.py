@@ -1,10 +1,12 @@
-"""What TF32 or a split into bfloat16 would do to the loss head's two products, computed on the CPU.
+"""Computes rounding errors of the loss head with TF32 and bfloat16 products.
 
     python -m benchmarks.head_rounding
 
-Against float64: the log-sum-exp of 256 x 128 queries over 65,536 keys and its gradient, with operands rounded as a
-tensor core rounds them, and sums in fp32. Exact to 1e-4 is what is asked for. Near keys are what training gives: some
-of each query's keys lie close to it, so that a few similarities carry the softmax.
+The head has two matrix products. They are computed on the CPU in TF32, or split into products of bfloat16.
+Operands are rounded as a tensor core rounds them; sums are in fp32.
+Compared with float64 are the log-sum-exp of 256 x 128 queries over 65,536 keys, and its gradient.
+The errors should be below 1e-4.
+Some keys of each query lie close to it, as after training, so that a few similarities dominate the softmax.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ Product = Callable[[Tensor, Tensor], Tensor]
 
 
 def tf32(x: Tensor) -> Tensor:
-    """fp32 with 10 bits of fraction, rounded to nearest."""
+    """Returns x as fp32 with 10 bits of fraction, rounded to nearest."""
     bits = x.view(torch.int32)
     return ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
 
@@ -48,7 +50,10 @@ def tf32_product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def split_product(a: Tensor, b: Tensor) -> Tensor:
-    """Three products: the fourth, of the two low parts, is below fp32."""
+    """Returns the product of two matrices as a sum of three products.
+
+    The fourth product, of the two low parts, is below the precision of fp32.
+    """
     a_high, a_low = split(a)
     b_high, b_low = split(b)
     return a_high @ b_high + (a_high @ b_low + a_low @ b_high)
@@ -67,7 +72,10 @@ def keys_and_queries(n: int, dim: int, length: int) -> tuple[Tensor, Tensor]:
 
 
 def head(q: Tensor, queue: Tensor, temperature: float, product: Product) -> tuple[Tensor, Tensor]:
-    """Log-sum-exp [n] and its gradient in q [n, dim], in the dtype of q but for the product."""
+    """Returns the log-sum-exp [n] and its gradient in q [n, dim].
+
+    product: the function that computes the matrix products. All else is in the dtype of q.
+    """
     similarities = torch.cat([product(q / temperature, part.contiguous()) for part in queue.split(COLUMNS, 1)], dim=1)
     value = similarities.logsumexp(dim=1)
     shares = similarities.sub_(value[:, None]).exp_()
@@ -77,7 +85,10 @@ def head(q: Tensor, queue: Tensor, temperature: float, product: Product) -> tupl
 
 
 def errors(q: Tensor, queue: Tensor, temperature: float) -> dict[str, dict[str, float]]:
-    """By product, the largest error of the value, and of the gradient as a share of its norm."""
+    """Returns the largest errors of each kind of product.
+
+    value: the error of the log-sum-exp. gradient: the error of the gradient as a share of its norm.
+    """
     value, gradient = head(q.double(), queue.double(), temperature, torch.mm)
     found = {}
     for name, product in PRODUCTS.items():

@@ -1,11 +1,12 @@
 #!/usr/bin/env python
-"""Both losses on real photographs, on a CPU: ResNet-18 at 64 px, a few epochs, then the linear probe.
+"""Trains with both losses on real photographs, on a CPU.
 
     python benchmarks/imagenette.py DATA     # DATA: Imagenette with train/ and val/
 
-Runs the commands it prints, with one thread each and both losses side by side, and writes what they gave to
-benchmarks/results/imagenette.json and .md. A run that was interrupted goes on where it was; delete runs/imagenette to
-start again.
+A ResNet-18 at 64 px trains for a few epochs; then the linear probe measures it.
+The commands are printed and run, with one thread each and both losses at the same time.
+The results are written to benchmarks/results/imagenette.json and .md.
+An interrupted run goes on where it was. Delete runs/imagenette to start again.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ RUNS, RESULTS = Path("runs/imagenette"), ROOT / "benchmarks" / "results"
 EPOCHS, PROBE_EPOCHS = 4, 5
 COMMON = "-a resnet18 --image-size 64 --seed 0 -j 1"
 PRETRAIN = f"main_moco.py {{data}} {COMMON} --mlp --aug-plus --cos -b 64 --lr 0.02 --epochs {EPOCHS} --eval-freq 1"
-# MoCo's lr of 30 is for features of small norm: on a ResNet-18 that has seen four epochs the probe diverges with it
+# MoCo's lr of 30 is for features of small norm; after four epochs of a ResNet-18 the probe diverges with it
 PROBE = f"main_lincls.py {{data}} {COMMON} --epochs {PROBE_EPOCHS} --schedule 3 4 --lr 0.1"
 LOSSES = {
     "InfoNCE": "--loss infonce --moco-t 0.1 --moco-k 1024 --moco-m 0.99",
@@ -71,7 +72,7 @@ def main() -> int:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "imagenette.md").write_text("\n".join(table) + "\n")
     about = {"commit": git_state(), "machine": machine(torch.device("cpu")), "cores": os.cpu_count()}
-    # the data's place on this machine is nobody's business
+    # the path of the data on this machine is not published
     text = json.dumps({**about, "results": rows}, indent=2).replace(data, "DATA")
     (RESULTS / "imagenette.json").write_text(text + "\n")
     print("\n".join(table))
@@ -79,7 +80,10 @@ def main() -> int:
 
 
 def side_by_side(commands: list[str]) -> None:
-    """Runs the commands at the same time, one thread each; ends this program if one fails."""
+    """Runs the commands at the same time, with one thread each.
+
+    Ends this program if one of them fails.
+    """
     running = []
     for command in commands:
         print(f"$ OMP_NUM_THREADS=1 python {command}", flush=True)

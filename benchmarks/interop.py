@@ -1,11 +1,12 @@
 #!/usr/bin/env python
-"""Claim: checkpoints go to other projects and come from them as the same function. Writes the table of docs/interop.md.
+"""Tests that checkpoints compute the same features in other projects.
 
     python benchmarks/interop.py --write docs/interop.md
 
-Every row is one trial: an encoder with random weights and random BatchNorm statistics is written by one side and read
-by the other, and its features of real photographs are compared (moco/export/__main__.py says how). A library that is
-not installed is named as such; tests/export/test_interop.py runs the same trials.
+With --write it writes docs/interop.md. Every row of its table is one trial.
+One side writes an encoder with random weights and random BatchNorm statistics, and the other side reads it.
+The features of real photographs are compared; moco/export/__main__.py describes the comparison.
+If a library is not installed, its row names it. tests/export/test_interop.py runs the same trials.
 """
 
 from __future__ import annotations
@@ -42,20 +43,26 @@ Made = tuple[Path, nn.Module]  # a foreign checkpoint, and the foreign network (
 
 @dataclass(frozen=True)
 class Trial:
-    """One row. `run(folder)` gives (verified by, largest difference relative to the largest feature)."""
+    """Describes one row of the table.
+
+    `run(folder)` returns (verified by, largest difference relative to the largest feature).
+    """
 
     name: str
     direction: str
     run: Callable[[Path], tuple[str, float]]
     needs: tuple[str, ...] = ()
-    refused: str = ""  # a part of the message, where the network is one that has no equal here
+    refused: str = ""  # a part of the error message, if this project has no equal network
 
     def missing(self) -> list[str]:
         return [module for module in self.needs if find_spec(module) is None]
 
 
 def randomise(network: nn.Module, seed: int = 0) -> nn.Module:
-    """BatchNorm statistics that are not 0 and 1, so that losing them shows; evaluation mode."""
+    """Gives a network random BatchNorm statistics, and evaluation mode.
+
+    The statistics are not 0 and 1, so a trial sees it if they are lost.
+    """
     generator = torch.Generator().manual_seed(seed)
     for name, buffer in network.named_buffers():
         if name.endswith("running_mean"):
@@ -151,7 +158,7 @@ def from_safetensors(folder: Path) -> Made:
 
 
 def from_lightly(folder: Path) -> Made:
-    """As lightly's MoCo example for PyTorch Lightning builds it, saved by Lightning."""
+    """Makes the network of lightly's MoCo example, saved by PyTorch Lightning."""
     import copy
 
     import pytorch_lightning
@@ -180,7 +187,10 @@ def _lightning_checkpoint(module: Any, folder: Path) -> Path:
 
 
 def from_lightly_small(folder: Path) -> Made:
-    """lightly's own ResNet for images of 32 pixels, as its benchmarks use it."""
+    """Makes lightly's own ResNet for images of 32 pixels.
+
+    lightly's benchmarks use it.
+    """
     from lightly.models import ResNetGenerator
 
     network = ResNetGenerator("resnet-18")
@@ -199,7 +209,7 @@ def from_solo(cifar: bool) -> Callable[[Path], Made]:
 
 
 def _solo_moco(cifar: bool) -> Any:
-    # its dependency lightning-bolts does not import beside today's Lightning; all it takes from there is a schedule
+    # its dependency lightning-bolts cannot be imported beside today's Lightning; it uses only a schedule of it
     with contextlib.suppress(ModuleNotFoundError):
         for name in ("pl_bolts", "pl_bolts.optimizers", "pl_bolts.optimizers.lr_scheduler"):
             sys.modules[name] = types.ModuleType(name)
@@ -220,7 +230,10 @@ def _solo_moco(cifar: bool) -> Any:
 
 
 def from_layout(pack: Callable[[nn.Module, nn.Module], dict[str, Any]]) -> Callable[[Path], Made]:
-    """A checkpoint in a published layout around torchvision's network and another one that follows it."""
+    """Returns a function that makes a checkpoint in a published layout.
+
+    The checkpoint holds torchvision's network, and another one as its moving average.
+    """
 
     def make(folder: Path) -> Made:
         network = resnet18()
@@ -242,7 +255,10 @@ def moco_v3(network: nn.Module, follower: nn.Module) -> dict[str, Any]:
 
 
 def dino(network: nn.Module, follower: nn.Module) -> dict[str, Any]:
-    """DINO evaluates the teacher; the options are an argparse.Namespace."""
+    """Returns a checkpoint of DINO, with the network as the teacher.
+
+    DINO evaluates the teacher. The options are an argparse.Namespace.
+    """
     head = {"head.last_layer.weight_g": torch.ones(4, 1)}
     teacher = prefixed(trunk(network), "backbone.") | head
     student = prefixed(trunk(follower), "module.backbone.") | {f"module.{key}": value for key, value in head.items()}
@@ -251,7 +267,10 @@ def dino(network: nn.Module, follower: nn.Module) -> dict[str, Any]:
 
 
 def byol(network: nn.Module, follower: nn.Module) -> dict[str, Any]:
-    """A prefix that no table knows, beside a moving average."""
+    """Returns a checkpoint with a prefix that no table lists.
+
+    It holds a moving average too.
+    """
     return {"state_dict": prefixed(network, "online_encoder.net.") | prefixed(follower, "target_encoder.net.")}
 
 
@@ -273,7 +292,7 @@ TRIALS: list[Trial] = [
 
 
 def outcome(trial: Trial) -> str:
-    """The last two cells of its row."""
+    """Runs a trial and returns the last two cells of its row."""
     if missing := trial.missing():
         return f"not verified here: {', '.join(missing)} not installed | –"
     with tempfile.TemporaryDirectory() as folder:

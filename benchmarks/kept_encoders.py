@@ -1,4 +1,7 @@
-"""Encoders of sweeps that were run in parts, on one machine or several: a JSON file keeps what pages need of each."""
+"""Keeps encoders of sweeps in a JSON file.
+
+So a sweep may be run in parts, on one machine or several. The file holds what the pages need of each encoder.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,10 @@ from moco.run.options import result_options
 
 
 def add(file: Path, sweep: Path, needed: Sequence[str], defaults: Mapping[str, Any]) -> tuple[list[Encoder], list[str]]:
-    """Adds the ended encoders of a sweep to `file`. Returns all encoders of the file, and lines about them for a page.
+    """Adds the ended encoders of a sweep to `file`.
 
-    needed: measures without which an encoder has not ended. defaults: of the program's options.
+    Returns all encoders of the file, and lines about them for a page.
+    needed: measures without which an encoder has not ended. defaults: those of the program's options.
     InputError if the encoders are of different commits.
     """
     swept = read([sweep])
@@ -36,16 +40,20 @@ def add(file: Path, sweep: Path, needed: Sequence[str], defaults: Mapping[str, A
 
 
 def result_defaults(options: type) -> dict[str, Any]:
-    """Defaults of the options that change results, without the place of the data.
+    """Returns the defaults of the options that change results.
 
-    The others, such as a run's folder, are of one machine, and differ between seeds of a setting.
+    The place of the data is left out.
+    The other options, such as a run's folder, belong to one machine, and differ between seeds of a setting.
     """
     fields = {field.name: field.default for field in dataclasses.fields(options)}
     return {name: fields[name] for name in result_options(options) if name != "data"}
 
 
 def row(one: Encoder, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """What is kept of an encoder: options other than the defaults, measures, commits and machine."""
+    """Returns the entry of an encoder in the file.
+
+    It holds name and state, the options that differ from the defaults, measures, commits and machine.
+    """
     starts = [record for record in one.records if record.get("kind") == "start"]
     return {
         "name": one.name,
@@ -58,7 +66,7 @@ def row(one: Encoder, defaults: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def encoder(kept: Mapping[str, Any], defaults: Mapping[str, Any]) -> Encoder:
-    """The reverse of `row`."""
+    """Makes an encoder from its entry: the reverse of `row`."""
     records = [{"kind": "start", "git": commit, "machine": kept["machine"]} for commit in kept["commits"]]
     return Encoder(
         kept["name"],
@@ -72,7 +80,10 @@ def encoder(kept: Mapping[str, Any], defaults: Mapping[str, Any]) -> Encoder:
 
 
 def merged(known: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """All rows by name, new ones in place of known ones. InputError if they are of different commits."""
+    """Returns all rows by name; new rows replace known ones.
+
+    InputError if they are of different commits.
+    """
     rows = {kept["name"]: kept for kept in (*known, *new)}
     commits = sorted({commit[:12] for kept in rows.values() for commit in kept["commits"]})
     if len(commits) > 1:

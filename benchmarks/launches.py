@@ -1,10 +1,12 @@
-"""Kernels and bytes of a training step on a GPU, counted without one, by stage.
+"""Counts kernels and bytes of a training step on a pretended GPU.
 
     python -m benchmarks.launches
 
-ResNet-50, 224 px, batch 256, bf16, K 65,536: main_moco.py runs a step on the pretended GPU of the tests
-(tests/gpu/pretended), and what it asks of the device is counted. Nothing is timed. Needs a CPU build of torch and a C++
-compiler. tests/gpu/pretended/check_counts.py holds a step to these numbers.
+main_moco.py runs a step on the pretended GPU of the tests (tests/gpu/pretended). No GPU is needed.
+The step has ResNet-50, 224 px, batch 256, bf16 and K 65,536.
+The kernels that it launches and the bytes that they move are counted by stage. Nothing is timed.
+It needs a CPU build of torch and a C++ compiler.
+tests/gpu/pretended/check_counts.py compares a step with these numbers.
 """
 
 from __future__ import annotations
@@ -28,12 +30,15 @@ from tests.gpu.pretended.lowering import augmentation
 
 FILE = RESULTS / "launches-counted.json"
 WORDS = "-a resnet50 --image-size 224 --moco-dim 128 --moco-k 65536 --mlp --aug-plus --amp bf16"
-RANKS = (1, 8)  # of one batch
+RANKS = (1, 8)  # that share one batch
 STAGES = ("augmentation", "query", "key", "head", "backward", "communication", "optimiser", "EMA", "queue", "other")
 
 
 def step(ranks: int, words: str = WORDS, images: int = 256) -> Count:
-    """The last of so many ranks; the augmentations as they are compiled."""
+    """Counts a step of the last of so many ranks.
+
+    The augmentations are counted as they are compiled.
+    """
     with tempfile.TemporaryDirectory() as folder:
         counted = count(words, Path(folder), ranks, ranks - 1, images, augmentations=False)
     kernels, moved = augmentation(find_recipe("v2").view(0), images // ranks)
@@ -42,7 +47,10 @@ def step(ranks: int, words: str = WORDS, images: int = 256) -> Count:
 
 
 def record(counts: dict[int, Count]) -> dict[str, Any]:
-    """What the file holds: the stages' kernels and bytes, for each number of ranks."""
+    """Returns the content of the file.
+
+    It holds the kernels and bytes of each stage, for each number of ranks.
+    """
     return {
         "topic": "launches",
         "torch": torch.__version__,

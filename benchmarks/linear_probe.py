@@ -1,12 +1,16 @@
-"""What a choice of learning rate and weight decay costs: 24 classifiers at once against 24 probes by MoCo's protocol.
+"""Compares 24 classifiers trained at once with 24 probes by MoCo's protocol.
 
     python -m benchmarks.linear_probe                                             # the digits, smallcnn
     python -m benchmarks.linear_probe DATA --dataset folder -a resnet18 --image-size 64   # DATA: Imagenette
 
-Timed in turns are one epoch of MoCo's probe (crops, trunk, one classifier), one epoch of `--sweep` (the same with 24),
-one pass that computes all features, and one epoch of `--sweep --cached` on them. A probe is EPOCHS times its epoch, and
-that is an extrapolation: every epoch is the same work. With --images an epoch of the first three is timed on so many
-images, and counted up to all of them. The encoder is untrained, which changes no time; evaluation is counted nowhere.
+Both choose a learning rate and a weight decay. Four things are timed in turns:
+  one epoch of MoCo's probe: crops, trunk, one classifier
+  one epoch of `--sweep`: the same with 24 classifiers
+  one pass that computes all features
+  one epoch of `--sweep --cached` on these features
+A probe takes EPOCHS times the time of its epoch. This is extrapolated, because every epoch is the same work.
+With --images the first three are timed on so many images, and scaled to all of them.
+The encoder is untrained, which changes no time. Evaluation is not timed.
 """
 
 from __future__ import annotations
@@ -39,7 +43,7 @@ EPOCHS = 100
 
 
 class KnownFeatures(Setup):
-    """Features that were computed before."""
+    """Uses features that were computed before."""
 
     known: Rows | None = None
 
@@ -50,7 +54,10 @@ class KnownFeatures(Setup):
 def contender(
     options: LinclsOptions, source: Source, device: torch.device, folder: Path, features: Rows | None = None
 ) -> Callable[[], Any]:
-    """One epoch of training as main_lincls.py does it. `features`: those of the images, where they are cached."""
+    """Returns a function that trains an epoch as main_lincls.py does.
+
+    features: those of the images, if they are cached.
+    """
     recipe = find_recipe(options.recipe or "")
     protocol = protocol_of(options)
     settings = protocol.settings()

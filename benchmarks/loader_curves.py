@@ -1,11 +1,12 @@
 #!/usr/bin/env python
-"""The same training through the folder and through FFCV: how far the loss curves lie apart.
+"""Measures how much loss curves differ between the folder and FFCV.
 
     python benchmarks/loader_curves.py DATA [FILE.beton ...]     # DATA: a folder with train/; files written from it
 
-Trains a small CNN once per source, with one seed and deterministic kernels, so that nothing differs but the decoded
-pixels; and once more through the folder with a learning rate that differs by rounding, which shows how far such curves
-drift of themselves. With no FILE, raw and JPEG ones are written to runs/loader_curves/.
+A small CNN trains once per source, with one seed and deterministic kernels, so only the decoded pixels differ.
+It trains once more through the folder, with a learning rate that is higher by one part in 10⁷.
+This shows how much such curves differ because of rounding alone.
+Without FILE, raw and JPEG files are written to runs/loader_curves/.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def written(data: str, mode: str) -> Path:
 
 
 def train(data: str, lr: float, name: str) -> list[float]:
-    """The loss of every step."""
+    """Trains a run and returns the loss of every step."""
     command = shlex.split(TRAIN.format(data=shlex.quote(data), lr=lr)) + ["--output-dir", str(RUNS / name)]
     subprocess.run([sys.executable, *command], cwd=ROOT, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     records = read_log(RUNS / name / "log.jsonl")

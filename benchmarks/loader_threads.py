@@ -1,15 +1,17 @@
-"""What one process's loading threads hold the interpreter lock for, and how that slows the thread that feeds a GPU.
+"""Measures how long a process's loading threads hold the interpreter lock.
 
     python -m benchmarks.loader_threads [--threads 16]
 
-A model of a machine with a core for each thread. The loader runs as it is, but that decoding and resampling are
-replaced by sleeps of the same length, as measured here on one thread. A sleep holds neither lock nor core, as native
-work on a core of its own would. Beside it one thread starts 1,000 operations for each step of 256 images, as a training
-step does. Images of a folder are decoded by OpenCV, which must be installed.
+It also measures how much they slow the thread that feeds a GPU.
+This is a model of a machine with a core for each thread. The loader runs as it is, with one change:
+decoding and resampling are replaced by sleeps of the same length, as measured here on one thread.
+A sleep holds neither lock nor core, like native work on a core of its own.
+Another thread starts 1,000 operations for each step of 256 images, as a training step does.
+Images of a folder are decoded by OpenCV, which must be installed.
 
-The time under the lock is at most the CPU time of a thread that cuts images when decoding and resampling take none.
-Reading and checksums are in it, though they let go of the lock. All of it needs an idle machine: CPU time too grows
-by half where cores and caches are shared.
+The time under the lock is measured as the CPU time of a thread that cuts images without decoding and resampling.
+This is an upper bound: it includes reading and checksums, which release the lock.
+The machine must be idle. CPU time too grows by half if other programs share cores and caches.
 """
 
 from __future__ import annotations
@@ -44,7 +46,10 @@ TARGETS = {"folder": 3000, ".beton, jpg": 5000, ".beton, raw": None}
 
 
 class Native:
-    """Calls that release the lock: timed, left out, or slept through. Results are those of the first calls."""
+    """Times calls that release the lock, or replaces them.
+
+    instead: what is called in their place; the result is then None.
+    """
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -64,9 +69,12 @@ class Native:
 
 @contextmanager
 def native_work(source: Source) -> Iterator[dict[str, Native]]:
-    """The native calls of a source and of the loader, inside the block."""
+    """Replaces native calls of a source and of the loader by `Native`.
+
+    It does so inside the `with` block, which gets both by name: decoding and resampling.
+    """
     works = {"decoding": Native(), "resampling": Native()}
-    pixels = np.zeros((375, 500, 3), np.uint8)  # of any picture once nothing is decoded
+    pixels = np.zeros((375, 500, 3), np.uint8)  # of every picture when nothing is decoded
 
     def decoded(real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
@@ -88,7 +96,10 @@ def native_work(source: Source) -> Iterator[dict[str, Native]]:
 
 
 def cpu_seconds(work: Callable[[int], Any], rounds: int) -> float:
-    """CPU time of this thread per image, the least of the rounds."""
+    """Returns the CPU seconds of this thread per image.
+
+    They are the least of all rounds.
+    """
     of_rounds = []
     for _ in range(rounds):
         start = time.thread_time()
@@ -99,7 +110,12 @@ def cpu_seconds(work: Callable[[int], Any], rounds: int) -> float:
 
 
 def measure(source: Source, threads: int, rounds: int) -> dict[str, float]:
-    """Per image: seconds of native work and under the lock; images/s and stretch of the launches in the model."""
+    """Returns the times of an image and the speed in the model.
+
+    whole: CPU seconds of all work on an image. held: those under the lock, at most.
+    images/s: speed of the loader in the model.
+    stretch: time of the launches beside the loader, as a multiple of their time alone.
+    """
     loader = Loader(source, Sampler(len(source), min(BATCH, len(source)), 0), size=SIZE, workers=1)
     draws = loader.draws(0, np.arange(len(source)))
     crops = torch.empty((len(source), 2, SIZE, SIZE, 3), dtype=torch.uint8)
@@ -121,7 +137,10 @@ def measure(source: Source, threads: int, rounds: int) -> dict[str, float]:
 
 
 def in_the_model(loader: Loader, threads: int, rounds: int) -> dict[str, float]:
-    """Threads that cut one image after the other, and this one, which starts a step's operations."""
+    """Runs the model and returns its images/s and stretch.
+
+    The loader's threads cut one image after the other. This thread starts the operations of each step.
+    """
     source = loader.source
     draws = loader.draws(0, np.arange(len(source)))
     crops = [torch.empty((2, SIZE, SIZE, 3), dtype=torch.uint8) for _ in range(threads)]
@@ -142,7 +161,7 @@ def in_the_model(loader: Loader, threads: int, rounds: int) -> dict[str, float]:
         beside = []
         for _ in range(rounds):
             beside.append(launches())
-            # the device computes until the loader has the next step's images: the thread waits for it, without the lock
+            # the device computes until the loader has the next step's images; this thread waits without the lock
             before = sum(done)
             while sum(done) - before < IMAGES_OF_A_STEP:
                 time.sleep(0.002)
@@ -152,7 +171,10 @@ def in_the_model(loader: Loader, threads: int, rounds: int) -> dict[str, float]:
 
 
 def launches() -> float:
-    """Seconds for the operations of a step, each of a few microseconds."""
+    """Returns the seconds that the operations of a step take.
+
+    Each operation takes a few microseconds.
+    """
     x = torch.zeros(1)
     start = time.perf_counter()
     for _ in range(LAUNCHES):

@@ -1,9 +1,11 @@
-"""What a loss head costs: time and memory of the align + uniform head, forward and backward.
+"""Measures time and memory of the align + uniform head.
 
     python -m benchmarks.loss_head [--device cuda]
 
-Against its two matrix products alone, done unchunked (similarities N×K, and their product with the queue), and against
-the head as published code writes it, which holds all similarities. One CPU thread, unless OMP_NUM_THREADS says more.
+Forward and backward are measured, and compared with two other computations.
+One is its two matrix products alone, in one piece: similarities N×K, and their product with the queue.
+The other is the head as published code writes it, which holds all similarities.
+`make bench` runs it on one CPU thread, with OMP_NUM_THREADS=1.
 """
 
 from __future__ import annotations
@@ -21,7 +23,10 @@ from moco.losses import WeightedLoss
 
 
 def peak_bytes(work: Callable[[], Any], device: torch.device) -> int:
-    """The most memory that `work` holds at a time beyond what was there, as torch's allocators count it."""
+    """Returns the peak memory in bytes that `work` adds.
+
+    torch's allocators count it. Memory that was allocated before is not included.
+    """
     if device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -64,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     q = F.normalize(raw, dim=1).detach()
     ours, theirs = trained(head, queue), trained(published, queue)
     torch.testing.assert_close(ours().clone(), theirs(), rtol=1e-3, atol=1e-5)
-    similarities, product = queue.new_empty(n, length), torch.empty_like(q)  # no fresh memory: the harder opponent
+    similarities, product = queue.new_empty(n, length), torch.empty_like(q)  # no new memory: the faster way
     contenders = {
         "head": ours,
         "products": lambda: torch.mm(torch.mm(q, queue, out=similarities), queue.t(), out=product),

@@ -1,9 +1,9 @@
-"""How the benchmarks of this folder measure and write down: contenders in turns, ratios within a turn, medians.
+"""Times contenders in turns, and writes the results of a benchmark.
 
-What else a machine does changes from second to second. So every round times every contender once, a ratio is taken
-between neighbours of one round, and the median over rounds is the claim. Each script prints a table and writes
-results/TOPIC-cpu.json or -cuda.json with machine, versions and commit; performance_page.py makes docs/performance.md of
-them.
+Other work on a machine changes from second to second. So every round times every contender once.
+A ratio is taken within one round, and the median over the rounds is the result.
+Each script prints a table and writes results/TOPIC-cpu.json or -cuda.json, with machine, versions and commit.
+performance_page.py writes docs/performance.md from these files.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ Times = dict[str, list[float]]  # contender -> seconds, a round each
 
 @dataclass
 class Row:
-    """A line of the table. at_least, at_most: the target, if there is one; unit comes after value and target."""
+    """Holds a line of the table.
+
+    at_least, at_most: the target, if there is one. unit: that of value and target.
+    """
 
     what: str
     against: str
@@ -53,14 +56,20 @@ class Row:
 
 
 def number(value: float) -> str:
-    """Three figures are what a benchmark knows."""
+    """Returns a value as text, with three figures.
+
+    A benchmark is not more exact. Figures before the decimal point are never rounded.
+    """
     if value == int(value) and abs(value) < 1e6:
         return str(int(value))
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
-    """What every script takes."""
+    """Returns a parser with the options that every script takes.
+
+    doc: the script's docstring; its first line becomes the description.
+    """
     options = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
     options.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options.add_argument("--rounds", type=int, default=9)
@@ -69,13 +78,13 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
 
 
 def device_of(options: argparse.Namespace) -> torch.device:
-    """The device asked for; ends the program if there is none."""
+    """Returns the device of --device; ends the program if it is missing."""
     if options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("error: --device cuda, but torch sees no GPU; run this where there is one, or on --device cpu")
     torch.manual_seed(0)
     if options.device == "cpu":
         return torch.device("cpu")
-    return torch.device("cuda", torch.cuda.current_device())  # numbered: the threads of a loader begin on another one
+    return torch.device("cuda", torch.cuda.current_device())  # numbered: a loader's threads may start on another
 
 
 def alternate(
@@ -85,7 +94,10 @@ def alternate(
     warm: int = 2,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Times:
-    """Each contender once per round, after `warm` untimed rounds. A GPU is waited for before the clock is read."""
+    """Times each contender once per round, after `warm` untimed rounds.
+
+    Before it reads the clock it waits for the GPU.
+    """
     times: Times = {name: [] for name in contenders}
     for turn in range(warm + rounds):
         for name, work in contenders.items():
@@ -104,12 +116,15 @@ def wait_for(device: torch.device) -> None:
 
 
 def ratio(times: Times, above: str, below: str) -> float:
-    """Median over rounds of above / below."""
+    """Returns the median over rounds of above / below."""
     return statistics.median(a / b for a, b in zip(times[above], times[below], strict=True))
 
 
 def report(topic: str, options: argparse.Namespace, rows: list[Row], **more: Any) -> None:
-    """Prints the table; writes the file, unless this is a trial. `more`: settings, and figures without a target."""
+    """Prints the table, and writes the file unless this is a trial.
+
+    more: settings, and figures without a target.
+    """
     device = torch.device(options.device)
     print("\n".join(["", *table([row.cells() for row in rows])]))
     if options.trial:
@@ -129,7 +144,10 @@ def report(topic: str, options: argparse.Namespace, rows: list[Row], **more: Any
 
 
 def commit() -> str:
-    """The commit, "-dirty" if code differs from it; what the script before this one has written is no code."""
+    """Returns the commit, with "-dirty" if code differs from it.
+
+    Only Python files count as code, so files that another benchmark has written change nothing.
+    """
     changed = ["git", "-C", str(RESULTS.parent), "status", "--porcelain", "--", ":/*.py"]
     if subprocess.run(changed, capture_output=True, text=True).stdout:
         return git_state()

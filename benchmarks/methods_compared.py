@@ -1,4 +1,4 @@
-"""MoCo v2, v2+, v3 and multi-crop at equal processor time: the table of docs/results.md.
+"""Compares MoCo v2, v2+, v3 and multi-crop at equal processor time.
 
     python -m benchmarks.methods_compared cost DATA.beton
     python -m launch.sweep launch/recipes/sweep_cifar10_methods.yaml --cluster local --parallel 2 -- DATA.beton
@@ -8,7 +8,7 @@
 The methods take turns, and the ratio to v2 is taken within a turn.
 From the medians it sets each method's epochs in the recipe, so that all get up to `--seconds` of processor time.
 Run it with OMP_NUM_THREADS=1, as a sweep's encoders are.
-`report` writes benchmarks/results/cifar10_methods.json and the table between its two marks.
+`report` writes benchmarks/results/cifar10_methods.json, and the table between its two marks in docs/results.md.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def method_of(options: Mapping[str, Any]) -> str:
-    """The name of the method that options train."""
+    """Returns the name of the method that the options train."""
     if options["keys"] == "batch":
         return "v3"
     if options["crops"]:
@@ -84,7 +84,7 @@ def method_of(options: Mapping[str, Any]) -> str:
 
 
 def options_of_methods(data: str) -> dict[str, ResolvedPretrainOptions]:
-    """Each method's options, from the recipe, in the recipe's order."""
+    """Returns each method's options from the recipe, in its order."""
     found = {}
     for element in spec.read(RECIPE, None, [data], 1).elements:
         found.setdefault(method_of(vars(element.pretrain)), cast("ResolvedPretrainOptions", element.pretrain))
@@ -92,7 +92,11 @@ def options_of_methods(data: str) -> dict[str, ResolvedPretrainOptions]:
 
 
 def measured_costs(options: Mapping[str, ResolvedPretrainOptions], rounds: int) -> dict[str, Any]:
-    """Processor seconds of an epoch of v2, and each method's ratio to it: medians over rounds of interleaved turns."""
+    """Measures the costs of an epoch of each method.
+
+    Returns the processor seconds of an epoch of v2, and each method's ratio to it.
+    Both are medians over rounds in which the methods take turns.
+    """
     works = {method: turn_of(of_method) for method, of_method in options.items()}
     times: Times = alternate(works, rounds, CPU, warm=1, clock=time.process_time)
     of_first = options[FIRST]
@@ -103,7 +107,10 @@ def measured_costs(options: Mapping[str, ResolvedPretrainOptions], rounds: int) 
 
 
 def turn_of(options: ResolvedPretrainOptions) -> Callable[[], None]:
-    """A function that trains a few steps of a method, from the images' files on."""
+    """Returns a function that trains a few steps of a method.
+
+    Its time includes the loading of the images from their files.
+    """
     torch.manual_seed(0)
     source: Source = options.open("train", labels_required=False)
     needed = STEPS * options.batch_size
@@ -116,7 +123,7 @@ def turn_of(options: ResolvedPretrainOptions) -> Callable[[], None]:
     step.guard.set_lr(options.lr / 100)  # no cost depends on it
 
     def turn() -> None:
-        # no batch of this method is made in another one's turn
+        # closed, so that no batch of this method is loaded in another method's turn
         with contextlib.closing(loader.epoch(0)) as batches:
             for batch in batches:
                 step(batch, 0, [len(batch.index)])
@@ -127,8 +134,9 @@ def turn_of(options: ResolvedPretrainOptions) -> Callable[[], None]:
 def equal_time(costs: Mapping[str, Any], seconds: float) -> dict[str, int]:
     """Each method's number of epochs, at least 1.
 
-    v2 gets at most `seconds` of processor time and at least three quarters of that: as many epochs as let the others,
-    in whole epochs, come nearest to its time.
+    v2 gets at most `seconds` of processor time, and at least three quarters of that.
+    Within these bounds v2 gets the number of epochs at which the other methods, in whole epochs, come nearest to its
+    time.
     """
     most = max(1, int(seconds / costs["seconds_of_an_epoch"]))
     choices = [epochs_beside(of_first, costs["ratio"]) for of_first in range(most, math.ceil(0.75 * most) - 1, -1)]
@@ -140,12 +148,18 @@ def equal_time(costs: Mapping[str, Any], seconds: float) -> dict[str, int]:
 
 
 def epochs_beside(of_first: int, ratios: Mapping[str, float]) -> dict[str, int]:
-    """The numbers of epochs that come nearest to the time of so many epochs of v2."""
+    """Returns the numbers of epochs that take about as long as v2's.
+
+    of_first: number of epochs of v2.
+    """
     return {method: max(1, round(of_first / cost)) for method, cost in ratios.items()}
 
 
 def with_epochs(recipe: str, epochs: Mapping[str, int]) -> str:
-    """The recipe with these numbers of epochs in its parts, which are in the order of METHODS."""
+    """Returns the recipe with these numbers of epochs in its parts.
+
+    Its parts are in the order of METHODS.
+    """
     count = len(_EPOCHS.findall(recipe))
     if count != len(METHODS):
         raise InputError(f"{RECIPE} has {count} lines with epochs: it must have one in each of {len(METHODS)} parts")
@@ -154,7 +168,10 @@ def with_epochs(recipe: str, epochs: Mapping[str, int]) -> str:
 
 
 def report(encoders: Sequence[Encoder]) -> None:
-    """Writes the file and the table. InputError unless every encoder has ended, and `cost` was run."""
+    """Writes the file and the table.
+
+    InputError if an encoder has not ended, or if `cost` was not run.
+    """
     unfinished = [f"{one.name} is {one.state}" for one in encoders if one.state not in MEASURED]
     if unfinished:
         raise InputError(f"{len(unfinished)} of {len(encoders)} encoders have not ended ({unfinished[0]}): go on first")
@@ -190,7 +207,10 @@ def table(rows: Mapping[str, list[dict[str, float]]], ratios: Mapping[str, float
 
 
 def minutes_of_training(one: Encoder) -> float:
-    """By the clock, from the speeds in the log, without evaluation and probe."""
+    """Returns the minutes of training by the clock.
+
+    They are computed from the speeds in the log, and do not include evaluation and probe.
+    """
     seconds = 0.0
     before = 0
     for record in one.records:
@@ -202,7 +222,7 @@ def minutes_of_training(one: Encoder) -> float:
 
 
 def about(cost: Mapping[str, Any]) -> str:
-    """Where and how the cost was measured."""
+    """Returns a line about the commit, machine and rounds of the cost."""
     return (
         f"Cost: medians of {cost['rounds']} interleaved rounds of processor time at commit {cost['commit'][:12]},"
         f" {cost['seconds_of_an_epoch']:.0f} s for an epoch of {FIRST}, on {cost['machine']['device']}."

@@ -1,8 +1,9 @@
-"""What the key encoder's moving average costs, for a ResNet-50: all parameters at once against a loop over them.
+"""Measures the cost of the key encoder's moving average for a ResNet-50.
 
     python -m benchmarks.momentum_update [--device cuda]
 
-On a GPU the kernels launched are counted with torch's profiler, on a CPU the operations that PyTorch is asked for.
+The update of all parameters at once is compared with a loop over them.
+On a GPU torch's profiler counts the launched kernels. On a CPU the operations that PyTorch is asked for are counted.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from moco.pretrain.reference import ReferenceMoCo
 
 
 class _Operations(TorchDispatchMode):
-    """Those that compute; a view costs no kernel."""
+    """Counts the operations that compute; a view needs no kernel."""
 
     count = 0
 

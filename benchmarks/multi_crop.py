@@ -1,10 +1,11 @@
-"""What small crops cost: images/s with SwAV's six and without them, from JPEG files to updated weights.
+"""Measures images/s with SwAV's six small crops and without them.
 
     python -m benchmarks.multi_crop --images /data/train          # FOLDER/<class>/<image>; default: made-up JPEGs
     python -m benchmarks.multi_crop --device cuda --images ...    # ResNet-50, 224 and 96 px, bf16, batch 256
 
-The small crops' side and share of the area stand to the large ones' as in `--crops 2x224@.14-1+6x96@.05-.14`.
-In turns, each trains through the same images, one epoch a round: decoding, both kinds of crops, augmentations and step.
+The small crops have the same relative side and share of the area as in `--crops 2x224@.14-1+6x96@.05-.14`.
+The contenders take turns. Each trains through the same images, one epoch a round.
+An epoch goes from JPEG files to updated weights: decoding, both kinds of crops, augmentations and step.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""lightly's MoCo v2 as its documentation gives it (examples/pytorch/moco.py), on photographs; run by photographs.py.
+"""Trains lightly's MoCo v2 on photographs, as its documentation describes it.
 
     PYTHONPATH=. .peers/bin/python benchmarks/peer_lightly.py IMAGES --arch resnet18 --size 64
 
-Its model, loss, transform, optimiser and momentum update, with its documented settings but for image size, batch and
-number of worker processes. For every line on stdin it trains an epoch and answers with {"images": ..., "seconds": ...}.
+photographs.py runs it. Source: lightly's examples/pytorch/moco.py.
+Model, loss, transform, optimiser and momentum update are lightly's, with the documented settings.
+Only image size, batch and number of worker processes differ.
+For every line on stdin it trains an epoch and prints {"images": ..., "seconds": ...}.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import sys
 import time
 from collections.abc import Iterator
 
-import moco  # noqa: F401  (before torchvision, which it lets be imported beside a CPU build of torch)
+import moco  # noqa: F401  (before torchvision: makes it importable beside a CPU build of torch)
 
 # isort: split
 
@@ -50,7 +52,7 @@ class MoCo(nn.Module):
 
 
 def epochs(options: argparse.Namespace) -> Iterator[tuple[int, float]]:
-    """(images, seconds) of one epoch after the other."""
+    """Trains one epoch after the other; yields (images, seconds) of each."""
     device = torch.device(options.device)
     model = MoCo(options.arch).to(device)
     data = torchvision.datasets.ImageFolder(options.images, MoCoV2Transform(input_size=options.size))

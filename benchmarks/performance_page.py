@@ -2,8 +2,8 @@
 
     python -m benchmarks.performance_page
 
-A table stands between `<!-- TOPIC-DEVICE -->` and `<!-- end -->`; without its file it is "not measured". The prose
-around the tables is written by hand and is left alone.
+A table stands between `<!-- TOPIC-DEVICE -->` and `<!-- end -->`. Without its file "not measured" stands there.
+The prose around the tables is written by hand and is not changed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ def about(record: dict[str, Any]) -> str:
 
 
 def traffic(record: dict[str, Any]) -> list[str]:
-    """Megabytes per rank and step: modelled, with what was counted in brackets."""
+    """Returns the table of megabytes per rank and step.
+
+    The numbers are modelled; counted ones follow in brackets.
+    """
 
     def cell(world: str, kind: str) -> str:
         source, name = ("counted_reference", "images") if kind.endswith("reference") else ("counted", kind)
@@ -48,7 +51,10 @@ def traffic(record: dict[str, Any]) -> list[str]:
 
 
 def launches(record: dict[str, Any]) -> str:
-    """Kernels and gigabytes of a step by stage, side by side for each number of ranks."""
+    """Returns the table of a step's kernels and gigabytes by stage.
+
+    Each number of ranks has columns of its own.
+    """
     counted = record["counted"]
 
     def cells(name: str, of: list[dict[str, int]]) -> list[str]:
@@ -66,7 +72,10 @@ def launches(record: dict[str, Any]) -> str:
 
 
 def rounding(record: dict[str, Any]) -> str:
-    """Largest errors of the loss head by product and temperature."""
+    """Returns the table of the loss head's errors.
+
+    They are the largest ones for each kind of product and each temperature.
+    """
     of_temperatures = record["errors"]
     headings = [f"{what}, τ {t}" for t in of_temperatures for what in ("value", "gradient")]
     products = next(iter(of_temperatures.values()))

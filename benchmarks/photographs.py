@@ -1,13 +1,16 @@
-"""From JPEG files to updated weights, images/s: this trainer's parts against lightly's MoCo v2 recipe.
+"""Compares images/s from JPEG files to updated weights with lightly's MoCo.
 
     benchmarks/peers.sh                                            # once: lightly, in an environment of its own
     python -m benchmarks.photographs --images /data/train          # FOLDER/<class>/<image>; default: made-up JPEGs
     python -m benchmarks.photographs --device cuda --images ...    # ResNet-50, 224 px, bf16, batch 256
 
-The same encoder, image size, batch, photographs and cores. In turns, each trains through the same images: the peer in a
-process of its own, which sleeps meanwhile. The encoders alone (query forward and backward, key forward, as in ours)
-are the third contender: what they take is all that a program whose every other part is free would take, so by Amdahl's
-law no speed-up is larger than (peer's time) / (encoders' time); the row shows how much of it is reached.
+This trainer's parts are compared with lightly's MoCo v2 recipe.
+Encoder, image size, batch, photographs and cores are the same. The contenders train through the same images, in turns.
+The peer, lightly, runs in a process of its own, which sleeps between its turns.
+The third contender is the encoders alone: query forward and backward, key forward, as in this trainer.
+A program in which all other parts took no time would take as long as they do.
+So by Amdahl's law no speed-up is larger than (peer's time) / (encoders' time).
+A row shows which share of this limit is reached.
 """
 
 from __future__ import annotations
@@ -44,7 +47,10 @@ PEERS = ROOT / ".peers" / "bin" / "python"
 
 
 class Ours:
-    """Loader, augmentations and step, as main_moco.py puts them together; --bn local, as the peer has no shuffle."""
+    """Holds loader, augmentations and step as in main_moco.py.
+
+    It trains with --bn local, because the peer has no shuffle.
+    """
 
     def __init__(
         self,
@@ -94,7 +100,7 @@ class Ours:
 
 
 class Peer:
-    """lightly's recipe in its own environment and process."""
+    """Runs lightly's recipe in its own environment and process."""
 
     def __init__(self, folder: Path, arch: str, size: int, batch: int, workers: int, device: torch.device) -> None:
         script = Path(__file__).with_name("peer_lightly.py")
@@ -121,7 +127,10 @@ class Peer:
 
 
 def some_images(images: Path | None, folder: Path, count: int) -> Path:
-    """`folder` with links to so many of the `images`, an even sample of the classes; None: with made-up ones."""
+    """Fills `folder` with links to `count` images, and returns it.
+
+    images: the folder to link from, with an even sample of the classes; None for made-up JPEGs.
+    """
     if images is None:
         made_up_photos(folder, count)
         return folder
@@ -143,7 +152,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 class Size(NamedTuple):
-    """How large a run is measured."""
+    """Holds the size of a measured run."""
 
     arch: str
     image: int  # px
@@ -152,7 +161,10 @@ class Size(NamedTuple):
 
 
 def size_for(device: torch.device, trial: bool) -> Size:
-    """The size for a device, and for a trial of the script; sets torch's threads and kernels for it."""
+    """Returns the size for a device, or for a trial.
+
+    It also sets torch's number of threads, and lets cuDNN choose its kernels by benchmark.
+    """
     torch.set_num_threads(1 if trial else worker_count())
     torch.backends.cudnn.benchmark = True
     of_device = Size("resnet50", 224, 256, "bf16") if device.type == "cuda" else Size("resnet18", 64, 64, "off")

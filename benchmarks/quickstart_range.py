@@ -1,10 +1,10 @@
-"""The quickstart's table of README.md: the range of its figures over several seeds.
+"""Measures the range of the quickstart's figures over several seeds.
 
     python -m benchmarks.quickstart_range --seeds 5
 
-Runs `examples/quickstart.py` once for each seed, a seed after the other.
+Runs `examples/quickstart.py` for one seed after the other.
 Writes benchmarks/results/quickstart.json, and the table between its two marks in README.md.
-The quickstart itself reads that file to say where its own figures lie.
+The quickstart reads that file, and compares its own figures with the range.
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ def main() -> int:
 
 
 def summary(measured: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Each measure of each encoder as a list over the seeds, with what the runs say of commit and machine."""
+    """Returns the content of the JSON file.
+
+    Each measure of each encoder is a list over the seeds. Commit and machine are those in the runs' results.
+    """
     names = measured[0]["results"]
     return {
         "command": f"python -m benchmarks.quickstart_range --seeds {len(measured)}",

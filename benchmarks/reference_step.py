@@ -1,9 +1,11 @@
-"""One training step as MoCo's paper writes it down (He et al. 2020, Algorithm 1), in nothing but PyTorch.
+"""Runs one training step as in MoCo's paper, in plain PyTorch.
 
-It is what the trainer's step is measured against (benchmarks/training_step.py) and held to
-(tests/pretrain/test_reference.py): fp32, eager, all-gather for shuffle-BN, a loop over the parameters for the momentum
-update, a clone of the queue and all N × (K+1) logits. The loss is InfoNCE or, with weights, Wang & Isola's align +
-uniform over the same queue.
+Source: He et al. 2020, Algorithm 1.
+benchmarks/training_step.py compares the speed of the trainer's step with it.
+tests/pretrain/test_reference.py tests that the trainer's step gives the same result.
+It is fp32 and eager. It has an all-gather for shuffle-BN, a loop over the parameters for the momentum update, a clone
+of the queue and all N × (K+1) logits.
+The loss is InfoNCE or, with weights, Wang & Isola's align + uniform over the same queue.
 """
 
 from __future__ import annotations
@@ -18,7 +20,11 @@ from torch import Tensor, nn
 
 
 class ReferenceStep:
-    """`encoder` maps images [N, 3, H, W] to features [N, dim]. K must be a multiple of the global batch."""
+    """Trains an encoder with MoCo, one step a call.
+
+    encoder: maps images [N, 3, H, W] to features [N, dim].
+    K: length of the queue, a multiple of the global batch.
+    """
 
     def __init__(
         self,
@@ -43,7 +49,10 @@ class ReferenceStep:
         )
 
     def __call__(self, x_q: Tensor, x_k: Tensor) -> float:
-        """Two views of the same images. Returns the loss, as scripts that print it do: it waits for the device."""
+        """Trains on two views of the same images and returns the loss.
+
+        It waits for the device to read the loss, like scripts that print it.
+        """
         q = F.normalize(self.f_q(x_q), dim=1)  # N×C
         with torch.no_grad():
             for p_q, p_k in zip(self.f_q.parameters(), self.f_k.parameters(), strict=True):
@@ -87,7 +96,10 @@ def all_gather(x: Tensor) -> Tensor:
 
 
 def shuffled(encode: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """Shuffle-BN: every rank encodes a random part of all ranks' images, and takes back the keys of its own."""
+    """Returns the keys of this rank's images, encoded with shuffle-BN.
+
+    Every rank encodes a random part of all ranks' images, and takes back the keys of its own images.
+    """
     everyone = all_gather(images)
     order = torch.randperm(len(everyone), device=images.device)
     first = 0

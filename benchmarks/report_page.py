@@ -1,6 +1,8 @@
-"""How long the report's page of few and of many runs takes in Chromium. Writes the table in docs/report.md.
+"""Measures the report's page of few and of many runs in Chromium.
 
 python -m benchmarks.report_page
+
+It measures the times to write, load, sort and filter the page. Writes the table in docs/report.md.
 """
 
 from __future__ import annotations

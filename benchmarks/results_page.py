@@ -1,12 +1,13 @@
 #!/usr/bin/env python
-"""docs/results.md and its part of README.md, from two sweeps: the heads on photographs, and forty encoders of digits.
+"""Writes tables of docs/results.md and README.md from two sweeps.
 
     python -m launch.sweep launch/recipes/sweep_imagenette.yaml --cluster local --parallel 2 -- DATA
     python -m launch.sweep launch/recipes/sweep_digits.yaml --cluster local --parallel 2
     python benchmarks/results_page.py runs/sweeps/imagenette runs/sweeps/digits
 
-Copies the sweeps' tables to benchmarks/results/ and draws docs/alignment_uniformity.png. Of the page, what stands
-between `<!-- NAME -->` and `<!-- end -->` is replaced; the prose around it is kept.
+The sweeps train the heads on photographs, and forty encoders of digits.
+Copies the sweeps' tables to benchmarks/results/ and draws docs/alignment_uniformity.png.
+Only the lines between `<!-- NAME -->` and `<!-- end -->` of a page are replaced; the prose around them is kept.
 """
 
 from __future__ import annotations
@@ -60,7 +61,11 @@ def main() -> int:
 
 
 def heads_table(encoders: Sequence[Encoder], columns: Mapping[str, str] = COLUMNS) -> list[str]:
-    """A row for each setting; mean ± standard deviation over its seeds. columns: of each measure, its title."""
+    """Returns a table with a row for each setting.
+
+    A cell is the mean ± standard deviation over the seeds. columns: the title of each measure.
+    InputError if an encoder has not ended.
+    """
     settings: dict[str, list[Encoder]] = {}
     for one in encoders:
         if one.state not in MEASURED:
@@ -76,7 +81,10 @@ def heads_table(encoders: Sequence[Encoder], columns: Mapping[str, str] = COLUMN
 
 
 def name_of(one: Encoder) -> str:
-    """The loss, and those of its settings that its head reads."""
+    """Returns the loss and those of its settings that its head reads.
+
+    Settings of 0 are left out.
+    """
     row = LOSSES[one.options["loss"]]
     values = {name: one.option(name) for name in row.settings.values()}
     told = [f"{name.removeprefix('moco_')} {value:g}" for name, value in values.items() if value not in (None, 0)]
@@ -84,12 +92,18 @@ def name_of(one: Encoder) -> str:
 
 
 def spreads(measured: Sequence[Mapping[str, float]], columns: Iterable[str]) -> list[str]:
-    """`spread` of each column: one digit for an accuracy, three for other measures."""
+    """Returns `spread` of each column.
+
+    Accuracies have one digit after the point, other measures three.
+    """
     return [spread([one[name] for one in measured], 1 if LOGGED[name].unit == "%" else 3) for name in columns]
 
 
 def paired(first: Sequence[float], second: Sequence[float]) -> tuple[list[float], str, float]:
-    """first - second of each seed, their mean ± standard deviation as text, and p of the paired t-test."""
+    """Compares two lists of values, a value for each seed.
+
+    Returns first - second of each seed, their mean ± standard deviation as text, and p of the paired t-test.
+    """
     differences = [a - b for a, b in zip(first, second, strict=True)]
     told = f"{statistics.fmean(differences):+.1f} ± {statistics.stdev(differences):.1f}"
     return differences, told, float(ttest_rel(first, second).pvalue)
@@ -101,7 +115,10 @@ def spread(values: Sequence[float], digits: int) -> str:
 
 
 def verdict(encoders: Sequence[Encoder], predictors: Mapping[str, Predictor] = PREDICTORS) -> list[str]:
-    """How well each predictor orders the encoders by accuracy, with and without the collapsed ones."""
+    """Returns a table of the predictors' rank correlations with accuracy.
+
+    They show how well a predictor orders the encoders, with and without the collapsed ones.
+    """
     lines = ["| encoders | n | measure | ρ with linear top-1 [95 % interval] | ρ with kNN top-1 |"]
     lines.append("|---|---:|---|---:|---:|")
     for name, states in (("all", (DONE, COLLAPSE)), ("without the collapsed", (DONE,))):
@@ -115,7 +132,7 @@ def verdict(encoders: Sequence[Encoder], predictors: Mapping[str, Predictor] = P
 
 
 def measured_where(encoders: Sequence[Encoder]) -> str:
-    """Machine and commit of the runs, from their logs."""
+    """Returns a line with machine and commit from the logs."""
     starts = [record for one in encoders for record in one.records if record.get("kind") == "start"]
     commits = sorted({str(record.get("git"))[:12] for record in starts})
     machines = {json.dumps(record.get("machine"), sort_keys=True): record["machine"] for record in starts}
@@ -124,7 +141,10 @@ def measured_where(encoders: Sequence[Encoder]) -> str:
 
 
 def replaced(file: Path, row: dict[str, Any], key: Sequence[str]) -> list[dict[str, Any]]:
-    """The rows of a JSON file, with `row` in place of an earlier one that is equal in `key`."""
+    """Returns the rows of a JSON file with `row` added.
+
+    `row` replaces an earlier row that has the same values of `key`.
+    """
     rows = json.loads(file.read_text()) if file.exists() else []
     return [one for one in rows if [one[name] for name in key] != [row[name] for name in key]] + [row]
 
@@ -143,7 +163,10 @@ def shortened(commit: str) -> str:
 
 
 def put(page: str, name: str, lines: Sequence[str]) -> str:
-    """`page` with the part of that name replaced."""
+    """Returns `page` with the part of that name replaced.
+
+    InputError if it has no such part.
+    """
     part = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.S)
     if not part.search(page):
         raise InputError(f"the page has no part <!-- {name} --> ... <!-- end -->")

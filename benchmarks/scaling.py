@@ -1,9 +1,10 @@
-"""How images/s grow from one rank to two: whole training steps of ResNet-18 at 64 px, one thread a rank, over gloo.
+"""Measures the growth of images/s from one rank to two.
 
     python -m benchmarks.scaling
 
-Weak scaling: each rank has 64 images a step, so two ranks should do twice the images in the same time. Both stand ready
-as processes of their own and train in turns; those whose turn it is not sleep.
+Whole training steps of ResNet-18 at 64 px are timed, with one thread a rank, over gloo.
+This is weak scaling: each rank has 64 images a step, so two ranks should train on twice the images in the same time.
+One rank and two ranks run as processes of their own and train in turns. The others sleep meanwhile.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ CPU = torch.device("cpu")
 
 
 def train(rank: int, world: int, port: int, arch: str, size: int, n: int, steps: int, turns: Any, times: Any) -> None:
-    """A rank: at each turn it trains `steps` steps; rank 0 answers with the seconds. A turn of False ends it."""
+    """Runs one rank, which trains `steps` steps in each turn.
+
+    Rank 0 puts the seconds into `times`. A turn of False ends the rank.
+    """
     if world > 1:
         launched_as(rank, world, port)
     torch.set_num_threads(1)
@@ -57,7 +61,10 @@ def train(rank: int, world: int, port: int, arch: str, size: int, n: int, steps:
 
 
 def contender(world: int, *work: Any) -> tuple[Callable[[], float], Callable[[], None]]:
-    """Starts the ranks. The first function trains a turn and returns its seconds, the second ends them."""
+    """Starts the ranks and returns two functions.
+
+    The first trains a turn and returns its seconds. The second ends the ranks.
+    """
     context = mp.get_context("fork")
     turns, times = [context.SimpleQueue() for _ in range(world)], context.SimpleQueue()
     ranks = mp.start_processes(

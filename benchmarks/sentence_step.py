@@ -1,9 +1,10 @@
-"""A training step of sentence encoders: tokens per second, against nn.GRU on a packed and on a padded batch.
+"""Measures the tokens per second of a training step of sentence encoders.
 
     python -m benchmarks.sentence_step [--device cuda]
 
-The text is made up: word lengths of sentences are drawn from a log-normal distribution with median 13, cut at 30. On a
-CPU the encoders are small, as in launch/recipes/sweep_novels.yaml; on a GPU they have Quick-Thought's size.
+The step is compared with nn.GRU on a packed and on a padded batch.
+The text is made up: numbers of words are drawn from a log-normal distribution with median 13, and cut at 30.
+On a CPU the encoders are small, as in launch/recipes/sweep_novels.yaml. On a GPU they have Quick-Thought's size.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ SIZES = {"cpu": (10_000, 64, 64, 400), "cuda": (50_000, 620, 600, 400), "trial":
 
 
 class _Packed(SentenceEncoder):
-    """nn.GRU on the packed batch, on every device."""
+    """Runs nn.GRU on the packed batch, on every device."""
 
     def forward(self, sentences: PackedSequence) -> Tensor:
         _, last = self.gru(sentences._replace(data=self.embedding(sentences.data)))
@@ -38,7 +39,10 @@ class _Packed(SentenceEncoder):
 
 
 class _Padded(SentenceEncoder):
-    """nn.GRU on the padded batch. Its features are wrong after padding; its cost is what is measured."""
+    """Runs nn.GRU on the padded batch.
+
+    Its features are wrong, because it also runs over the padding. Only its cost is measured.
+    """
 
     def forward(self, sentences: PackedSequence) -> Tensor:
         padded, _ = pad_packed_sequence(sentences)

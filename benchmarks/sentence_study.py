@@ -1,12 +1,13 @@
-"""Three losses on sentences, three seeds each: the table of docs/results.md.
+"""Compares three losses on sentences, with three seeds each.
 
     python -m launch.sweep launch/recipes/sweep_novels.yaml --cluster local --parallel 2 -- NOVELS --classify MR CR
     python -m moco.sentences.evaluate CHECKPOINT MR CR --folds 3 --json baselines.json
     python -m benchmarks.sentence_study runs/sweeps/novels baselines.json
 
-CHECKPOINT is of any encoder of the sweep: its untrained encoders and the bag of words are the baselines.
+CHECKPOINT is that of any encoder of the sweep. The second command measures the baselines with it.
+They are untrained encoders, the bag of words and the largest class.
 Adds the encoders that have ended to benchmarks/results/novels.json, so the sweep may be run in parts.
-Writes the tables between their two marks, with the figures of the paper beside them.
+Writes the tables between their two marks in docs/results.md, with the figures of the paper beside them.
 """
 
 from __future__ import annotations
@@ -37,7 +38,10 @@ PUBLISHED = {MR: (77.51, 73.76), CR: (83.86, 80.95)}
 
 
 def with_seeds(encoders: Sequence[Encoder]) -> list[list[Encoder]]:
-    """The encoders of each setting that has at least SEEDS seeds, in the order of the seeds."""
+    """Returns the encoders of each setting that has enough seeds.
+
+    It needs at least SEEDS seeds. The encoders are in the order of the seeds.
+    """
     settings: dict[str, list[Encoder]] = {}
     for one in encoders:
         key = json.dumps({name: value for name, value in one.options.items() if name in DEFAULTS and name != "seed"})
@@ -46,7 +50,10 @@ def with_seeds(encoders: Sequence[Encoder]) -> list[list[Encoder]]:
 
 
 def pure(settings: Sequence[Sequence[Encoder]], loss: str) -> Sequence[Encoder]:
-    """The encoders with the paper's best setting of that loss. InputError if they are missing."""
+    """Returns the encoders with the paper's best setting of a loss.
+
+    InputError if they are missing.
+    """
     weights = {"infonce": (1, 0, 0), "align-uniform": (0, 0.9, 0.1)}[loss]
     for its in settings:
         options = its[0].options
@@ -56,7 +63,10 @@ def pure(settings: Sequence[Sequence[Encoder]], loss: str) -> Sequence[Encoder]:
 
 
 def order(settings: Sequence[Sequence[Encoder]]) -> list[str]:
-    """Contrastive less align + uniform: here with a paired test over the seeds, and in the paper."""
+    """Returns a table of contrastive minus align + uniform accuracies.
+
+    The differences over the seeds are tested with a paired t-test. Those of the paper stand beside them.
+    """
     contrastive, uniform = pure(settings, "infonce"), pure(settings, "align-uniform")
     lines = ["| accuracy | contrastive less align + uniform | paired t-test, p | the same as published |"]
     lines.append("|---|---:|---:|---:|")
@@ -69,7 +79,10 @@ def order(settings: Sequence[Sequence[Encoder]]) -> list[str]:
 
 
 def baselines(found: Mapping[str, Any]) -> list[str]:
-    """Rows without training, from the --json file of moco.sentences.evaluate."""
+    """Returns the table of the baselines.
+
+    found: the content of the --json file of moco.sentences.evaluate.
+    """
     lines = ["| baseline | MR accuracy | CR accuracy |", "|---|---:|---:|"]
     for name in (UNTRAINED, WORDS, MAJORITY):
         cells = [f"{found['datasets'][data]['accuracies'][name]['accuracy']:.1f}" for data in ("MR", "CR")]
@@ -78,7 +91,11 @@ def baselines(found: Mapping[str, Any]) -> list[str]:
 
 
 def predicts(encoders: Sequence[Encoder]) -> list[str]:
-    """A line about the rank correlation of alignment + uniformity with MR, collapsed encoders left out."""
+    """Returns a line about the rank correlation with MR accuracy.
+
+    It is that of alignment + uniformity, without collapsed encoders.
+    Fewer than FEWEST encoders give no line.
+    """
     measured = [one.measured for one in encoders if one.state == DONE]
     if len(measured) < FEWEST:
         return []

@@ -1,8 +1,9 @@
-"""The temperature curve of docs/results.md: accuracy, uniformity and tolerance of a sweep's encoders against τ.
+"""Writes the curve of accuracy, uniformity and tolerance against the temperature.
 
     python -m launch.sweep launch/recipes/sweep_cifar10_temperature.yaml --cluster local --parallel 2 -- DATA.beton
     python -m benchmarks.temperature_curve runs/sweeps/cifar10-temperature
 
+Reads the encoders of a sweep over the temperature τ.
 Writes benchmarks/results/cifar10_temperature.json, and the table between its two marks in docs/results.md.
 Elements that have not ended are counted and left out.
 """
@@ -25,7 +26,10 @@ from moco.run.files import write_json
 
 
 def points(encoders: Sequence[Encoder], loss: str) -> list[dict[str, Any]]:
-    """The encoders of one loss in the order of τ: τ, the number of seeds, and the mean and spread of each measure."""
+    """Returns the points of a loss's curve, in order of τ.
+
+    A point has τ, the number of seeds, and mean and standard deviation of each measure.
+    """
     of_temperature: dict[float, list[dict[str, float]]] = {}
     for one in encoders:
         if one.state in MEASURED and one.options["loss"] == loss:
@@ -42,7 +46,10 @@ def points(encoders: Sequence[Encoder], loss: str) -> list[dict[str, Any]]:
 
 
 def findings(curve: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The questions of Wang & Liu, answered by one curve. Each answer is computed; none is assumed."""
+    """Answers the questions of Wang & Liu with one curve.
+
+    Each answer is computed; none is assumed.
+    """
     temperatures = [row["moco_t"] for row in curve]
     found: dict[str, Any] = {}
     for name in ("knn_top1", "lincls_top1"):
@@ -76,7 +83,7 @@ def table(curves: dict[str, list[dict[str, Any]]]) -> list[str]:
 
 
 def answers(findings: dict[str, dict[str, Any]]) -> list[str]:
-    """The findings as a table."""
+    """Returns the findings as a table."""
     lines = [
         "| loss | best τ, kNN | best τ, linear | ρ of τ and uniformity | most uniform at τ | left at the largest |",
         "|---|---:|---:|---:|---:|---:|",

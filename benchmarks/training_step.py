@@ -1,12 +1,14 @@
-"""What a training step costs beside its encoders, and against the step as MoCo's paper writes it.
+"""Measures the cost of a training step in addition to its encoders.
 
     python -m benchmarks.training_step                    # ResNet-18, 64 px, batch 64, K 4,096; one thread
     python -m benchmarks.training_step --device cuda      # ResNet-50, 224 px, bf16, batch 256, K 65,536
 
-"Encoders" is query forward and backward and key forward, of the very modules that the step uses. The step has the head,
-the momentum update, the shuffle, the queue and the optimiser as well, on a GPU the augmentations too; on a CPU the
-images are augmented beforehand, for all contenders. The reference step (reference_step.py) is fp32, eager and NCHW, and
-gets finished images everywhere. On a GPU host-device synchronisations are counted as well.
+"Encoders" is query forward and backward and key forward, of the same modules that the step uses.
+The step also has the head, the momentum update, the shuffle, the queue and the optimiser.
+On a GPU it has the augmentations too. On a CPU the images are augmented before, for all contenders.
+The step is also compared with the step as MoCo's paper writes it (reference_step.py).
+That reference step is fp32, eager and NCHW, and gets finished images on every device.
+On a GPU host-device synchronisations are counted as well.
 """
 
 from __future__ import annotations
@@ -32,7 +34,10 @@ from moco.timing import as_line, shares, timeline
 
 
 class Augmented:
-    """Stands in for the augmentations where they are not counted: crops -> images made before."""
+    """Replaces the augmentations where they are not counted.
+
+    It gives images that were augmented before.
+    """
 
     def __init__(self, images: list[Tensor]) -> None:
         self.images = images
@@ -42,7 +47,10 @@ class Augmented:
 
 
 def synchronisations(step: TrainingStep, batch: Batch) -> int:
-    """How often the host waits for the GPU in one step that neither prints nor saves."""
+    """Returns how often the host waits for the GPU in a step.
+
+    The step neither prints nor saves.
+    """
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as said:

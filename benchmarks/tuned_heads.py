@@ -1,4 +1,4 @@
-"""InfoNCE against align + uniform, both tuned on held-out training images: the table of docs/results.md.
+"""Compares InfoNCE with align + uniform, both tuned on held-out images.
 
     python -m benchmarks.tuned_heads split CIFAR/train HELD_OUT
     python -m launch.sweep launch/recipes/sweep_cifar10_tuning.yaml --cluster local --parallel 2 -- HELD_OUT
@@ -6,12 +6,13 @@
     python -m launch.sweep launch/recipes/sweep_cifar10_tuned.yaml --cluster local --parallel 2 -- CIFAR
     python -m benchmarks.tuned_heads report runs/sweeps/cifar10-tuned
 
-`split` links a tenth of each class as validation images, the rest as training images.
-The real validation images stay unseen.
+`split` links a tenth of each class of the training images as validation images, the rest as training images.
+The real validation images are not used for tuning.
 `choose` takes for each loss the setting of the highest linear accuracy.
 It writes the recipe of the second sweep: those settings with five seeds.
 It adds the encoders that have ended to benchmarks/results/cifar10_tuning.json, so the first sweep may be run in parts.
-`report` writes benchmarks/results/cifar10_tuned.json, and the table between its two marks in docs/results.md and README.md.
+`report` writes benchmarks/results/cifar10_tuned.json.
+It writes the table between its two marks in docs/results.md and README.md.
 """
 
 from __future__ import annotations
@@ -60,7 +61,10 @@ def main() -> int:
 
 
 def hold_out(images: Path, folder: Path) -> None:
-    """Links every tenth image of a class, by name, into val/, and the others into train/."""
+    """Links every tenth image of a class into val/, others into train/.
+
+    The images of a class are in the order of their names.
+    """
     classes = sorted(path for path in images.iterdir() if path.is_dir())
     if not classes:
         raise InputError(f"{images} has no folders of classes")
@@ -72,7 +76,10 @@ def hold_out(images: Path, folder: Path) -> None:
 
 
 def choose(sweep: Path) -> None:
-    """Writes the second sweep's recipe and the table of what was tried. InputError if encoders are missing."""
+    """Writes the second sweep's recipe and the table of tried settings.
+
+    InputError if encoders are missing.
+    """
     encoders, about = kept_encoders.add(RESULTS / "cifar10_tuning.json", sweep, [PROBE], DEFAULTS)
     if about[1:]:
         raise InputError(f"{about[1]} Run the sweep to its end, then choose again; what has ended is kept")
@@ -81,12 +88,18 @@ def choose(sweep: Path) -> None:
 
 
 def best(encoders: Sequence[Encoder], loss: str) -> Encoder:
-    """The encoder of that loss with the highest linear accuracy on the held-out training images."""
+    """Returns the encoder of a loss with the highest linear accuracy.
+
+    The accuracy is that on the held-out training images.
+    """
     return max((one for one in encoders if one.options["loss"] == loss), key=lambda one: one.measured[PROBE])
 
 
 def tried(encoders: Sequence[Encoder]) -> list[str]:
-    """A table: how many settings each loss had, how far they lie apart, and the chosen one."""
+    """Returns the table of tried settings.
+
+    It has for each loss the number of settings, the range of their accuracies, and the chosen setting.
+    """
     lines = ["| loss | settings | linear top-1 on held-out training images | chosen |", "|---|---:|---:|---|"]
     for loss, grid in grids().items():
         accuracies = [one.measured[PROBE] for one in encoders if one.options["loss"] == loss]
@@ -97,12 +110,15 @@ def tried(encoders: Sequence[Encoder]) -> list[str]:
 
 
 def grids() -> dict[str, dict[str, list[float]]]:
-    """The grid of each loss in the first sweep's recipe."""
+    """Returns the grid of each loss in the first sweep's recipe."""
     return {part["set"]["loss"]: part["grid"] for part in yaml.safe_load(TUNING.read_text())["parts"]}
 
 
 def tuned_recipe(chosen: Sequence[Encoder]) -> str:
-    """The recipe of the second sweep: the tuning's own text, with the chosen settings and five seeds as its parts."""
+    """Returns the recipe of the second sweep.
+
+    It is that of the first sweep, with the chosen settings and five seeds as its parts.
+    """
     spec = yaml.safe_load(TUNING.read_text())
     grid_of = grids()
     parts = []
@@ -116,7 +132,8 @@ def tuned_recipe(chosen: Sequence[Encoder]) -> str:
         "# InfoNCE and align + uniform on CIFAR-10, each as tuned by sweep_cifar10_tuning.yaml, with five seeds.",
         "#",
         "# paper      Wang & Isola, ICML 2020 (https://arxiv.org/abs/2005.10242), table of ImageNet-100",
-        "# command    python -m launch.sweep launch/recipes/sweep_cifar10_tuned.yaml --cluster local --parallel 2 -- CIFAR",
+        "# command    python -m launch.sweep launch/recipes/sweep_cifar10_tuned.yaml --cluster local --parallel 2"
+        " -- CIFAR",
         "# hardware   two CPU cores, one thread for each encoder",
         "# hours      not measured",
         "# accuracy   docs/results.md",

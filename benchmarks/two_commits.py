@@ -1,11 +1,11 @@
-"""Start-up, training step and loader of two commits: how much slower is a run since the older one?
+"""Compares the speed of start-up, training step and loader of two commits.
 
     python -m benchmarks.two_commits OLD [NEW]        # NEW: HEAD, if it is not given
 
-Both commits are checked out beside each other, and the same commands of `main_moco.py` run from each in turns:
+Both commits are checked out beside each other. The same commands of `main_moco.py` run from each in turns:
   start-up  `--dry-run`: imports, options and their checks; processor seconds of the process
-  step      the digits with a small encoder; seconds of an image, as the run's log has them
-  loader    crops of 32 px from JPEG files of 500×375, decoded by one thread; the same
+  step      the digits with a small encoder; seconds of an image, from the run's log
+  loader    crops of 32 px from JPEG files of 500×375, decoded by one thread; seconds of an image, from the run's log
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def commit_of(name: str) -> str:
 
 
 def checked_out(name: str, folder: Path) -> Path:
-    """The files of a commit, in `folder`."""
+    """Writes the files of a commit into `folder` and returns it."""
     folder.mkdir(parents=True)
     packed = subprocess.run(["git", "-C", str(ROOT), "archive", commit_of(name)], capture_output=True, check=True)
     subprocess.run(["tar", "-x", "-C", str(folder)], input=packed.stdout, check=True)
@@ -87,7 +87,7 @@ def checked_out(name: str, folder: Path) -> Path:
 
 
 def start_up(tree: Path) -> float:
-    """Processor seconds of a run that stops after its options."""
+    """Returns the processor seconds of a run that stops after its options."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start(tree, [*DIGITS, "--dry-run"])
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -95,7 +95,10 @@ def start_up(tree: Path) -> float:
 
 
 def seconds_of_an_image(words: list[str], tree: Path) -> float:
-    """Median over the printed lines, without the first, which holds the start of the threads."""
+    """Returns the median of the seconds of an image in a run.
+
+    It is taken over the printed lines, without the first, which includes the start of the threads.
+    """
     output = tree / "run"
     start(tree, [*words, "--no-tensorboard", "--print-freq", "1", "--output-dir", str(output)])
     records = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]

@@ -1,12 +1,14 @@
 #!/usr/bin/env python
-"""Features on a circle: random, supervised and contrastive training side by side, as in Wang & Isola (2020), figure 3.
+"""Draws features on a circle: untrained, supervised and contrastive.
 
     python examples/circle.py --output circle.png
 
-Three small encoders of scikit-learn's digits with outputs in two dimensions, which after normalisation lie on the
-circle: untrained, trained with labels (a linear classifier on the normalised output), trained with MoCo's contrastive
-loss by `main_moco.py`. Shown for the held-out scans: where they lie, how far apart two augmented views of a scan
-are (alignment), and how the angles are spread (uniformity).
+Source: Wang & Isola (2020), figure 3.
+Three small encoders of scikit-learn's digits have outputs in two dimensions, which lie on the circle after
+normalisation. One is untrained. One is trained with labels, by a linear classifier on the normalised output.
+One is trained with MoCo's contrastive loss by `main_moco.py`.
+The figure shows the held-out scans: their positions, the distances of two augmented views of a scan (alignment), and
+the distribution of the angles (uniformity).
 """
 
 from __future__ import annotations
@@ -50,7 +52,11 @@ CPU = torch.device("cpu")
 
 @dataclass
 class OnCircle:
-    """One encoder's points: unit vectors [n, 2] of the scans and of two views of each."""
+    """Holds the points of one encoder.
+
+    x: unit vectors [n, 2] of the scans. labels: their digits [n].
+    q, k: unit vectors [n, 2] of two views of each scan.
+    """
 
     name: str
     x: torch.Tensor
@@ -60,7 +66,10 @@ class OnCircle:
 
 
 def untrained() -> nn.Module:
-    """With the BatchNorm statistics of the data, as the others have."""
+    """Makes an untrained encoder, with BatchNorm statistics of the data.
+
+    The other encoders have such statistics too.
+    """
     torch.manual_seed(0)
     encoder = build_encoder("smallcnn", 2)
     options = parse_pretrain(shlex.split(CONTRASTIVE))
@@ -69,7 +78,10 @@ def untrained() -> nn.Module:
 
 
 def supervised(epochs: int) -> nn.Module:
-    """Encoder and linear classifier together, with cross-entropy, on the augmentations of the contrastive one."""
+    """Trains an encoder and a linear classifier together, with labels.
+
+    The loss is cross-entropy. The augmentations are those of the contrastive encoder.
+    """
     torch.manual_seed(0)
     train, recipe = open_split(None, "digits", "train"), find_recipe("digits")
     encoder, classifier = build_encoder("smallcnn", 2), nn.Linear(2, len(train.classes))
@@ -123,7 +135,7 @@ def draw(encoders: list[OnCircle], path: Path) -> Path:
             axes.set_xlim(bins[0], bins[-1])
             axes.locator_params(axis="x", nbins=4)
         grid[2, column].set_xticks([-np.pi, 0, np.pi], ["-π", "0", "π"])
-        grid[2, column].axhline(1 / (2 * np.pi), color=INK, linewidth=1, linestyle="--")  # all angles alike
+        grid[2, column].axhline(1 / (2 * np.pi), color=INK, linewidth=1, linestyle="--")  # all angles equally frequent
     return write_figure(figure, path)
 
 
@@ -137,14 +149,17 @@ def _histograms(one: OnCircle) -> list[tuple[np.ndarray, np.ndarray, str, str]]:
 
 
 def _circle(axes: Axes, one: OnCircle) -> None:
-    """Each class on a ring of its own, so that points do not hide one another; the outer line is the circle."""
+    """Draws the points of each class on a ring of its own.
+
+    So points do not hide one another. The outer line is the unit circle.
+    """
     turn = np.linspace(0, 2 * np.pi, 200)
     axes.plot(np.cos(turn), np.sin(turn), color=INK, linewidth=1)
     for label in range(10):
         mine = one.x[one.labels == label].numpy() * (0.97 - 0.05 * label)
         axes.scatter(mine[:, 0], mine[:, 1], s=13, color=CLASS_COLOURS[label], alpha=0.75, linewidths=0)
         mean = one.x[one.labels == label].mean(0)
-        if mean.norm() > 0.5:  # a class that is spread all around has no place for a name
+        if mean.norm() > 0.5:  # a class all around the circle has no place for its name
             x, y = (1.1 * F.normalize(mean, dim=0)).tolist()
             outline = [patheffects.withStroke(linewidth=3, foreground="white")]
             axes.text(x, y, str(label), ha="center", va="center", weight="bold", color=CLASS_COLOURS[label],

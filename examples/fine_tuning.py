@@ -1,12 +1,13 @@
 #!/usr/bin/env python
-"""Fine-tuning an exported encoder with labels: all layers train, the new classifier faster than the trunk.
+"""Fine-tunes an exported encoder with labels.
 
     python main_moco.py --dataset digits -a smallcnn --moco-dim 64 --moco-k 512 --moco-m 0.99 -b 128 --lr 0.06 --cos \\
         --epochs 10 --output-dir runs/digits
     python -m moco.export runs/digits/checkpoint_0009.pth.tar --to safetensors
     python examples/fine_tuning.py runs/digits/checkpoint_0009-safetensors --labels 10
 
-`--labels` is how many of each class are used; the rest of the data measures.
+All layers train. The new classifier has a larger learning rate than the trunk.
+`--labels` is the number of labelled images of each class. The accuracy is that on the val split.
 """
 
 from __future__ import annotations

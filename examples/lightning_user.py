@@ -1,9 +1,10 @@
 #!/usr/bin/env python
-"""MoCo's pair, queue and losses inside somebody else's trainer: a LightningModule. Needs `pip install lightning`.
+"""Trains MoCo's pair, queue and losses in a LightningModule.
 
     python examples/lightning_user.py
 
-Lightning calls the hooks; the order within a step stays the paper's: keys follow, features, loss, backward, enqueue.
+Needs `pip install lightning`. Lightning calls the hooks of the module.
+The order within a step is that of the paper: update of the key encoder, features, loss, backward, enqueue.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 
 class MoCoModule(lightning.LightningModule):
-    """Batches are pairs of views [N, 3, S, S]."""
+    """Trains MoCo on batches of two views [N, 3, S, S]."""
 
     def __init__(self, arch: str = "smallcnn", dim: int = 64, K: int = 512, temperature: float = 0.2) -> None:
         super().__init__()

@@ -1,12 +1,12 @@
-"""Images of five channels and 12 bits, from files to a linear probe.
+"""Writes images of five channels and 12 bits for pretraining and probe.
 
     python examples/other_channels.py five                                       # writes five/train and five/val
     python -m moco.data.stats five --channels 5 --value-range 0,4095             # prints --mean and --std
     python main_moco.py five --channels 5 --value-range 0,4095 --mean M,M,M,M,M --std S,S,S,S,S -a smallcnn ...
     python main_lincls.py five --pretrained runs/.../checkpoint_0199.pth.tar     # the channels are in the checkpoint
 
-The images are scikit-learn's digits, in files as a satellite's bands or a microscope's stains may come: bright, dim,
-inverted, smoothed and flipped, each a channel of a .npy array [8, 8, 5].
+The images are scikit-learn's digits, in files like those of a satellite's bands or a microscope's stains.
+Each file is a .npy array [8, 8, 5]. Its channels are a bright, dim, inverted, smoothed and flipped scan.
 """
 
 import sys
@@ -18,7 +18,11 @@ from sklearn.datasets import load_digits
 
 
 def write(folder: Path, images: int | None = None) -> None:
-    """Writes folder/<split>/<digit>/<number>.npy, uint16 [8, 8, 5] of 0 to 4095; every seventh is for val."""
+    """Writes the digits to folder/<split>/<digit>/<number>.npy.
+
+    Each file is uint16 [8, 8, 5] of 0 to 4095. Every seventh image is for val.
+    images: number of images; None for all.
+    """
     digits = load_digits()
     for number, (scan, digit) in enumerate(zip(digits.images[:images], digits.target[:images], strict=True)):
         bright = scan * 250

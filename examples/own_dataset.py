@@ -1,16 +1,20 @@
-"""A data set of your own for main_moco.py: a function that gives the images of a split.
+"""Gives main_moco.py a data set of your own.
 
     python main_moco.py --dataset examples.own_dataset:shapes --dataset-arg images=256 --image-size 32 -a smallcnn ...
 
-It may return a torch dataset with `len` and `[i]`, as here, or a `moco.data.source.Source`. Resume, log, kNN and the
-linear probe work as with any other data set.
+The data set is a function that returns the images of a split.
+It may return a torch dataset with `len` and `[i]`, as here, or a `moco.data.source.Source`.
+Resume, log, kNN and the linear probe work as with any other data set.
 """
 
 import numpy as np
 
 
 class Shapes:
-    """Discs and squares of 48 x 64 pixels in random colours, each a function of its index."""
+    """Holds discs and squares of 48 x 64 pixels in random colours.
+
+    Each image is a function of its index and the seed.
+    """
 
     classes = ("disc", "square")
 
@@ -31,5 +35,9 @@ class Shapes:
 
 
 def shapes(split: str, data: str | None, images: int = 256) -> Shapes | None:
-    """split: 'train' or 'val'; None where there is none. data: the command line's folder, which is not needed here."""
+    """Returns the images of a split, or None if there are none.
+
+    split: 'train' or 'val'. data: the command line's folder, which is not needed here.
+    images: number of training images, from --dataset-arg.
+    """
     return Shapes(images, seed=0) if split == "train" else Shapes(images // 4, seed=1)

@@ -1,7 +1,9 @@
 #!/usr/bin/env python
-"""MoCo in a training loop of one's own, without the mains: thirty lines, on scikit-learn's digits.
+"""Trains MoCo in a loop of your own, in thirty lines.
 
 python examples/own_loop.py
+
+It does not use the mains. The images are scikit-learn's digits.
 """
 
 import sys

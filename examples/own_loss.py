@@ -1,9 +1,10 @@
-"""A loss of your own for main_moco.py: InfoNCE whose temperature is learned, as CLIP's is.
+"""Gives main_moco.py a loss of your own.
 
     python main_moco.py --dataset digits -a smallcnn --loss examples.own_loss:LearnedTemperature --loss-arg start=0.2
 
-A loss is called as `loss(q, k, queue, labels, queue_labels)`. It is built once. If it is an nn.Module, its parameters
-are trained, and they and its buffers are saved and resumed with the run.
+The loss is InfoNCE with a learned temperature, as in CLIP.
+A loss is built once, and called as `loss(q, k, queue, labels, queue_labels)`.
+If it is an nn.Module, its parameters are trained. They and its buffers are saved and resumed with the run.
 """
 
 import math
@@ -15,7 +16,10 @@ from moco.losses import LossOutput, contrastive_loss
 
 
 class LearnedTemperature(nn.Module):
-    """q, k [N, C] unit-norm queries and keys; queue [C, K] unit-norm columns, without gradient."""
+    """Computes InfoNCE with a learned temperature.
+
+    q, k: unit-norm queries and keys [N, C]. queue: unit-norm columns [C, K], without gradient.
+    """
 
     def __init__(self, start: float = 0.07) -> None:
         super().__init__()

@@ -1,12 +1,13 @@
 #!/usr/bin/env python
-"""The whole job in a few minutes on two CPU cores: pretrain with two losses, probe the checkpoints, compare.
+"""Pretrains with two losses, probes the checkpoints and compares them.
 
     make quickstart
 
-scikit-learn's digits (1,797 scans, a fixed fifth held out) are learned without labels by `main_moco.py` on two
-processes, once with InfoNCE and once with alignment + uniformity. Then three classifiers are put on each frozen
-encoder, and on the untrained one that both runs start from: k nearest neighbours, `main_lincls.py` with all labels,
-and a linear one with five labels per class. Every command is shown as it is run, so each can be repeated by hand.
+It takes a few minutes on two CPU cores. The data are scikit-learn's digits: 1,797 scans, a fixed fifth held out.
+`main_moco.py` trains on them without labels in two processes, once with InfoNCE and once with alignment + uniformity.
+Then three classifiers measure each frozen encoder, and the untrained one that both runs start from.
+They are k nearest neighbours, `main_lincls.py` with all labels, and a linear one with five labels per class.
+Every command is shown as it is run, so each can be repeated by hand.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ PRETRAIN = f"{DATA} -a {ARCH} --moco-dim {DIM} --batch-size 128 --lr 0.06 --cos 
 PROBE = f"main_lincls.py {DATA} --batch-size 64 --lr 3"
 LOSSES = {
     "InfoNCE": ("infonce", "--loss infonce --moco-t 0.1 --moco-k 1024 --moco-m 0.99"),
-    # A slower key encoder leaves this loss where it starts: early features are nearly parallel, and so stay its keys
+    # With a slower key encoder this loss does not fall: early features are nearly parallel, and its keys stay so
     "align + uniform": ("align-uniform", "--loss align-uniform --moco-k 256 --moco-m 0.9"),
 }
 CPU = torch.device("cpu")
@@ -62,7 +63,7 @@ MEASURES = {"knn": "kNN", "linear": "linear", "few_label": "5 labels per class"}
 
 @dataclass
 class Encoder:
-    """One row of the table."""
+    """Holds one row of the table."""
 
     name: str
     folder: Path
@@ -127,7 +128,10 @@ def say(text: str) -> None:
 
 
 def run(command: str) -> None:
-    """Shows the command and runs it, with the programs of this interpreter's environment; ends this one if it fails."""
+    """Shows a command and runs it.
+
+    Its program is that of this interpreter's environment. If it fails, this program ends too.
+    """
     program, *arguments = shlex.split(command)
     programs = Path(sys.executable).parent
     if programs.is_relative_to(ROOT):
@@ -141,7 +145,10 @@ def run(command: str) -> None:
 
 
 def untrained(folder: Path, seed: int) -> Encoder:
-    """The encoder that both runs start from, with the data's BatchNorm statistics, as a checkpoint like the others."""
+    """Makes the encoder that both runs start from, without training.
+
+    It has BatchNorm statistics of the data, and is saved as a checkpoint like the others.
+    """
     torch.manual_seed(seed)
     encoder = build_encoder(ARCH, DIM)
     options, recipe = parse_pretrain(shlex.split(PRETRAIN)), find_recipe("digits")
@@ -169,7 +176,11 @@ def last_value(log: Path, name: str) -> float:
 
 
 def measure(encoder: Encoder, seed: int) -> None:
-    """kNN, and the few-label classifier, on the trunk's features of the plain scans."""
+    """Sets an encoder's features, labels, kNN and few-label accuracies.
+
+    The features are those of the trunk, of the plain scans. The few-label classifier trains on them.
+    The kNN accuracy is the last one in the records.
+    """
     network = build_encoder(ARCH, DIM)
     state = checkpoint.load(encoder.checkpoint)["state_dict"]
     prefix = "module.encoder_q."
@@ -207,7 +218,10 @@ def gain(encoder: Encoder, base: Encoder) -> str:
 
 
 def placed(results: dict[str, Any], ranges: dict[str, Any]) -> list[str]:
-    """This run's figures beside the range that the same command gave over several seeds."""
+    """Compares this run's figures with those of several seeds.
+
+    Returns a line for each figure, with the range that the same command gave over the seeds.
+    """
     lines = [f"beside {len(ranges['seeds'])} seeds measured before ({RANGES.relative_to(ROOT)}):"]
     for name, values in ranges["results"].items():
         for measure, title in MEASURES.items():

@@ -1,8 +1,9 @@
 #!/usr/bin/env python
-"""Finds the photographs of a folder that look like a given one, by the cosine of an encoder's features.
+"""Finds the photographs of a folder that look like a given one.
 
     python examples/retrieval.py runs/photos/checkpoint_0005-safetensors photos/train --query photos/train/flower-03.jpg
 
+The similarity is the cosine of an encoder's features.
 Prints names and similarities, and with `--output` draws the query and its neighbours side by side.
 """
 

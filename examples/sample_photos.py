@@ -1,9 +1,10 @@
 #!/usr/bin/env python
-"""A folder of photographs to try things on, for who has none at hand: squares out of the two that scikit-learn ships.
+"""Writes a folder of photographs to try things on.
 
     python examples/sample_photos.py photos
 
-Writes photos/train/temple-00.jpg ... and flower-00.jpg ...: neighbours overlap, as the pictures of one holiday do.
+The photographs are squares cut out of the two pictures that scikit-learn ships.
+Writes photos/train/temple-00.jpg ... and flower-00.jpg ...; squares of one picture overlap.
 """
 
 from __future__ import annotations

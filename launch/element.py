@@ -34,7 +34,7 @@ DESCRIPTION = "element.json"
 class Element(Job):
     """Runs one element as a job.
 
-    place: the element's folder. folder: that of the jobs of this submission.
+    place: the element's folder. folder: the folder of this submission's jobs.
     """
 
     def __init__(self, place: Path, folder: Path, stalled_restarts: int = 5):

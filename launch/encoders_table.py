@@ -39,7 +39,7 @@ class Row:
 def read(path: Path) -> list[Row]:
     """Reads the rows of the file, in its order.
 
-    InputError, naming the line, if it is no such table.
+    InputError with the line if it is not such a table.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:

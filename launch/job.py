@@ -1,4 +1,4 @@
-"""Runs one task of a job: the rank calls mains and requeues.
+"""Runs one task of a job: calls the mains and requeues.
 
 submitit pickles a `Job` and calls it in every task that srun starts. The mains notice signals by themselves: they save
 at a step that all ranks agree on and return EXIT_PREEMPTED. Only then rank 0 calls submitit's own handler, as if the
@@ -62,7 +62,7 @@ class Step(NamedTuple):
 class Job:
     """Runs the steps one after the other in the same ranks.
 
-    folder: the job's; each step writes to its own output_dir.
+    folder: the job's folder. Each step writes to its own output_dir.
     """
 
     def __init__(self, steps: list[Step], folder: Path, stalled_restarts: int = 5):

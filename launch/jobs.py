@@ -3,9 +3,9 @@
 
     python -m launch.jobs [--index runs/jobs.jsonl] [--watch SECONDS]
 
-prints id, state, last step, last metric and folder of every job in the index. The state is Slurm's if Slurm knows the
-job, else the one in the job's journal. submitit's own result files are not read: ranks of a requeued job may have left
-errors in them.
+It prints id, state, last step, last metric and folder of every job in the index. The state is Slurm's if Slurm lists
+the job, else the one in the job's journal. submitit's own result files are not read, because ranks of a requeued job
+may have left errors in them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from moco.errors import EXIT_OK, InputError
 from moco.run.log import read_log
 
 INDEX = Path("runs/jobs.jsonl")
-# of these the first in the log is shown
+# the first of these that is in the log is shown
 METRICS = ("val_acc1", "knn_top1", "loss")
 
 
@@ -41,7 +41,7 @@ def read(index: Path) -> list[dict[str, Any]]:
 def slurm_states(ids: list[str]) -> dict[str, str]:
     """Returns {id: state} of the jobs that Slurm remembers.
 
-    squeue knows the recent ones, sacct (with accounting) the others.
+    squeue lists the recent ones, sacct (with accounting) the others.
     """
     states: dict[str, str] = {}
     commands = (

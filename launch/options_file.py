@@ -34,15 +34,16 @@ def pretraining(argv: list[str], ranks: int) -> PretrainOptions:
 
 
 def sentences(argv: list[str], ranks: int) -> SentenceOptions:
-    """Does the same for python -m moco.sentences.train."""
+    """Parses the options of python -m moco.sentences.train in the same way."""
     return parse_sentences(argv, world_size=ranks)
 
 
 def probe(argv: list[str], pretrain: PretrainOptions, ranks: int = 1) -> LinclsOptions | DepthOptions:
     """Makes the options of the probe for what `pretrain` will train.
 
-    Same data, last checkpoint, a folder inside the run's own. The probe is linear; for NYU-Depth-V2, which has no
-    classes, it is that of depth. InputError if `ranks` ranks cannot train it.
+    They name the same data, the last checkpoint, and a folder inside the run's own.
+    The probe is linear. For NYU-Depth-V2, which has no classes, it is the depth probe.
+    InputError if `ranks` ranks cannot train it.
     """
     out = Path(pretrain.output_dir)
     of_depth = pretrain.dataset == "nyu-depth"

@@ -55,5 +55,5 @@ def python(code: Path) -> str:
 
 
 def rank_python(code: Path) -> str:
-    """Does the same for submitit, which adds `-u -m MODULE`: see launch/rank.py."""
+    """Returns the same for submitit, which adds `-u -m MODULE`: see launch/rank.py."""
     return f"{python(code)} -u -m launch.rank"

@@ -134,7 +134,7 @@ def read(path: Path, folder: Path | None, words: list[str], ranks: int) -> Spec:
 
 
 def _compared(elements: list[Element]) -> list[Element]:
-    """Sets `swept` to the same resolved options for all elements."""
+    """Sets `swept` to the resolved options in which the elements differ."""
     for name in result_options(type(elements[0].pretrain)):
         values = [getattr(element.pretrain, name) for element in elements]
         if any(value != values[0] for value in values):
@@ -230,7 +230,7 @@ def _draw(generator: random.Random, choice: Any, where: str) -> Any:
 def _resolve(
     fixed: Settings, probe: Settings | None, words: list[str], ranks: int, program: str, swept: Settings, where: str
 ) -> Element:
-    """Makes an element; its part binds all arguments but two."""
+    """Makes an element; each part binds all arguments except the last two."""
     try:
         with _as_config({**fixed, **swept}) as config:
             if program == SENTENCES:

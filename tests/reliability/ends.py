@@ -1,14 +1,18 @@
-"""Counts how real runs end on a machine that has too much to do: `make soak-ends`; writes a table.
+"""Counts good and bad ends of runs on a busy machine.
 
     python -m tests.reliability.ends [--ends 1000] [--minutes 60]
     python -m tests.reliability.ends --ordinary-end     # the same, with sys.exit in place of the ordered end
 
-Every run is the shortest there is: the digits, one epoch, a small encoder. It is started as users start it: by itself,
-by torchrun, by submitit on this machine; from the beginning and resumed. A run is bad if it ends with another code than
-0. The runs take place in a copy of the code. With --ordinary-end, `end_process` of the copy is sys.exit.
+`make soak-ends` runs it. It writes the tables of docs/reliability.md.
+Every run is as short as possible: the digits, one epoch, a small encoder.
+The runs are real ones, new or resumed.
+They are started as users start them: alone, by torchrun, or by submitit on this machine.
+A run is bad if it ends with a code other than 0, or does not print its last line.
+The runs use a copy of the code. With --ordinary-end, `end_process` of the copy calls sys.exit at once.
 
-benchmarks/results/ends.json holds every soak, with and without the ordered end. A thousand ends take hours on a small
-machine, so they may be counted in parts: docs/reliability.md shows the sums, and each part below them.
+benchmarks/results/ends.json holds every soak, with and without the ordered end.
+A thousand ends take hours on a small machine, so they may be counted in parts.
+docs/reliability.md shows the sums, and each part below them.
 """
 
 from __future__ import annotations
@@ -38,13 +42,16 @@ BEGIN, END = "<!-- written by tests/reliability/ends.py: begin -->", "<!-- ends:
 COPIED = ("moco", "launch", "tests", "main_moco.py", "main_lincls.py")
 TINY = ["-a", "smallcnn", "--moco-k", "64", "--moco-dim", "16", "-b", "512", "--eval-freq", "0", "--seed", "1"]
 DIGITS = ["--dataset", "digits", *TINY]
-LIMIT_S = 600.0  # of one run: one that hangs at its end is bad too
+LIMIT_S = 600.0  # of one run; a run that hangs at its end is bad too
 CRASH = "terminate called"
 
 
 @dataclass(frozen=True)
 class Way:
-    """A way to start a run. `words` before the options of main_moco; `ranks` end with it."""
+    """Describes a way to start a run.
+
+    words: those before the options of main_moco. ranks: number of ranks of the run.
+    """
 
     name: str
     words: tuple[str, ...]
@@ -71,7 +78,10 @@ WAYS = [
 
 
 def take_code(folder: Path, ordinary: bool) -> Path:
-    """A copy of the code in `folder`; `ordinary` puts sys.exit in place of the ordered end."""
+    """Copies the code into `folder` and returns it.
+
+    ordinary: put sys.exit in place of the ordered end.
+    """
     for name in COPIED:
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -87,7 +97,7 @@ def take_code(folder: Path, ordinary: bool) -> Path:
 
 
 class Soak:
-    """Runs in `folder`, all from the copy of the code in `code`."""
+    """Starts runs in `folder` from the copy of the code in `code`."""
 
     def __init__(self, folder: Path, code: Path) -> None:
         self.folder, self.code = folder, code
@@ -95,7 +105,7 @@ class Soak:
         self.environment = {**os.environ, **threads, "PYTHONPATH": str(code), "TQDM_DISABLE": "1"}
 
     def start(self, way: Way, output: Path, *more: str) -> tuple[int, str]:
-        """(exit code, what it printed)."""
+        """Runs to the end; returns (exit code, printed text)."""
         command = [sys.executable, *way.words, *way.options, *more, "--output-dir", str(output)]
         log = output.with_suffix(".out")
         with log.open("w") as file:
@@ -113,14 +123,17 @@ class Soak:
         return code, log.read_text(errors="replace")
 
     def begin(self) -> None:
-        """A run of one epoch by 1 and by 2 ranks, for others to go on from."""
+        """Trains one epoch with 1 and with 2 ranks, for resumed runs."""
         for way in (WAYS[0], WAYS[2]):
             code, text = self.start(way, self.folder / f"begun-{way.ranks}", "--epochs", "1")
             if code != 0:
                 raise SystemExit(f"error: the first run ended with code {code}:\n{text[-2000:]}")
 
     def one(self, way: Way, number: int) -> dict[str, Any]:
-        """Starts and ends one run. Its folder is removed if it ended well."""
+        """Starts one run and returns the record of its end.
+
+        Its folder is removed if it ended well.
+        """
         output = self.folder / f"run-{number}"
         more = ["--epochs", "1"]
         if way.resumed:
@@ -137,7 +150,10 @@ class Soak:
 
 
 def count(soak: Soak, ends: int, minutes: float, together: int) -> list[dict[str, Any]]:
-    """One record a run, until `ends` ranks have ended or the time is up. `together` runs at a time."""
+    """Runs until `ends` ranks have ended or the time is over.
+
+    together: number of runs at a time. Returns one record for each run.
+    """
     deadline, lock, records = time.monotonic() + 60 * minutes, threading.Lock(), []
     ways, begun = itertools.cycle(enumerate(WAYS)), itertools.count(1)
     left = ends
@@ -162,7 +178,7 @@ def count(soak: Soak, ends: int, minutes: float, together: int) -> list[dict[str
 
 
 def summary(records: list[dict[str, Any]], together: int, minutes: float) -> dict[str, Any]:
-    """What the file of results holds of one soak."""
+    """Returns the entry of one soak in the file of results."""
     rows = []
     for way in WAYS:
         own = [record for record in records if record["way"] == way.name]
@@ -185,7 +201,10 @@ def summary(records: list[dict[str, Any]], together: int, minutes: float) -> dic
 
 
 def table(results: dict[str, list[dict[str, Any]]]) -> str:
-    """The tables of docs/reliability.md, with the ordered end and without: the sums over soaks, and the soaks."""
+    """Returns the tables of docs/reliability.md.
+
+    There is one with the ordered end and one without it. Each has the sums over the soaks, then the soaks.
+    """
     parts = []
     for name, title in (("ordered", "As it is"), ("ordinary", "With `sys.exit` in its place")):
         soaks = results.get(name, [])
@@ -216,7 +235,7 @@ def total(rows: list[dict[str, Any]], key: str) -> int:
 
 
 def about(soak: dict[str, Any]) -> str:
-    """One soak in a line."""
+    """Describes one soak in a line."""
     return (
         f"- {total(soak['rows'], 'ends')} ends, {total(soak['rows'], 'bad runs')} bad: {soak['date']}, commit"
         f" {soak['commit'][:12]}, {soak['minutes']:g} minutes on {soak['cores']} cores of {soak['machine']};"
