@@ -1,9 +1,8 @@
-#!/usr/bin/env python
 """Tests that checkpoints compute the same features in other projects.
 
-    python benchmarks/interop.py --write docs/interop.md
+    python -m benchmarks.interop [--write]
 
-With --write it writes docs/interop.md. Every row of its table is one trial.
+With --write it puts the table into docs/interop.md. Every row is one trial.
 One side writes an encoder with random weights and random BatchNorm statistics, and the other side reads it.
 The features of real photographs are compared; moco/export/__main__.py describes the comparison.
 If a library is not installed, its row names it. tests/export/test_interop.py runs the same trials.
@@ -27,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.results_page import ROOT, put, shortened
 from moco.encoders import build_encoder, trunk
 from moco.encoders.files import load_trunk, read_encoder
 from moco.encoders.preprocessing import Preprocessing
@@ -36,7 +36,7 @@ from moco.export.formats import FORMATS
 from moco.run import checkpoint
 from moco.run.provenance import git_state
 
-ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "interop.md"
 SIZE = 64
 Made = tuple[Path, nn.Module]  # a foreign checkpoint, and the foreign network (images -> features) that is in it
 
@@ -305,50 +305,25 @@ def outcome(trial: Trial) -> str:
     return f"{verified_by} | {difference:.1e}" if difference else f"{verified_by} | 0"
 
 
-def table() -> str:
+def table() -> list[str]:
     lines = ["| format | direction | verified by | largest difference |", "|---|---|---|---|"]
     for trial in TRIALS:
         lines.append(f"| {trial.name} | {trial.direction} | {outcome(trial)} |")
         print(lines[-1], file=sys.stderr)
-    return "\n".join(lines)
-
-
-PAGE = """# Checkpoints from and to other projects
-
-`python -m moco.export CKPT --to FORMAT` writes (out); `--pretrained`, `--init-from` and `torch.hub.load` read (in).
-A difference is the largest one of any feature, relative to the largest feature, on squares of two photographs; at most
-1e-5 passes, and a failed export leaves no files. "Its published layout" means that the project is not on PyPI: the file
-has the names that the project's own code writes or reads, and is read by the project's rule.
-
-{table}
-
-Written by `python benchmarks/interop.py --write docs/interop.md` at commit {commit}, with torch {torch} on Python
-{python}.
-
-## What cannot be imported
-
-- **A queue, or a run to go on with.** Checkpoints of MoCo v1, v2 and the align/uniform fork can be resumed as they are
-  (`--resume`): they hold both encoders, queue and optimiser. Every other file holds an encoder: `--init-from` starts a
-  new run from it, with a new head and a new random queue.
-- **Pickles with objects in them.** Files are loaded with `weights_only=True`; a file with more than tensors, plain
-  values and an `argparse.Namespace` is refused, and the message names the class. A Lightning checkpoint whose
-  hyper-parameters are objects is such a file; save only its `state_dict`.
-- **Part of a trunk.** A tensor that is missing, unknown or of another shape is an error that names it.
-- **Another function of the same tensors**: moco-v3's ViTs other than vit_base (other heads), lightly's own ResNets for
-  small images (no ReLU after the first convolution), solo-learn's (padding 2 there).
-"""
+    return lines
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--write", type=Path, help="the page; without it the table is printed")
-    arguments = parser.parse_args(argv)
-    text = table()
-    if arguments.write:
-        how = dict(commit=git_state(), torch=torch.__version__, python=platform.python_version())
-        arguments.write.write_text(PAGE.format(table=text, **how))
+    parser.add_argument("--write", action="store_true", help="put the table into docs/interop.md; default: print it")
+    write = parser.parse_args(argv).write
+    lines = table()
+    if write:
+        where = f"commit {shortened(git_state())}, torch {torch.__version__}, Python {platform.python_version()}"
+        about = ["", f"Written by `python -m benchmarks.interop --write` at {where}."]
+        PAGE.write_text(put(PAGE.read_text(), "interop", [*lines, *about]))
     else:
-        print(text)
+        print("\n".join(lines))
     return 0
 
 

@@ -152,7 +152,9 @@ class TrainingStep:
         return outputs
 
     def _enqueue(self, keys: list[Tensor], own_labels: Tensor, sizes: list[int]) -> None:
-        """Puts the keys of all ranks into the queue, or each view's into its own.
+        """Puts the keys of all ranks into the queue.
+
+        If the model has two queues, each view's keys go into their own.
 
         keys: of each direction, [n, dim]. own_labels: int64 [n]. sizes: number of samples on each rank.
         """
