@@ -5,6 +5,7 @@ Depth is in whole millimetres, and 0 if it is missing, as cameras write it.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from functools import cached_property
 from pathlib import Path
@@ -24,8 +25,8 @@ from moco.errors import InputError
 LABELLED = "nyu_depth_v2_labeled.mat"
 SPLIT_FILE = "splits.mat"
 _INDEX = {"train": "trainNdxs", "val": "testNdxs"}
-_COLOUR = (".color.jpg", ".color.jpeg", ".color.png")
-_DEPTH = ".depth.png"
+_COLOUR = re.compile(r"\.color\.(?:jpe?g|png)$", re.IGNORECASE)
+_DEPTH = re.compile(r"\.depth\.png$", re.IGNORECASE)
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _MOST = 65_534  # millimetres that 16 bits hold
 _NONE = 65_535  # Kinects write it for missing depth
@@ -109,26 +110,29 @@ class NyuDepth(_Unlabelled):
 class PairFolder(_Unlabelled):
     """Reads pairs NAME.color.jpg (or .png) and NAME.depth.png from a folder.
 
-    The depth has 16 bits, in millimetres. It is missing at pixels of 0 or 65,535. The pairs are sorted by name.
+    The suffixes may have any case, and .jpeg is read too. The pairs are sorted by name.
+    The depth has 16 bits, in millimetres. It is missing at pixels of 0 or 65,535.
     """
 
     @says_what_cannot_be_read
     def __init__(self, root: Path) -> None:
-        files = set(entries(root).files)
-        colours = sorted(name for name in files if name.lower().endswith(_COLOUR))
+        files = sorted(entries(root).files)
+        colours = [name for name in files if _COLOUR.search(name)]
         if not colours:
             raise InputError(f"there are no pairs NAME.color.jpg and NAME.depth.png in {root}: check the path")
-        depths = {name[: -len(_DEPTH)]: name for name in files if name.lower().endswith(_DEPTH)}
-        stems = [name[: name.lower().rindex(".color.")] for name in colours]
+        stems = [_COLOUR.sub("", name) for name in colours]
+        named = [(_DEPTH.sub("", name), name) for name in files if _DEPTH.search(name)]
+        depths = dict(named)
         alone = [name for name, stem in zip(colours, stems, strict=True) if stem not in depths]
         if alone:
             raise InputError(
                 f"{len(alone)} images in {root} have no depth, the first is {alone[0]}: add"
-                f" {stems[colours.index(alone[0])]}{_DEPTH}, or remove the image"
+                f" {_COLOUR.sub('', alone[0])}.depth.png, or remove the image"
             )
-        twice = [stem for stem, times in Counter(stems).items() if times > 1]
-        if twice:
-            raise InputError(f"several images in {root} have the depth {depths[twice[0]]}: keep one of them")
+        for of_kind, kind in ((stems, "images"), ([stem for stem, _ in named], "depths")):
+            twice = [stem for stem, times in Counter(of_kind).items() if times > 1]
+            if twice:
+                raise InputError(f"{root} has several {kind} called {twice[0]}: keep one of them")
         self.pairs = [(root / name, root / depths[stem]) for name, stem in zip(colours, stems, strict=True)]
         super().__init__(len(self.pairs))
 
@@ -207,9 +211,7 @@ def _hdf5(path: Path) -> Any:
     try:
         import h5py
     except ImportError as error:
-        raise InputError(
-            f"{path} needs h5py, which is not installed; pip install 'momentum-contrast[depth]'"
-        ) from error
+        raise InputError(f"{path} needs h5py, which is not installed; pip install h5py") from error
     try:
         return h5py.File(path, "r")
     except OSError as error:

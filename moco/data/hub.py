@@ -24,7 +24,6 @@ from moco.data.folder import FolderPicture
 from moco.errors import InputError
 
 PREFIX = "hf:"
-EXTRA = "pip install 'momentum-contrast[hub]'"
 _VALIDATION = ("validation", "val", "valid", "dev", "test")  # the first of these in the data set is the split `val`
 _LABELS = ("label", "labels", "cls", "cls.txt", "target", "class", "fine_label")
 
@@ -140,7 +139,7 @@ def _library(dataset: str) -> Any:
     try:
         return importlib.import_module("datasets")
     except ImportError as error:
-        raise InputError(f"--dataset {dataset} needs the library datasets: {EXTRA}") from error
+        raise InputError(f"--dataset {dataset} needs the library datasets: pip install datasets") from error
 
 
 @cache

@@ -23,7 +23,7 @@ def fetch(name: str) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        raise InputError(f"{name} needs huggingface_hub: pip install 'momentum-contrast[hub]'") from error
+        raise InputError(f"{name} needs huggingface_hub: pip install huggingface_hub") from error
     repository, _, revision = name.removeprefix(PREFIX).partition("@")
     try:
         return Path(snapshot_download(repository, revision=revision or None, allow_patterns=_READ))

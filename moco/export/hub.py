@@ -17,7 +17,7 @@ def check_name(name: str) -> None:
     try:
         import huggingface_hub  # noqa: F401
     except ImportError as error:
-        raise InputError("--push-to-hub needs huggingface_hub: pip install 'momentum-contrast[hub]'") from error
+        raise InputError("--push-to-hub needs huggingface_hub: pip install huggingface_hub") from error
 
 
 def push(folder: Path, name: str, private: bool, message: str) -> str:

@@ -27,9 +27,7 @@ def drawing() -> Callable[..., list[Path]]:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "matplotlib":
             raise
-        raise InputError(
-            "the report needs matplotlib, which is not installed; pip install 'momentum-contrast[figures]'"
-        ) from error
+        raise InputError("the report needs matplotlib, which is not installed; pip install matplotlib") from error
     return write
 
 

@@ -85,8 +85,24 @@ def test_two_images_of_one_depth_are_refused(pairs: Path) -> None:
     stem = first.name.split(".color.")[0]
     other = first.with_name(f"{stem}.color.{'jpeg' if first.suffix == '.png' else 'png'}")
     other.write_bytes(first.read_bytes())
-    with pytest.raises(InputError, match=rf"several images in .* have the depth {stem}\.depth\.png: keep one"):
+    with pytest.raises(InputError, match=rf"has several images called {stem}: keep one of them"):
         open_depth(str(pairs), "val")
+
+
+def test_two_depths_of_one_image_are_refused(pairs: Path) -> None:
+    first = sorted((pairs / "val").glob("*.depth.png"))[0]
+    stem = first.name.removesuffix(".depth.png")
+    first.with_name(f"{stem}.Depth.PNG").write_bytes(first.read_bytes())
+    with pytest.raises(InputError, match=rf"has several depths called {stem}: keep one of them"):
+        open_depth(str(pairs), "val")
+
+
+def test_a_name_may_grow_in_lower_case(pairs: Path) -> None:
+    first = sorted((pairs / "val").glob("*.color.*"))[0]
+    stem, suffix = first.name.split(".color.")
+    first.rename(first.with_name(f"İmg.color.{suffix}"))
+    (pairs / "val" / f"{stem}.depth.png").rename(pairs / "val" / "İmg.depth.png")
+    assert len(open_depth(str(pairs), "val")) == 3
 
 
 def alike(images: torch.Tensor, depth: torch.Tensor) -> None:
@@ -225,5 +241,5 @@ def test_what_is_not_there(tmp_path: Path, nyu: Path, monkeypatch: pytest.Monkey
     with pytest.raises(InputError, match="has no classes: measure it with python"):
         open_split(str(nyu), "nyu-depth", "train")
     monkeypatch.setitem(sys.modules, "h5py", None)  # as where it is not installed
-    with pytest.raises(InputError, match=r"h5py, which is not installed; pip install 'momentum-contrast\[depth"):
+    with pytest.raises(InputError, match=r"h5py, which is not installed; pip install h5py"):
         open_depth(str(nyu), "train")
