@@ -34,7 +34,9 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from moco.run.provenance import git_state, processor
+from benchmarks.measuring import commit
+from benchmarks.results_page import shortened
+from moco.run.provenance import processor
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGE, RESULTS = ROOT / "docs" / "reliability.md", ROOT / "benchmarks" / "results" / "ends.json"
@@ -189,7 +191,7 @@ def summary(records: list[dict[str, Any]], together: int, minutes: float) -> dic
                      "bad after their last line": after, "codes": codes})  # fmt: skip
     return {
         "date": str(date.today()),
-        "commit": git_state(),
+        "commit": commit(),
         "cores": os.cpu_count(),
         "machine": processor(),
         "load": [round(value, 1) for value in os.getloadavg()],
@@ -238,7 +240,7 @@ def about(soak: dict[str, Any]) -> str:
     """Describes one soak in a line."""
     return (
         f"- {total(soak['rows'], 'ends')} ends, {total(soak['rows'], 'bad runs')} bad: {soak['date']}, commit"
-        f" {soak['commit'][:12]}, {soak['minutes']:g} minutes on {soak['cores']} cores of {soak['machine']};"
+        f" {shortened(soak['commit'])}, {soak['minutes']:g} minutes on {soak['cores']} cores of {soak['machine']};"
         f" {soak['together']} runs at a time, load {soak['load'][0]:g}"
     )
 
@@ -258,6 +260,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--ordinary-end", action="store_true", help="sys.exit in place of the ordered end")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the file of results; not the page, if another")
     o = parser.parse_args(argv)
+    results = json.loads(o.results.read_text()) if o.results.exists() else {}
+    if not all(isinstance(soaks, list) for soaks in results.values()):
+        parser.error(f"{o.results} is not a file of this version: move it away")
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -265,7 +270,6 @@ def main(argv: list[str] | None = None) -> int:
         soak.begin()
         records = count(soak, o.ends, o.minutes, o.together)
     result = summary(records, o.together, (time.monotonic() - started) / 60)
-    results = json.loads(o.results.read_text()) if o.results.exists() else {}
     results.setdefault("ordinary" if o.ordinary_end else "ordered", []).append(result)
     o.results.parent.mkdir(parents=True, exist_ok=True)
     o.results.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
