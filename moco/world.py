@@ -28,7 +28,7 @@ class World:
     def launched(cls) -> World:
         """Reads the variables that torchrun sets; one rank without them.
 
-        Tasks of srun may have variables of the same names.
+        A task of srun has ranks too if its script sets these variables.
         """
         if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
             return cls()

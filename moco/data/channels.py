@@ -22,7 +22,7 @@ _TABLE_BITS = 16  # integers of at most this size are looked up in a table
 class BadImage(InputError):
     """Says that a sample cannot be read.
 
-    The run ends with the sample's name, or skips and counts it with --skip-bad-images.
+    The run ends with an error that names the sample, or with --skip-bad-images skips and counts it.
     """
 
 

@@ -83,9 +83,9 @@ class Crew:
 
 def _work(tasks: queue.SimpleQueue[Task | None], stop: threading.Event, ready: threading.Semaphore) -> None:
     # No reference to the crew here, so that a crew without other references can be collected.
-    # With more than one thread here, each thread would keep its own team of OpenMP threads for torch's operations. The
-    # setting holds for this thread, but is also the default of later threads. Reading it first makes torch take this
-    # thread's default now.
+    # Without set_num_threads(1) each loader thread would keep its own team of OpenMP threads for torch's operations.
+    # The setting holds for this thread, but is also the default of later threads. Reading it first makes torch take
+    # this thread's default now.
     torch.get_num_threads()
     torch.set_num_threads(1)
     ready.release()

@@ -39,7 +39,7 @@ class _AllReduceSumWithGrad(torch.autograd.Function):
 
 
 class GlobalBatch:
-    """Gives a loss the samples of the other ranks, with gradients.
+    """Gives a loss the samples of all ranks, with gradients.
 
     It is the `across` of `moco.losses`.
 

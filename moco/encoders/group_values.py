@@ -106,7 +106,7 @@ def update(
     share: float,
     eps: float,
 ) -> None:
-    """Moves the running statistics to the mean over a block's groups.
+    """Moves the running statistics towards the mean over a block's groups.
 
     x: the block.
     share: the momentum of this update.

@@ -45,9 +45,9 @@ class SmallAlexNet(nn.Module):
 
 
 class SmallCNN(nn.Module):
-    """Implements four 3x3 convolutions with BatchNorm and ReLU, then their mean.
+    """Implements four 3x3 convolutions, then the mean over pixels.
 
-    The mean is over the pixels. The first three convolutions have stride 2.
+    BatchNorm and ReLU follow each convolution. The first three have stride 2.
     `[N, 3, S, S] -> [N, num_classes]`, made for S = 32. Two CPU cores can pretrain it on the digits.
     """
 

@@ -157,7 +157,7 @@ class _NativeValues(torch.autograd.Function):
 class _CompiledValues(torch.autograd.Function):
     """Normalises groups on CUDA, with compiled kernels for the values.
 
-    The statistics are by torch's kernels. torch's kernels for the statistics of a slice exist on CUDA alone.
+    torch's kernels compute the statistics of a slice. These kernels exist on CUDA alone.
     """
 
     @staticmethod

@@ -27,7 +27,7 @@ class MoCoViT(VisionTransformer):
     The output comes from the class token. S is a multiple of `patch`; ValueError if not.
     width: of the tokens, a multiple of 4 and of `heads`.
     conv_stem: four 3x3 convolutions of stride 2 instead of the patches' projection (Xiao et al. 2021).
-    It needs `patch` 16.
+    It needs `patch` 16 and a width that is a multiple of 8; ValueError if not.
     """
 
     def __init__(

@@ -18,8 +18,8 @@ def gradient_shares(similarities: Tensor, temperature: float) -> Tensor:
     """Returns the relative penalty on each negative of an anchor.
 
     Source: Wang & Liu 2021, §3.2. similarities: [..., K], of an anchor to its K negatives.
-    The shares [..., K] sum to 1. They are r_i(s_ij) = |∂L/∂s_ij| / |∂L/∂s_ii| of the contrastive loss, which is
-    e^{s_ij/τ} / Σ_j e^{s_ij/τ}.
+    The shares [..., K] sum to 1: r_i(s_ij) = e^{s_ij/τ} / Σ_j e^{s_ij/τ}.
+    This equals |∂L/∂s_ij| / |∂L/∂s_ii| of the contrastive loss L.
     τ → 0: all on the nearest negative, or equally on those that tie. τ → ∞: 1/K each, as in the simple loss.
     InputError unless 0 < τ < ∞.
     """

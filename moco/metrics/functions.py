@@ -179,7 +179,7 @@ def effective_rank(x: Tensor) -> Tensor:
 
     Source: Roy & Vetterli, EUSIPCO 2007.
     It is the exponential of the entropy of the singular values as shares of their sum.
-    They are the square roots of the eigenvalues of XᵀX [C, C], in fp64, so n may be large.
+    The singular values are the square roots of the eigenvalues of XᵀX [C, C], in fp64, so n may be large.
     InputError for features that are all zero or not finite.
     """
     x = wide(x)

@@ -22,6 +22,7 @@ def check(o: Any, typed: set[str], bn: str | None, world_size: int) -> None:
     typed: the options on the command line. bn: --bn as it was typed. world_size: the number of ranks.
     """
     check_common(o)
+    check_saving(o)
     _check_ranges(o)
     if o.lr_per_step and not (o.cos or o.warmup_epochs):
         raise InputError("--lr-per-step works only with a warm-up or a cosine: pass --cos or --warmup-epochs too")
@@ -44,7 +45,6 @@ def check(o: Any, typed: set[str], bn: str | None, world_size: int) -> None:
         raise InputError("--queue-per-view needs --symmetric: without it only the keys of one view enter the queue")
     if o.online_probe and o.compile:
         raise InputError("--online-probe reads features inside the encoder, and --compile hides them: leave one out")
-    check_saving(o)
 
 
 def _check_ranges(o: Any) -> None:

@@ -63,7 +63,7 @@ class PretrainOptions(SavingOptions, CommonOptions):
         None, "linear layers of the projection head, with ReLU between them; default: 1, or 2 with --mlp"
     )
     moco_mlp_dim: int | None = encoder_option(
-        None, "width of the projection head's hidden layers; default: that of the encoder's features"
+        None, "width of the hidden layers of projection head and predictor; default: that of the encoder's features"
     )
     moco_mlp_bn: bool = encoder_option(
         False, "with --moco-mlp-layers: BatchNorm after each layer and no biases, as in MoCo v3"
@@ -108,7 +108,7 @@ class PretrainOptions(SavingOptions, CommonOptions):
     )
     bn: str | None = contrast_option(
         None, "how BatchNorm keeps a query's batch from its key's; default: shuffle on several ranks, split on one,"
-        " local for --moco-k 0", choices=BN_MODES,
+        " local without a queue", choices=BN_MODES,
     )  # fmt: skip
     bn_group_size: int = contrast_option(32, "images in each group of --bn split")
 

@@ -100,9 +100,10 @@ class TrainingStep:
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Takes one step on `batch`, this rank's samples.
 
-        sizes: number of samples on each rank, so that all samples have the same weight. Returns (loss and its parts,
-        measures), as means over this rank's samples on the device. The measures are the accuracy of telling the key
-        from the queue, alignment and uniformity of the batch. Without `measure` there are none.
+        sizes: number of samples on each rank, so that all samples have the same weight.
+        Returns (loss and its parts, measures), as means over this rank's samples on the device. The online probe's
+        values are among the parts. The measures are the accuracy of telling the key from the queue, alignment and
+        uniformity of the batch. Without `measure` there are none.
         """
         parts = [shares(size, self.accum_steps) for size in sizes]
         with stage("EMA"):
@@ -129,8 +130,8 @@ class TrainingStep:
     def _gradients(self, batch: Batch, epoch: int, sizes: list[int], parts: list[list[int]]) -> list[list[_Part]]:
         """Computes keys, losses and gradients of the whole batch, part after part.
 
-        Returns the parts' outputs for each direction, then for each direction and small crop.
-        parts: for each rank, the number of samples in each part.
+        Returns the parts' outputs for each direction, then for each direction and small crop. Sets `self.share`, the
+        weight of each of these losses. parts: for each rank, the number of samples in each part.
         """
         small = 0 if batch.small is None else batch.small.shape[1]
         outputs: list[list[_Part]] = [[] for _ in range(len(self.directions) * (1 + small))]
@@ -154,9 +155,8 @@ class TrainingStep:
     def _enqueue(self, keys: list[Tensor], own_labels: Tensor, sizes: list[int]) -> None:
         """Puts the keys of all ranks into the queue.
 
-        If the model has two queues, each view's keys go into their own.
-
-        keys: of each direction, [n, dim]. own_labels: int64 [n]. sizes: number of samples on each rank.
+        keys: of each direction, view 1's first, [n, dim]. own_labels: int64 [n]. sizes: number of samples on each rank.
+        With one queue the keys enter in this order. With two, each view's keys go into their own.
         """
         labels = gather_rows(own_labels, sizes)
         of_all_ranks = [gather_rows(k, sizes) for k in keys]
@@ -187,9 +187,9 @@ class TrainingStep:
     def _small_crops(
         self, crops: Tensor, part: Batch, epoch: int, keys: list[Tensor], sizes: list[int], total: int
     ) -> list[_Part]:
-        """Trains on small crops [n, W, s, s, 3] as queries.
+        """Computes losses and gradients for small crops [n, W, s, s, C].
 
-        They are compared with the keys of each direction. There is one forward and one backward pass for all.
+        They are queries for the keys of each direction. There is one forward and one backward pass for all.
         """
         n, count = crops.shape[:2]
         views = range(part.crops.shape[1], part.crops.shape[1] + count)

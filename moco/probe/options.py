@@ -85,7 +85,9 @@ class LinclsOptions(CommonOptions):
     trunk_lr: float = protocol_option(0.01, "with --finetune: learning rate of the trunk for 256 images")
     head_lr: float = protocol_option(0.2, "with --finetune: learning rate of the classifier for 256 images")
     evaluate: bool = evaluation(False, "only measure the classifier of --resume on the validation images", "-e")
-    resume: str | None = running(None, "checkpoint of the linear classifier to go on from", metavar="FILE")
+    resume: str | None = running(
+        None, "checkpoint of the linear classifier to go on from; auto: the one in --output-dir", metavar="FILE|auto"
+    )
 
     @property
     def solved(self) -> bool:

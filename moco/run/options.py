@@ -58,7 +58,7 @@ class DataOptions:
         metavar="NAME=VALUE",
     )
     image_size: int | None = data_option(
-        None, "side of the square crops in pixels; default: the usual one of the data set"
+        None, "side of the square crops in pixels; default: the checkpoint's, else the usual one of the data set"
     )
     channels: int | None = data_option(
         None, "channels of the images, such as 1 for grey; default: the checkpoint's, else 3"
@@ -141,12 +141,10 @@ class RunOptions:
 
     seed: int | None = training_option(None, "seed of everything random; default: drawn at the start, and saved")
     deterministic: bool = training_option(
-        False, "only deterministic kernels: bit-identical runs on a GPU too, but slower"
+        False, "only deterministic kernels, which are slower on a GPU: a resumed run is bit-identical"
     )
     print_freq: int = running(10, "steps between two log lines", "-p")
-    output_dir: str = running(
-        "", "folder of checkpoints, logs and options; default: a name under runs/", metavar="FOLDER"
-    )
+    output_dir: str = running("", "folder of all that the run writes; default: a name under runs/", metavar="FOLDER")
     config: str | None = running(
         None, "YAML file with lines of the form option: value; flags override them", metavar="FILE"
     )
@@ -155,7 +153,7 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class SavingOptions(RunOptions):
-    """Holds the options of every command that trains encoders."""
+    """Holds the options of main_moco.py and moco.sentences.train."""
 
     resume: str | None = running(
         None,
@@ -175,7 +173,7 @@ class SavingOptions(RunOptions):
 
 @dataclass(frozen=True)
 class CommonOptions(RunOptions, DataOptions):
-    """Holds the options of both mains."""
+    """Holds the options of the mains and of moco.probe.depth."""
 
 
 def check_common(o: Any) -> None:

@@ -51,8 +51,8 @@ def _luma(row: np.ndarray, i: int) -> Number:
 
 @_jit
 def _read(row: np.ndarray, crop: np.ndarray, y: int, flip: bool) -> None:
-    """Reads row y of crop, bytes [3·S²], into row [3, S]."""
-    size = row.shape[1]
+    """Reads row y of crop into row [3, S]."""
+    size = row.shape[1]  # crop: flat bytes [S · S · 3]
     start, step = (3 * ((y + 1) * size - 1), -3) if flip else (3 * y * size, 3)
     for i in range(size):
         for c in range(3):
@@ -202,7 +202,7 @@ def _taps(sigma: float, size: int) -> np.ndarray:
 
 @_jit
 def _write(out: np.ndarray, line: np.ndarray, wide: int, solarize: bool, scale: np.ndarray, shift: np.ndarray) -> None:
-    """Writes the channels of `line`, solarized if asked and normalised."""
+    """Writes `line`, three channels `wide` apart, into out [S, 3]."""
     if solarize:
         for i in range(len(line)):
             line[i] = min(line[i], _WHITE - line[i])
