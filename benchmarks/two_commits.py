@@ -45,6 +45,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(options: Any, scratch: Path) -> None:
+    if options.device != "cpu":
+        raise InputError("two_commits measures on the CPU alone: leave out --device")
     device_of(options)
     trees = {name: checked_out(getattr(options, name), scratch / name) for name in ("old", "new")}
     epochs = 1 if options.trial else 3
@@ -58,8 +60,8 @@ def run(options: Any, scratch: Path) -> None:
     costs: dict[str, dict[str, list[float]]] = {what: {name: [] for name in trees} for what in works}
     for turn in range(1 + options.rounds):
         for what, work in works.items():
-            for name, tree in trees.items():
-                cost = work(tree)
+            for name in sorted(trees, reverse=turn % 2 == 1):  # neither is always the first
+                cost = work(trees[name])
                 if turn:  # the first reads the files from the disk
                     costs[what][name].append(cost)
     rows = [
