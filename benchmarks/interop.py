@@ -26,7 +26,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.results_page import ROOT, put, shortened
 from moco.encoders import build_encoder, trunk
 from moco.encoders.files import load_trunk, read_encoder
 from moco.encoders.preprocessing import Preprocessing
@@ -36,7 +35,7 @@ from moco.export.formats import FORMATS
 from moco.run import checkpoint
 from moco.run.provenance import git_state
 
-PAGE = ROOT / "docs" / "interop.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "interop.md"
 SIZE = 64
 Made = tuple[Path, nn.Module]  # a foreign checkpoint, and the foreign network (images -> features) that is in it
 
@@ -319,6 +318,8 @@ def main(argv: list[str] | None = None) -> int:
     write = parser.parse_args(argv).write
     lines = table()
     if write:
+        from benchmarks.results_page import put, shortened  # needs matplotlib, which the trials do not
+
         where = f"commit {shortened(git_state())}, torch {torch.__version__}, Python {platform.python_version()}"
         about = ["", f"Written by `python -m benchmarks.interop --write` at {where}."]
         PAGE.write_text(put(PAGE.read_text(), "interop", [*lines, *about]))

@@ -161,7 +161,7 @@ def report(encoders: Sequence[Encoder]) -> None:
     both = [one for its in runs.values() for one in its]
     PAGE.write_text(put(PAGE.read_text(), "cifar10-tuned", [*heads_table(both), "", *tests, "", where]))
     accuracies = {measure: COLUMNS[measure] for measure in (KNN, PROBE)}
-    README.write_text(put(README.read_text(), "cifar10-tuned", [*heads_table(both, accuracies), "", *tests]))
+    README.write_text(put(README.read_text(), "cifar10-tuned", [*heads_table(both, accuracies), "", *tests, "", where]))
 
 
 def by_loss(encoders: Sequence[Encoder], loss: str) -> list[Encoder]:
