@@ -137,7 +137,21 @@ def measured_where(encoders: Sequence[Encoder]) -> str:
     commits = sorted({str(record.get("git"))[:12] for record in starts})
     machines = {json.dumps(record.get("machine"), sort_keys=True): record["machine"] for record in starts}
     told = "; ".join(", ".join(f"{key} {value}" for key, value in its.items()) for its in machines.values())
-    return f"Measured at commit {', '.join(commits)} on: {told}."
+    return f"Measured at commit {', '.join(commits)} on: {told}.{minutes_of(encoders)}"
+
+
+def minutes_of(encoders: Sequence[Encoder]) -> str:
+    """Returns a sentence on the time that the elements of a sweep took; '' if it is not known of each.
+
+    The sums are over elements, of which several may have run at a time.
+    """
+    rows = [json.loads(file.read_text()) for one in encoders if (file := one.folder.parent / "row.json").exists()]
+    told = []
+    for column, words in (("seconds", "by the clock"), ("cpu_seconds", "of processor time")):
+        seconds = [row[column] for row in rows if column in row]
+        if len(seconds) == len(encoders):
+            told.append(f"{sum(seconds) / 60:.0f} minutes {words}")
+    return f" Sums over {len(encoders)} elements: {', '.join(told)}." if told else ""
 
 
 def replaced(file: Path, row: dict[str, Any], key: Sequence[str]) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ import csv
 import io
 import json
 import os
+import resource
 import sys
 import time
 from pathlib import Path
@@ -53,9 +54,13 @@ class Element(Job):
         with RunLock(self.place):
             (self.place / FAILED).unlink(missing_ok=True)
             started = time.monotonic()
+            used = cpu_seconds()
             try:
                 super().__call__()
-                row = self.row() | {"seconds": round(time.monotonic() - started, 1)}
+                row = self.row() | {
+                    "seconds": round(time.monotonic() - started, 1),
+                    "cpu_seconds": round(cpu_seconds() - used, 1),
+                }
             except Exception as error:
                 write_json(self.place / FAILED, {"error": " ".join(str(error).split())[:500]})
                 raise
@@ -83,6 +88,12 @@ class Element(Job):
         if (result := self.place / "depth" / "depth.json").exists():
             row |= {name: value for name, value in json.loads(result.read_text()).items() if name.startswith("depth_")}
         return row
+
+
+def cpu_seconds() -> float:
+    """Returns the processor time of this process and of its children that have ended."""
+    used = [resource.getrusage(of) for of in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def gather(folder: Path) -> Path:

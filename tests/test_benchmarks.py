@@ -24,6 +24,7 @@ from benchmarks import (
     multi_crop,
     performance_page,
     photographs,
+    results_page,
     sentence_step,
     temperature_curve,
     training_step,
@@ -145,6 +146,20 @@ def test_what_a_temperature_curve_tells() -> None:
     uniformity = found["val_uniformity"]
     assert uniformity["lowest_at_t"] == 0.2 and uniformity["share_kept_at_the_largest_t"] == pytest.approx(0.75)
     assert uniformity["spearman_with_t"] == pytest.approx(-0.5)
+
+
+def test_minutes_of_a_sweep_are_summed_where_all_are_known(tmp_path: Path) -> None:
+    encoders = []
+    for name, row in (("a", {"seconds": 90, "cpu_seconds": 200}), ("b", {"seconds": 150, "cpu_seconds": 100})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "row.json").write_text(json.dumps(row))
+        encoders.append(Encoder(name, tmp_path / name / "pretrain"))
+    told = " Sums over 2 elements: 4 minutes by the clock, 5 minutes of processor time."
+    assert results_page.minutes_of(encoders) == told
+    (tmp_path / "b" / "row.json").write_text('{"seconds": 150}')  # of an older version
+    assert results_page.minutes_of(encoders) == " Sums over 2 elements: 4 minutes by the clock."
+    (tmp_path / "b" / "row.json").unlink()
+    assert results_page.minutes_of(encoders) == ""
 
 
 def test_depth_of_trained_and_untrained_encoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -166,6 +166,7 @@ def test_sentence_encoders_are_swept_and_shown(tmp_path: Path) -> None:
     found = [(float(row["moco_contr_w"]), float(row["moco_t"])) for row in rows]
     assert found == [(1, 0.1), (1, 1), (0, 0.075)]
     assert all(0 < float(row["val_mr_acc1"]) < 100 and float(row["val_uniformity"]) < 0 for row in rows)
+    assert all(float(row["cpu_seconds"]) > 0 for row in rows)
     encoders = runs.read([tmp_path / "out"])
     assert [one.measured["val_mr_acc1"] for one in encoders] == [float(row["val_mr_acc1"]) for row in rows]
     assert comparison.accuracy_measure(encoders) == runs.MR
