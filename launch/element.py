@@ -91,7 +91,7 @@ class Element(Job):
 
 
 def cpu_seconds() -> float:
-    """Returns the processor time of this process and of its children that have ended."""
+    """Returns the processor time of this process and its ended children."""
     used = [resource.getrusage(of) for of in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(one.ru_utime + one.ru_stime for one in used)
 
