@@ -143,7 +143,8 @@ def measured_where(encoders: Sequence[Encoder]) -> str:
 def minutes_of(encoders: Sequence[Encoder]) -> str:
     """Returns a sentence on the time that a sweep's elements took.
 
-    It is empty if the time is not known of each element. The sums are over elements, of which several may have run at a time.
+    It is empty if the time is not known of each element.
+    The sums are over elements, of which several may have run at a time.
     """
     rows = [json.loads(file.read_text()) for one in encoders if (file := one.folder.parent / "row.json").exists()]
     told = []
