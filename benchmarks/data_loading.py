@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
-import resource
 import statistics
 import tempfile
 import time
@@ -36,6 +35,7 @@ from moco.data.loader import Loader
 from moco.data.sampler import Sampler
 from moco.data.source import Source
 from moco.data.threads import worker_count
+from moco.timing import cpu_seconds
 
 Contender = Callable[[int], Iterator[int]]  # round -> images delivered, batch by batch
 
@@ -123,11 +123,6 @@ def pil_processes(folder: Path, batch: int, size: int, workers: int) -> Contende
 class Result(NamedTuple):
     speed: float  # images/s by the clock
     work: float  # CPU time per image in µs, child processes included
-
-
-def cpu_seconds() -> float:
-    both = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
-    return sum(usage.ru_utime + usage.ru_stime for usage in both)
 
 
 def measure(contenders: dict[str, Contender], rounds: int) -> dict[str, list[Result]]:

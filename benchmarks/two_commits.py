@@ -10,9 +10,7 @@ Both commits are checked out beside each other. The same commands of `main_moco.
 
 from __future__ import annotations
 
-import json
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -24,9 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.data_loading import made_up_photos
-from benchmarks.measuring import Row, device_of, parser, report
+from benchmarks.measuring import Row, Times, parser, ratio, report
 from moco.commands import run_command
 from moco.errors import InputError
+from moco.run.log import read_log
+from moco.timing import cpu_seconds
 
 ROOT = Path(__file__).resolve().parent.parent
 MOST = 1.03  # times the older commit's cost
@@ -47,7 +47,6 @@ def main(argv: list[str] | None = None) -> int:
 def run(options: Any, scratch: Path) -> None:
     if options.device != "cpu":
         raise InputError("two_commits measures on the CPU alone: leave out --device")
-    device_of(options)
     trees = {name: checked_out(getattr(options, name), scratch / name) for name in ("old", "new")}
     epochs = 1 if options.trial else 3
     photos = scratch / "photos" / "train"
@@ -57,7 +56,7 @@ def run(options: Any, scratch: Path) -> None:
         "training step": partial(seconds_of_an_image, [*DIGITS, "--epochs", str(epochs)]),
         "loader": partial(seconds_of_an_image, [*PHOTOS, "--epochs", str(epochs), str(photos.parent)]),
     }
-    costs: dict[str, dict[str, list[float]]] = {what: {name: [] for name in trees} for what in works}
+    costs: dict[str, Times] = {what: {name: [] for name in trees} for what in works}
     for turn in range(1 + options.rounds):
         for what, work in works.items():
             for name in sorted(trees, reverse=turn % 2 == 1):  # neither is always the first
@@ -65,9 +64,8 @@ def run(options: Any, scratch: Path) -> None:
                 if turn:  # the first reads the files from the disk
                     costs[what][name].append(cost)
     rows = [
-        Row(what, f"commit {commit_of(options.old)[:10]}", statistics.median(ratios), at_most=MOST)
-        for what, of in costs.items()
-        for ratios in [[new / old for new, old in zip(of["new"], of["old"], strict=True)]]
+        Row(what, f"commit {commit_of(options.old)[:10]}", ratio(of_commits, "new", "old"), at_most=MOST)
+        for what, of_commits in costs.items()
     ]
     report("two_commits", options, rows, seconds=costs, compared=[commit_of(options.old), commit_of(options.new)])
 
@@ -90,10 +88,9 @@ def checked_out(name: str, folder: Path) -> Path:
 
 def start_up(tree: Path) -> float:
     """Returns the processor seconds of a run that stops after its options."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    before = cpu_seconds()
     start(tree, [*DIGITS, "--dry-run"])
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return cpu_seconds() - before
 
 
 def seconds_of_an_image(words: list[str], tree: Path) -> float:
@@ -103,7 +100,7 @@ def seconds_of_an_image(words: list[str], tree: Path) -> float:
     """
     output = tree / "run"
     start(tree, [*words, "--no-tensorboard", "--print-freq", "1", "--output-dir", str(output)])
-    records = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    records = read_log(output / "log.jsonl")
     shutil.rmtree(output)
     lines = [record for record in records if record.get("kind") == "train"]
     return statistics.median(1 / record["timing"]["images_per_s"] for record in lines[1:])

@@ -11,7 +11,6 @@ import csv
 import io
 import json
 import os
-import resource
 import sys
 import time
 from pathlib import Path
@@ -26,6 +25,7 @@ from moco.errors import EXIT_OK
 from moco.run.files import write_file, write_json, write_text
 from moco.run.lock import RunLock
 from moco.run.log import read_log
+from moco.timing import cpu_seconds
 
 ROW = "row.json"
 FAILED = "failed.json"
@@ -88,12 +88,6 @@ class Element(Job):
         if (result := self.place / "depth" / "depth.json").exists():
             row |= {name: value for name, value in json.loads(result.read_text()).items() if name.startswith("depth_")}
         return row
-
-
-def cpu_seconds() -> float:
-    """Returns the processor time of this process and its ended children."""
-    used = [resource.getrusage(of) for of in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def gather(folder: Path) -> Path:
