@@ -2,8 +2,10 @@
 
     python -m benchmarks.two_commits OLD [NEW]        # NEW: HEAD, if it is not given
 
-Both commits are checked out beside each other. The same commands of `main_moco.py` run from each in turns:
-  start-up  `--dry-run`: imports, options and their checks; processor seconds of the process
+Both commits are checked out beside each other. The same commands of `main_moco.py` run from both at the same time.
+Each has a core of its own, and they exchange the cores from round to round.
+So what else the machine does slows both down alike. With a single core they run one after the other.
+  start-up  `--dry-run`: imports, options and their checks; seconds of the whole process
   step      the digits with a small encoder; seconds of an image, from the run's log
   loader    crops of 32 px from JPEG files of 500×375, decoded by one thread; seconds of an image, from the run's log
 """
@@ -16,7 +18,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +30,6 @@ from benchmarks.measuring import Row, Times, parser, ratio, report
 from moco.commands import run_command
 from moco.errors import InputError
 from moco.run.log import read_log
-from moco.timing import cpu_seconds
 
 ROOT = Path(__file__).resolve().parent.parent
 MOST = 1.03  # times the older commit's cost
@@ -48,21 +51,25 @@ def run(options: Any, scratch: Path) -> None:
     if options.device != "cpu":
         raise InputError("two_commits measures on the CPU alone: leave out --device")
     trees = {name: checked_out(getattr(options, name), scratch / name) for name in ("old", "new")}
-    epochs = 1 if options.trial else 3
+    epochs = 1 if options.trial else 6
     photos = scratch / "photos" / "train"
     made_up_photos(photos, 128 if options.trial else 512)
-    works: dict[str, Callable[[Path], float]] = {
+    works: dict[str, Callable[[Path, int], float]] = {
         "start-up": start_up,
         "training step": partial(seconds_of_an_image, [*DIGITS, "--epochs", str(epochs)]),
         "loader": partial(seconds_of_an_image, [*PHOTOS, "--epochs", str(epochs), str(photos.parent)]),
     }
     costs: dict[str, Times] = {what: {name: [] for name in trees} for what in works}
-    for turn in range(1 + options.rounds):
-        for what, work in works.items():
-            for name in sorted(trees, reverse=turn % 2 == 1):  # neither is always the first
-                cost = work(trees[name])
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    with ThreadPoolExecutor(len(cores)) as pool:
+        for turn in range(1 + options.rounds):
+            for what, work in works.items():
+                names = sorted(trees, reverse=turn % 2 == 1)
+                runs = [pool.submit(work, trees[name], cores[i % len(cores)]) for i, name in enumerate(names)]
+                found = [run.result() for run in runs]
                 if turn:  # the first reads the files from the disk
-                    costs[what][name].append(cost)
+                    for name, cost in zip(names, found, strict=True):
+                        costs[what][name].append(cost)
     rows = [
         Row(what, f"commit {commit_of(options.old)[:10]}", ratio(of_commits, "new", "old"), at_most=MOST)
         for what, of_commits in costs.items()
@@ -86,30 +93,30 @@ def checked_out(name: str, folder: Path) -> Path:
     return folder
 
 
-def start_up(tree: Path) -> float:
-    """Returns the processor seconds of a run that stops after its options."""
-    before = cpu_seconds()
-    start(tree, [*DIGITS, "--dry-run"])
-    return cpu_seconds() - before
+def start_up(tree: Path, core: int) -> float:
+    """Returns the seconds of a run that stops after its options."""
+    before = time.perf_counter()
+    start(tree, core, [*DIGITS, "--dry-run"])
+    return time.perf_counter() - before
 
 
-def seconds_of_an_image(words: list[str], tree: Path) -> float:
+def seconds_of_an_image(words: list[str], tree: Path, core: int) -> float:
     """Returns the median of the seconds of an image in a run.
 
     It is taken over the printed lines, without the first, which includes the start of the threads.
     """
     output = tree / "run"
-    start(tree, [*words, "--no-tensorboard", "--print-freq", "1", "--output-dir", str(output)])
+    start(tree, core, [*words, "--no-tensorboard", "--print-freq", "1", "--output-dir", str(output)])
     records = read_log(output / "log.jsonl")
     shutil.rmtree(output)
     lines = [record for record in records if record.get("kind") == "train"]
     return statistics.median(1 / record["timing"]["images_per_s"] for record in lines[1:])
 
 
-def start(tree: Path, words: list[str]) -> None:
+def start(tree: Path, core: int, words: list[str]) -> None:
     environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
-    done = subprocess.run([sys.executable, "main_moco.py", *words], cwd=tree, env=environment,
-                          capture_output=True, text=True)  # fmt: skip
+    command = ["taskset", "--cpu-list", str(core), sys.executable, "main_moco.py", *words]
+    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"error: in {tree.name}, main_moco.py {' '.join(words)}:\n{done.stderr[-2000:]}")
 
