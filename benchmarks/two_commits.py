@@ -6,7 +6,8 @@ Both commits are checked out beside each other. The same commands of `main_moco.
 Each has a core of its own, and they exchange the cores from round to round.
 So what else the machine does slows both down alike. With a single core they run one after the other.
   start-up  `--dry-run`: imports, options and their checks; seconds of the whole process
-  step      the digits with a small encoder; seconds of an image, from the run's log
+  step      the digits with a small encoder; seconds of an image, from the run's log.
+            With the default BatchNorm, split into groups, and with torch's own (`--bn local`)
   loader    crops of 32 px from JPEG files of 500×375, decoded by one thread; seconds of an image, from the run's log
 """
 
@@ -57,6 +58,7 @@ def run(options: Any, scratch: Path) -> None:
     works: dict[str, Callable[[Path, int], float]] = {
         "start-up": start_up,
         "training step": partial(seconds_of_an_image, [*DIGITS, "--epochs", str(epochs)]),
+        "training step, --bn local": partial(seconds_of_an_image, [*DIGITS, "--epochs", str(epochs), "--bn", "local"]),
         "loader": partial(seconds_of_an_image, [*PHOTOS, "--epochs", str(epochs), str(photos.parent)]),
     }
     costs: dict[str, Times] = {what: {name: [] for name in trees} for what in works}
