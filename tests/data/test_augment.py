@@ -25,7 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.transforms import InterpolationMode
 
 from moco.data.augment import Augment, Parameters, apply as module, batched as pixels, draw, on_device
-from moco.data.augment.parameters import BRIGHTNESS, CONTRAST, HUE, SATURATION
+from moco.data.augment.parameters import BRIGHTNESS, CONTRAST, HUE, SATURATION, argsort, argsort_by_comparisons
 from moco.data.augment.recipes import RECIPES, Jitter, Recipe, View, find_recipe
 from moco.errors import InputError
 
@@ -246,6 +246,13 @@ def test_every_order_of_the_jitter_is_kept(way: str, monkeypatch: pytest.MonkeyP
     assert worst(ours, theirs) <= 0.1 / 255
     distances = (theirs[:, None] - theirs[None]).abs().amax((2, 3, 4)) + torch.eye(24)
     assert float(distances.min()) > FP32, "two orders gave the same picture: the test would miss a swap"
+
+
+@given(arrays(np.float32, (5, 4), elements=st.sampled_from([0.0, 0.25, 0.5])))
+def test_both_ways_to_sort_are_stable_and_equal(values: np.ndarray) -> None:
+    expected = [[column for _, column in sorted(zip(row, range(4), strict=True))] for row in values.tolist()]
+    for way in (argsort, argsort_by_comparisons):
+        assert way(torch.from_numpy(values)).tolist() == expected
 
 
 def test_v1_turns_grey_before_the_jitter_and_v2_after() -> None:

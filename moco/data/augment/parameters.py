@@ -68,7 +68,7 @@ def draw_with(view: View, keys: Sequence[int | Tensor], index: Tensor, steps: Te
     if view.jitter is not None:
         u = numbers(Purpose.JITTER, MOST_DRAWS)  # applied?, 4 sort keys of the order, 4 strengths
         applied = u[:, 0] < view.jitter.p
-        order = _argsort(u[:, 1:5])
+        order = argsort(u[:, 1:5])
         strengths = [_within(u[:, 5 + k], bounds) for k, bounds in enumerate(view.jitter.ranges())]
         columns = [torch.where(applied, strength, none) for strength, none in zip(strengths, NO_JITTER, strict=True)]
         factors = torch.stack(columns, 1)
@@ -88,10 +88,17 @@ def draw_with(view: View, keys: Sequence[int | Tensor], index: Tensor, steps: Te
     )
 
 
-def _argsort(values: Tensor) -> Tensor:
-    """Returns the stable argsort along the second dimension.
+def argsort(values: Tensor) -> Tensor:
+    """Returns the stable argsort along the second dimension."""
+    if values.device.type == "cpu" and not torch.compiler.is_compiling():
+        return values.argsort(dim=1, stable=True)
+    return argsort_by_comparisons(values)
 
-    That dimension is short, so it uses comparisons, which a compiler fuses.
+
+def argsort_by_comparisons(values: Tensor) -> Tensor:
+    """Returns what `argsort` does, by operations that a compiler fuses.
+
+    The second dimension must be short.
     """
     columns = values.unbind(1)
     ranks = []
