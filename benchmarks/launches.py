@@ -34,13 +34,15 @@ RANKS = (1, 8)  # that share one batch
 STAGES = ("augmentation", "query", "key", "head", "backward", "communication", "optimiser", "EMA", "queue", "other")
 
 
-def step(ranks: int, words: str = WORDS, images: int = 256) -> Count:
+def step(ranks: int, words: str = WORDS, images: int = 256, augmentations: bool = True) -> Count:
     """Counts a step of the last of so many ranks.
 
-    The augmentations are counted as they are compiled.
+    augmentations: count them as they are compiled, which takes as long as the rest; else they are left out.
     """
     with tempfile.TemporaryDirectory() as folder:
         counted = count(words, Path(folder), ranks, ranks - 1, images, augmentations=False)
+    if not augmentations:
+        return counted
     kernels, moved = augmentation(find_recipe("v2").view(0), images // ranks)
     counted.kernels["augmentation"], counted.bytes["augmentation"] = 2 * kernels, 2 * moved
     return counted

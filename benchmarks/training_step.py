@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> None:
         "encoders": encoders,
         "reference step": lambda: plain(finished[0], finished[1]),
     }
-    times: Times = alternate(contenders, options.rounds, device, warm=5 if gpu else 1)
+    times: Times = alternate(contenders, options.rounds, device, warm=5 if gpu and not options.trial else 1)
     beside = 100 * (1 - ratio(times, "encoders", "step"))
     rows = [
         Row("step without its encoders", "the whole step", beside, "%", at_most=5),

@@ -34,7 +34,8 @@ def excess(found: Count, budget: dict[str, dict[str, int]]) -> list[str]:
 
 @pytest.mark.parametrize("ranks", launches.RANKS)
 def test_no_stage_needs_more_than_the_table_says(ranks: int) -> None:
-    assert excess(launches.step(ranks), BUDGET["counted"][str(ranks)]) == [], (
+    found = launches.step(ranks, augmentations=ranks == 1)  # several ranks compile the same for smaller parts
+    assert excess(found, BUDGET["counted"][str(ranks)]) == [], (
         "if that is on purpose, python -m benchmarks.launches writes the table anew"
     )
 

@@ -11,8 +11,9 @@ Not seen: wrong values, races between streams, how long anything takes.
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
-import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from tests.gpu.pretended.missing_kernels import KERNELS, keeps_channels_last
 from tests.gpu.pretended.nondeterministic import without_deterministic_kernel
 
 ROOT = Path(__file__).resolve().parents[3]
+OWN = f"{ROOT / 'moco'}{os.sep}"
 Listener = Callable[[Any, Any, Any, Any], Any]  # (operation, args, kwargs, result)
 
 stand_ins.install()
@@ -252,8 +254,10 @@ def made_up_value(dtype: torch.dtype) -> float | bool | int:
 
 def place() -> str:
     """The innermost line of this project that is running."""
-    for frame in reversed(traceback.extract_stack()):
-        path = Path(frame.filename)
-        if path.is_relative_to(ROOT / "moco") or path.is_relative_to(ROOT / "tests/gpu/mutants"):
-            return f"{path.relative_to(ROOT)}:{frame.lineno}"
+    frame = sys._getframe()  # torch's and traceback's own ways read the files of all frames
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if path.startswith(OWN):
+            return f"{Path(path).relative_to(ROOT)}:{frame.f_lineno}"
+        frame = frame.f_back
     return "?"
