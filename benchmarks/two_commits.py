@@ -52,7 +52,7 @@ def run(options: Any, scratch: Path) -> None:
     if options.device != "cpu":
         raise InputError("two_commits measures on the CPU alone: leave out --device")
     trees = {name: checked_out(getattr(options, name), scratch / name) for name in ("old", "new")}
-    epochs = 1 if options.trial else 6
+    epochs = 1 if options.trial else 2
     photos = scratch / "photos" / "train"
     made_up_photos(photos, 128 if options.trial else 512)
     works: dict[str, Callable[[Path, int], float]] = {

@@ -66,7 +66,7 @@ MAIN = ("main_moco.py",)
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "main_moco.py")
 SUBMITIT = ("-m", "launch.submitit_job", "--cluster", "local", "--tasks-per-node")
 SCRIPT = ("-c", "from moco.pretrain.__main__ import script; script()")  # what `moco-pretrain` is
-BUSY = ("--dataset", "tests.reliability.busy_threads:digits", *TINY)
+BUSY = ("--dataset", "tests.reliability.busy_threads:digits", "--image-size", "32", *TINY)  # else 224
 WAYS = [
     Way("1 rank", MAIN),
     Way("1 rank, resumed", MAIN, resumed=True),
